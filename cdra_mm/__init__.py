@@ -1,0 +1,24 @@
+"""cdra_mm: fine-tune vision transformers by touching half a percent of their weights.
+
+An OpenMMLab extension that implements CDRA-SPT (CVPR 2025). `cdra_mm.core` is
+the method on plain torch; `CDRAHook` and `CDRABackbone` put it into mmengine.
+Importing this package imports neither torch nor OpenMMLab.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = '0.1.0'
+__all__ = ['CDRABackbone', 'CDRAHook', '__version__']
+
+_LAZY = {'CDRAHook': '.mm.hook', 'CDRABackbone': '.mm.backbone'}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_LAZY[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,81 @@
+"""The method, on plain torch: scores, masks, blocks, ranks, plans, adapters.
+
+Read in the order of the data:
+
+========================  ==============================================
+`targets`                 which weights compete, and their names
+`scores`, `scored_ops`    Eq. 3: squared per-sample gradients
+`selection`               the global top-k
+`compaction`              Eq. 4: rows and columns of the compact block
+`ranks`                   Eq. 7: its rank
+`plan`, `planning`        the record of it all, and how it is made
+`budget`                  the threshold whose plan fits a budget
+`layers`                  Eq. 6: adapters and the modules that carry them
+`compact_linear`          their forward and backward
+`adapt`                   plan + model: apply, merge, unmerge
+`files`, `fingerprints`   adapter files, and which base they belong to
+========================  ==============================================
+"""
+
+from .adapt import (
+    adapters,
+    apply_plan,
+    build_adapters,
+    count_parameters,
+    merge_adapters,
+    plan_of,
+    remove_adapters,
+    unmerge_adapters,
+)
+from .compaction import compact
+from .errors import (
+    CDRAError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PlanError,
+    ScoreError,
+)
+from .files import load_adapter, save_adapter, write_atomically, write_text
+from .fingerprints import fingerprint, fingerprint_of
+from .plan import Block, Plan, Vector
+from .planning import make_plan, plan_from_masks
+from .ranks import dynamic_rank
+from .scores import estimate_scores
+from .selection import select
+from .targets import Target, find_targets, resolve
+
+__all__ = [
+    'Block',
+    'CDRAError',
+    'CheckpointError',
+    'ConfigError',
+    'DataError',
+    'Plan',
+    'PlanError',
+    'ScoreError',
+    'Target',
+    'Vector',
+    'adapters',
+    'apply_plan',
+    'build_adapters',
+    'compact',
+    'count_parameters',
+    'dynamic_rank',
+    'estimate_scores',
+    'find_targets',
+    'fingerprint',
+    'fingerprint_of',
+    'load_adapter',
+    'make_plan',
+    'merge_adapters',
+    'plan_from_masks',
+    'plan_of',
+    'remove_adapters',
+    'resolve',
+    'save_adapter',
+    'select',
+    'unmerge_adapters',
+    'write_atomically',
+    'write_text',
+]

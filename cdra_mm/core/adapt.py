@@ -1,0 +1,278 @@
+"""A plan meets a model: apply, merge, unmerge, remove, rebuild from a state dict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, PlanError
+from .fingerprints import fingerprint
+from .layers import Adapter, AdapterSet, Entries, LowRank, adapt_module
+from .plan import Plan
+from .targets import Target, parameter_of, resolve
+
+__all__ = [
+    'adapters',
+    'apply_plan',
+    'build_adapters',
+    'count_parameters',
+    'merge_adapters',
+    'plan_of',
+    'remove_adapters',
+    'unmerge_adapters',
+]
+
+_KEY = re.compile(r'^(?:(?P<module>.+)\.)?cdra\.(?P<suffix>[^.]+)\.(?P<tensor>[a-z]+)$')
+
+
+def apply_plan(
+    model: nn.Module, plan: Plan, *, keep_trainable: Iterable[str] = (), seed: int = 0
+) -> nn.Module:
+    """Puts the plan's adapters into a model and freezes the rest, in place.
+
+    Args:
+        model: The model that the plan's names are relative to, with its
+            pretrained weights loaded.
+        plan: The plan.
+        keep_trainable: Paths of submodules that the plan does not cover and
+            that stay as they are, for example the head of a whole classifier.
+        seed: Seed of the factors' initial values; no global random state is used.
+
+    Returns:
+        The model.
+
+    Raises:
+        PlanError: If the model is adapted already, or the plan's names, shapes
+            or base fingerprint do not fit it. The model is then unchanged.
+    """
+    if adapters(model):
+        raise PlanError(
+            f'{type(model).__name__} is adapted already: merge or remove its adapters first'
+        )
+    targets = {block.name: _fitting(model, block.name, block.shape) for block in plan.blocks}
+    for vector in plan.vectors:
+        targets[vector.name] = _fitting(model, vector.name, (vector.length,))
+    for name, numel in plan.also_train.items():
+        shape = tuple(parameter_of(model, resolve(model, name)).shape)
+        if torch.Size(shape).numel() != numel:
+            raise PlanError(f'{name} has shape {shape}, the plan says {numel} entries')
+    kept = {id(p) for path in keep_trainable for p in _submodule(model, path).parameters()}
+    if plan.fingerprint and fingerprint(model) != plan.fingerprint:
+        raise PlanError(
+            'the plan was made for other base weights (fingerprint '
+            f'{plan.fingerprint[:12]}, this model has {fingerprint(model)[:12]}): load the weights '
+            'it was made for, or make a new plan'
+        )
+
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for block in plan.blocks:
+        target = targets[block.name]
+        rows, cols = torch.tensor(block.rows), torch.tensor(block.cols)
+        low_rank = _add_low_rank(model, target, rows, cols, block.rank)
+        low_rank.reset(generator)
+    for vector in plan.vectors:
+        target = targets[vector.name]
+        if vector.indices is None:
+            parameter_of(model, target).requires_grad_(True)
+        else:
+            _add_entries(model, target, torch.tensor(vector.indices))
+    for name in plan.also_train:
+        parameter_of(model, resolve(model, name)).requires_grad_(True)
+    model._cdra_plan = plan  # type: ignore[assignment]
+    return model
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """The plan that `apply_plan` put into the model, or None."""
+    return cast('Plan | None', model.__dict__.get('_cdra_plan'))
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """The adapters of a model by target name, in module order."""
+    return {
+        (f'{path}.' if path else '') + suffix: cast(Adapter, adapter)
+        for path, module in model.named_modules()
+        if hasattr(type(module), 'base_class')
+        for suffix, adapter in cast(AdapterSet, module.cdra).named_children()
+    }
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Adds every adapter to its base weight, in place; merged ones are skipped.
+
+    A merged model computes exactly what a plain one computes with the merged
+    weights, and its state dict holds no adapter.
+    """
+    for name, adapter in adapters(model).items():
+        if not adapter.merged:
+            adapter.merge_(parameter_of(model, resolve(model, name)))
+
+
+def unmerge_adapters(model: nn.Module) -> None:
+    """Takes merged adapters out of the base weights again.
+
+    The base comes back up to one rounding of its type per merge: within
+    ``2 * eps * max(|W|, |W'|)`` of each entry.
+    """
+    for name, adapter in adapters(model).items():
+        if adapter.merged:
+            adapter.merge_(parameter_of(model, resolve(model, name)), sign=-1)
+
+
+def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
+    """Gives every module its plain class back and drops the adapters.
+
+    Args:
+        model: An adapted model.
+        discard: Drop adapters that are not merged, and with them what they learnt.
+
+    Raises:
+        PlanError: If adapters are not merged and `discard` is False.
+    """
+    unmerged = [name for name, adapter in adapters(model).items() if not adapter.merged]
+    if unmerged and not discard:
+        raise PlanError(
+            f'{len(unmerged)} adapters are not merged (the first is {unmerged[0]}): call '
+            'merge_adapters first, or pass discard=True to lose them'
+        )
+    for module in list(model.modules()):
+        if hasattr(type(module), 'base_class'):
+            base = cast('type[nn.Module]', type(module).base_class)  # type: ignore[attr-defined]
+            del module.cdra
+            module.__class__ = base
+    model.__dict__.pop('_cdra_plan', None)
+
+
+def build_adapters(
+    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = ''
+) -> list[str]:
+    """Builds the adapters that the keys of a state dict name, without their values.
+
+    Args:
+        model: The plain model, or one with exactly these adapters.
+        state_dict: Holds ``<prefix><module>.cdra.<suffix>.<tensor>`` keys.
+        prefix: Prefix of the model's keys.
+
+    Returns:
+        The target names.
+
+    Raises:
+        CheckpointError: If tensors are missing or do not fit the model, or the
+            model has other adapters.
+    """
+    wanted: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state_dict.items():
+        match = _KEY.match(key.removeprefix(prefix)) if key.startswith(prefix) else None
+        if match:
+            name = '.'.join(p for p in (match['module'], match['suffix']) if p)
+            wanted.setdefault(name, {})[match['tensor']] = tensor
+    if not wanted:
+        return []
+    present = adapters(model)
+    if present:
+        _check_same(present, wanted)
+        return list(wanted)
+    plans = [(_resolve_key(model, name), tensors) for name, tensors in wanted.items()]
+    for target, tensors in plans:
+        _check_tensors(target, tensors)
+    for target, tensors in plans:
+        if 'index' in tensors:
+            _add_entries(model, target, tensors['index'])
+        else:
+            rank = len(tensors['down'])
+            _add_low_rank(model, target, tensors['rows'], tensors['cols'], rank)
+    return list(wanted)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable and all base parameters: ``(trainable, total without adapters)``."""
+    own = {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters() if id(p) not in own)
+
+
+def _add_low_rank(
+    model: nn.Module, target: Target, rows: Tensor, cols: Tensor, rank: int
+) -> LowRank:
+    weight = parameter_of(model, target)
+    low_rank = LowRank(target.parameter, target.start, rows, cols, rank, weight)
+    adapt_module(model.get_submodule(target.module), target.suffix, low_rank)
+    return low_rank
+
+
+def _add_entries(model: nn.Module, target: Target, index: Tensor) -> None:
+    entries = Entries(target.parameter, index, parameter_of(model, target))
+    adapt_module(model.get_submodule(target.module), target.suffix, entries)
+
+
+def _fitting(model: nn.Module, name: str, shape: tuple[int, ...]) -> Target:
+    target = resolve(model, name)
+    if target.shape != tuple(shape):
+        raise PlanError(
+            f'{name} has shape {target.shape}, the plan was made for {tuple(shape)}: it belongs '
+            'to another architecture'
+        )
+    return target
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise PlanError(
+            f'keep_trainable: {type(model).__name__} has no submodule {path!r}'
+        ) from None
+
+
+def _resolve_key(model: nn.Module, name: str) -> Target:
+    try:
+        return resolve(model, name)
+    except PlanError as error:
+        raise CheckpointError(f'the checkpoint adapts {name}, but {error}') from None
+
+
+def _check_tensors(target: Target, tensors: Mapping[str, Tensor]) -> None:
+    def fits(name: str, size: int) -> bool:
+        index = tensors[name]
+        ok = index.dim() == 1 and index.dtype == torch.int64 and len(index) > 0
+        return ok and 0 <= int(index.min()) and int(index.max()) < size
+
+    if set(tensors) == {'rows', 'cols', 'down', 'up'} and len(target.shape) == 2:
+        rank = tensors['down'].shape[0] if tensors['down'].dim() == 2 else 0
+        ok = fits('rows', target.shape[0]) and fits('cols', target.shape[1]) and rank > 0
+        ok = ok and tensors['down'].shape == (rank, len(tensors['cols']))
+        ok = ok and tensors['up'].shape == (len(tensors['rows']), rank)
+    else:
+        ok = set(tensors) == {'index', 'value'} and len(target.shape) == 1
+        ok = ok and fits('index', target.shape[0])
+        ok = ok and tensors['value'].shape == tensors['index'].shape
+    if not ok:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        raise CheckpointError(
+            f'the adapter of {target.name} {target.shape} in the checkpoint is damaged or made for '
+            f'another architecture: it holds {shapes}'
+        )
+
+
+def _check_same(present: Mapping[str, Adapter], wanted: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    here = {
+        name: shapes(dict(a.named_parameters()) | dict(a.named_buffers()))
+        for name, a in present.items()
+    }
+    there = {name: shapes(tensors) for name, tensors in wanted.items()}
+    if here != there:
+        differ = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+        raise CheckpointError(
+            f'the model has other adapters than the checkpoint ({len(differ)} differ, the first is '
+            f'{differ[0]}): load it into a model without adapters'
+        )

@@ -1,0 +1,36 @@
+"""The errors that this package raises on purpose.
+
+Every message names what was given, what was expected and what to do.
+"""
+
+
+class CDRAError(ValueError):
+    """Base of every error that the user can mend; tools print it as one line."""
+
+
+class ConfigError(CDRAError):
+    """A setting is unknown, missing, or contradicts another one."""
+
+
+class DataError(CDRAError):
+    """A data set, image or label cannot be used as it is."""
+
+
+class ScoreError(CDRAError):
+    """Sensitivity scores cannot be computed, or mean nothing.
+
+    Attributes:
+        sample: Position of the sample at fault in the batches, None if it is not one sample.
+    """
+
+    def __init__(self, message: str, sample: int | None = None) -> None:
+        super().__init__(message)
+        self.sample = sample
+
+
+class PlanError(CDRAError):
+    """A plan cannot be made, read, or applied to this model."""
+
+
+class CheckpointError(CDRAError):
+    """A checkpoint or adapter file is damaged, foreign, or lacks its base weights."""

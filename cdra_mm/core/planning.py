@@ -1,0 +1,161 @@
+"""From scores or masks to a `Plan`.
+
+    scores -> select -> masks -> compact (Eq. 4) -> dynamic_rank (Eq. 7) -> Plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .budget import count_for_budget
+from .compaction import compact
+from .errors import PlanError
+from .plan import Block, Plan, Vector
+from .ranks import check_rank_rule, dynamic_rank
+from .selection import requested_count, select
+
+__all__ = ['make_plan', 'plan_from_masks', 'trains_whole']
+
+
+def make_plan(
+    scores: Mapping[str, Tensor],
+    *,
+    gamma: float | None = None,
+    num_sensitive: int | None = None,
+    budget_params: int | None = None,
+    rank_rule: str | int = 'eq7',
+    min_rank: int = 0,
+    beta: float = 5,
+    also_train: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    fingerprint: str = '',
+) -> Plan:
+    """The CDRA-SPT plan for these scores (steps 1 to 3, Eqs. 4 and 7).
+
+    Args:
+        scores: fp32 scores by target name; 2-D are matrices, 1-D are vectors.
+        gamma: Fraction of the competing entries to select.
+        num_sensitive: Number of entries to select.
+        budget_params: Trainable backbone parameters: the largest plan that does
+            not exceed it, over every selection threshold. Counts adapters,
+            vectors and `also_train`.
+        rank_rule: See `dynamic_rank`.
+        min_rank: See `dynamic_rank`.
+        beta: A vector of length L is trained whole when at least ``L / beta`` of
+            its entries are selected, otherwise only those are (SPT's rule).
+        also_train: Parameters trained whole without competing, name -> entries.
+        settings: Further plain values to keep in the plan.
+        fingerprint: Fingerprint of the base weights.
+
+    Raises:
+        PlanError: If not exactly one budget is given, a setting is out of
+            range, or no adapter fits the budget.
+    """
+    _check_settings(rank_rule, min_rank, beta)
+    budgets = {'gamma': gamma, 'num_sensitive': num_sensitive, 'budget_params': budget_params}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        listed = ', '.join(f'{name}={value}' for name, value in budgets.items())
+        raise PlanError(f'{listed}: give exactly one of them')
+    also_train = dict(also_train or {})
+    if budget_params is not None:
+        num_sensitive = count_for_budget(
+            scores,
+            budget_params - sum(also_train.values()),
+            rank_rule=rank_rule,
+            min_rank=min_rank,
+            beta=beta,
+            reserved=sum(also_train.values()),
+        )
+    count = requested_count(scores, gamma=gamma, num_sensitive=num_sensitive)
+    return plan_from_masks(
+        select(scores, num_sensitive=count),
+        rank_rule=rank_rule,
+        min_rank=min_rank,
+        beta=beta,
+        also_train=also_train,
+        settings={**given, **(settings or {})},
+        fingerprint=fingerprint,
+    )
+
+
+def plan_from_masks(
+    masks: Mapping[str, Tensor],
+    *,
+    rank_rule: str | int = 'eq7',
+    min_rank: int = 0,
+    beta: float = 5,
+    also_train: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    fingerprint: str = '',
+) -> Plan:
+    """The plan for given masks; see `make_plan`.
+
+    Args:
+        masks: Bool masks by target name, True = selected; 2-D are matrices, 1-D
+            are vectors. A target without a selected entry is not in the plan.
+        rank_rule: See `dynamic_rank`.
+        min_rank: See `dynamic_rank`.
+        beta: See `make_plan`.
+        also_train: See `make_plan`.
+        settings: See `make_plan`.
+        fingerprint: See `make_plan`.
+
+    Raises:
+        PlanError: If a mask is not bool or neither a matrix nor a vector, or a
+            setting is out of range.
+    """
+    _check_settings(rank_rule, min_rank, beta)
+    blocks: list[Block] = []
+    vectors: list[Vector] = []
+    num_sensitive = 0
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool or mask.dim() not in (1, 2):
+            raise PlanError(
+                f'{name}: the mask is {mask.dtype} {tuple(mask.shape)}: expected torch.bool, a '
+                'matrix or a vector'
+            )
+        count = int(mask.sum())
+        num_sensitive += count
+        if not count:
+            continue
+        if mask.dim() == 1:
+            whole = trains_whole(count, len(mask), beta)
+            indices = None if whole else tuple(torch.nonzero(mask).flatten().tolist())
+            vectors.append(Vector(name, len(mask), indices, count))
+            continue
+        rows, cols = compact(mask)
+        shape = cast(tuple[int, int], tuple(mask.shape))
+        rank = dynamic_rank(count, len(rows), len(cols), shape, rule=rank_rule, min_rank=min_rank)
+        blocks.append(Block(name, shape, tuple(rows.tolist()), tuple(cols.tolist()), rank, count))
+    return Plan(
+        method='cdra',
+        blocks=tuple(block for block in blocks if block.rank),
+        vectors=tuple(vectors),
+        also_train=dict(also_train or {}),
+        dropped=tuple(block for block in blocks if not block.rank),
+        num_competing=sum(mask.numel() for mask in masks.values()),
+        num_sensitive=num_sensitive,
+        settings={
+            'rank_rule': rank_rule,
+            'min_rank': min_rank,
+            'beta': beta,
+            **(settings or {}),
+        },
+        fingerprint=fingerprint,
+    )
+
+
+def trains_whole(num_sensitive: int, length: int, beta: float) -> bool:
+    """Whether a vector is trained whole (SPT's rule, design D9)."""
+    return num_sensitive * beta >= length
+
+
+def _check_settings(rank_rule: str | int, min_rank: int, beta: float) -> None:
+    check_rank_rule(rank_rule, min_rank)
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not beta > 0:
+        raise PlanError(f'beta={beta!r}: expected a number above 0')

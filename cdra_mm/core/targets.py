@@ -1,0 +1,304 @@
+"""Which weights compete for selection, and how they are named (design D3).
+
+A *target* is a matrix or a vector of a transformer block. It is named by its
+parameter; a fused matrix (query, key and value in one) is seen as its parts:
+
+    blocks.0.attn.qkv.weight [3E, E]
+        ->  blocks.0.attn.qkv.weight:q   rows 0 .. E-1
+            blocks.0.attn.qkv.weight:k   rows E .. 2E-1
+            blocks.0.attn.qkv.weight:v   rows 2E .. 3E-1
+
+Blocks are found by structure, never by name: a block is the innermost member
+of a ``ModuleList`` or ``Sequential`` that holds an attention module. The tables
+``FUSED`` and ``ATTENTION`` are all there is to know about a backbone family.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+
+from .errors import PlanError
+
+__all__ = ['Target', 'find_targets', 'parameter_of', 'resolve', 'view_of']
+
+QKV = ('q', 'k', 'v')
+SWIGLU = ('w1', 'w2')
+
+
+def _is_fused_qkv(module: nn.Module) -> bool:
+    qkv = getattr(module, 'qkv', None)
+    return isinstance(qkv, nn.Linear) and qkv.out_features == 3 * qkv.in_features
+
+
+def _is_fused_swiglu(module: nn.Module) -> bool:
+    w12, w3 = getattr(module, 'w12', None), getattr(module, 'w3', None)
+    if not (isinstance(w12, nn.Linear) and isinstance(w3, nn.Linear)):
+        return False
+    return w12.out_features == 2 * w3.in_features
+
+
+# A fused matrix: (does this module own one?, parameter path below it, its parts top to bottom).
+FUSED: tuple[tuple[Callable[[nn.Module], bool], str, tuple[str, ...]], ...] = (
+    (_is_fused_qkv, 'qkv.weight', QKV),
+    (_is_fused_swiglu, 'w12.weight', SWIGLU),
+    (lambda m: isinstance(m, nn.MultiheadAttention), 'in_proj_weight', QKV),
+)
+
+# What marks a module as an attention.
+ATTENTION: tuple[Callable[[nn.Module], bool], ...] = (
+    _is_fused_qkv,
+    lambda m: isinstance(m, nn.MultiheadAttention),
+    lambda m: all(isinstance(getattr(m, p, None), nn.Linear) for p in ('q', 'k', 'v')),
+    lambda m: all(isinstance(getattr(m, p + '_proj', None), nn.Linear) for p in QKV),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One competing matrix or vector.
+
+    Attributes:
+        name: ``<parameter path>`` or ``<parameter path>:<part>``.
+        module: Path of the module that owns the parameter.
+        parameter: Name of the parameter in that module.
+        part: Part of a fused matrix (``'q'`` ...), ``''`` for the whole.
+        start: First row of the part in the parameter.
+        stop: One past its last row.
+        shape: Shape of the target, ``(O, I)`` or ``(length,)``.
+        role: What the target is in its block, for tables: ``q k v proj fc1 fc2
+            w1 w2 w3 bias norm scale``, otherwise the path inside the block.
+    """
+
+    name: str
+    module: str
+    parameter: str
+    part: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    role: str
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def suffix(self) -> str:
+        """The name inside the module, ``<parameter>[:<part>]``."""
+        return f'{self.parameter}:{self.part}' if self.part else self.parameter
+
+    @property
+    def path(self) -> str:
+        """Path of the parameter."""
+        return _join(self.module, self.parameter)
+
+
+def _join(*parts: str) -> str:
+    return '.'.join(p for p in parts if p)
+
+
+def parameter_of(model: nn.Module, target: Target) -> nn.Parameter:
+    """The base parameter of a target, also where the module is adapted."""
+    return cast(nn.Parameter, model.get_submodule(target.module)._parameters[target.parameter])
+
+
+def view_of(target: Target, tensor: Tensor) -> Tensor:
+    """The target's rows of a tensor shaped like its parameter (a view)."""
+    return tensor[target.start : target.stop]
+
+
+def find_targets(model: nn.Module) -> dict[str, Target]:
+    """Every matrix and vector of the transformer blocks, in module order.
+
+    Matrices are the weights of the linear layers and of
+    ``nn.MultiheadAttention``; vectors are the biases and the 1-D weights of
+    norms and layer scales. Patch and position embeddings, tokens, relative
+    position tables, norms outside the blocks and heads do not compete.
+
+    Args:
+        model: Any module that holds transformer blocks.
+
+    Returns:
+        Targets by name.
+
+    Raises:
+        PlanError: If the model holds no transformer block.
+    """
+    found: dict[str, Target] = {}
+    for block in _blocks(model):
+        for path, module in model.get_submodule(block).named_modules(prefix=block):
+            for name in _competing_parameters(module):
+                for target in _views(model, path, name, block):
+                    found.setdefault(target.name, target)
+    if not found:
+        raise PlanError(
+            f'no adaptable weight in {type(model).__name__}: expected transformer blocks, that is '
+            'members of a ModuleList or Sequential that hold an attention (a fused qkv, separate '
+            'q, k, v linear layers or nn.MultiheadAttention); describe a new family in '
+            'cdra_mm/core/targets.py'
+        )
+    return found
+
+
+def resolve(model: nn.Module, name: str) -> Target:
+    """The target that a name means in this model.
+
+    Args:
+        model: The model the name is relative to.
+        name: ``<parameter path>`` or ``<parameter path>:<part>``; it need not
+            lie in a transformer block.
+
+    Raises:
+        PlanError: If there is no such parameter or part.
+    """
+    path, _, part = name.partition(':')
+    module_path, _, parameter = path.rpartition('.')
+    try:
+        module = model.get_submodule(module_path)
+    except AttributeError:
+        module = None
+    if module is None or module._parameters.get(parameter) is None:
+        raise PlanError(
+            f'{type(model).__name__} has no parameter {path!r}: the plan or the list of targets '
+            'was made for another architecture'
+        )
+    weight = cast(nn.Parameter, module._parameters[parameter])
+    if not part:
+        return _whole(module_path, parameter, weight, _role(model, module_path, parameter, ''))
+    parts = _parts_of(model, module_path, parameter) or _parts_with(part)
+    if part not in parts or weight.dim() != 2 or weight.shape[0] % len(parts):
+        raise PlanError(f'{path!r} of shape {tuple(weight.shape)} has no part {part!r}')
+    return _part(module_path, parameter, weight, part, parts)
+
+
+def _blocks(model: nn.Module) -> Iterator[str]:
+    """Paths of the innermost list members that hold an attention."""
+    members = {
+        _join(path, child): module
+        for path, owner in model.named_modules()
+        if isinstance(owner, nn.ModuleList | nn.Sequential)
+        for child, module in owner.named_children()
+    }
+    attentions = [p for p, m in model.named_modules() if any(test(m) for test in ATTENTION)]
+    seen: set[str] = set()
+    for attention in attentions:
+        path = attention
+        while path and path not in members:
+            path = path.rpartition('.')[0]
+        if path and path not in seen:
+            seen.add(path)
+            yield path
+
+
+def _competing_parameters(module: nn.Module) -> Iterator[str]:
+    if getattr(module, 'is_adapter', False):
+        return
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        if parameter.dim() == 1 and isinstance(module, _VECTOR_OWNERS) or _is_scale(module, name):
+            yield name
+        elif parameter.dim() == 2 and (
+            isinstance(module, nn.Linear)
+            or isinstance(module, nn.MultiheadAttention)
+            and name == 'in_proj_weight'
+        ):
+            yield name
+
+
+# Modules whose 1-D parameters are used in a way that can be scored exactly. A bare vector of
+# another module (BEiT's separate query and value biases) is used by code we cannot see: it
+# stays frozen.
+_VECTOR_OWNERS = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
+
+
+def _is_scale(module: nn.Module, name: str) -> bool:
+    """Whether the parameter is a layer scale: the one vector of a leaf module."""
+    own = [p for p in module._parameters.values() if p is not None]
+    is_leaf = next(module.children(), None) is None or list(module._modules) == ['cdra']
+    known = nn.Linear | nn.LayerNorm | nn.modules.batchnorm._BatchNorm | nn.GroupNorm
+    return is_leaf and len(own) == 1 and own[0].dim() == 1 and not isinstance(module, known)
+
+
+def _views(model: nn.Module, path: str, name: str, block: str) -> Iterator[Target]:
+    weight = cast(nn.Parameter, model.get_submodule(path)._parameters[name])
+    parts = _parts_of(model, path, name)
+    if parts:
+        for part in parts:
+            yield _part(path, name, weight, part, parts)
+    else:
+        yield _whole(path, name, weight, _role(model, path, name, block))
+
+
+def _whole(module: str, parameter: str, weight: Tensor, role: str) -> Target:
+    name = _join(module, parameter)
+    return Target(name, module, parameter, '', 0, weight.shape[0], tuple(weight.shape), role)
+
+
+def _part(
+    module: str, parameter: str, weight: Tensor, part: str, parts: tuple[str, ...]
+) -> Target:
+    height, width = weight.shape[0] // len(parts), weight.shape[1]
+    start = parts.index(part) * height
+    name = f'{_join(module, parameter)}:{part}'
+    return Target(name, module, parameter, part, start, start + height, (height, width), part)
+
+
+def _parts_of(model: nn.Module, module: str, parameter: str) -> tuple[str, ...]:
+    path = _join(module, parameter)
+    for test, below, parts in FUSED:
+        owner, found = _strip_suffix(path, below)
+        if found and test(model.get_submodule(owner)):
+            return parts
+    return ()
+
+
+def _parts_with(part: str) -> tuple[str, ...]:
+    """The parts of a fused layer that stands alone (its owner is outside the model)."""
+    return next((parts for _, _, parts in FUSED if part in parts), ())
+
+
+def _strip_suffix(path: str, suffix: str) -> tuple[str, bool]:
+    if path == suffix:
+        return '', True
+    return path.removesuffix('.' + suffix), path.endswith('.' + suffix)
+
+
+def _role(model: nn.Module, path: str, parameter: str, block: str) -> str:
+    module = model.get_submodule(path)
+    weight = cast(nn.Parameter, module._parameters[parameter])
+    if weight.dim() == 1:
+        if isinstance(module, nn.LayerNorm):
+            return 'norm'
+        return 'scale' if _is_scale(module, parameter) else 'bias'
+    parent, _, attribute = path.rpartition('.')
+    owner = model.get_submodule(parent)
+    if any(test(owner) for test in ATTENTION):
+        return attribute.removesuffix('_proj') if attribute.removesuffix('_proj') in QKV else 'proj'
+    if _is_fused_swiglu(owner):
+        return attribute
+    # Two linear layers that widen and narrow again are an FFN, however they are called.
+    inside = model.get_submodule(block) if block else None
+    width = _embed_dims(inside)
+    if width and weight.shape[1] == width and weight.shape[0] != width:
+        return 'fc1'
+    if width and weight.shape[0] == width and weight.shape[1] != width:
+        return 'fc2'
+    return path.removeprefix(block).removeprefix('.') or attribute
+
+
+def _embed_dims(block: nn.Module | None) -> int:
+    if block is None:
+        return 0
+    for module in block.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            return int(module.embed_dim)
+        if _is_fused_qkv(module):
+            return int(cast(nn.Linear, module.qkv).in_features)
+    return 0

@@ -1,0 +1,23 @@
+"""The method inside OpenMMLab: the only code that knows mmengine, mmseg and mmpretrain.
+
+========================  ==================================================
+`hook`                    when what happens in a run
+`scoring`, `labels`       the run's own data and loss as batches
+`rebuild`                 optimizer, schedulers, DDP, EMA after the model changed
+`backbone`                the registered wrapper; loading adapted checkpoints
+`checkpoint`              slim checkpoints and their record
+`base_weights`            where a frozen base came from, and how to bring it back
+`report`, `summary`       what was planned, what it cost and gave
+`datasets`, `heads`       data sets and heads that OpenMMLab lacks
+`weights`                 weights of other projects under OpenMMLab's names
+========================  ==================================================
+"""
+
+try:
+    import mmengine  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'cdra_mm.mm needs OpenMMLab (mmengine, mmcv, mmsegmentation, mmpretrain), which is not '
+        'installed: pip install "cdra-mm[onedl]" (the maintained forks) or "cdra-mm[openmmlab]" '
+        '(the original packages); one environment holds one of the two'
+    ) from error

@@ -1,0 +1,79 @@
+"""A backbone that loads adapted checkpoints by itself."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from cdra_mm.core import ConfigError
+from cdra_mm.core.layers import PLAIN_LINEAR
+
+from .checkpoint import restore
+
+__all__ = ['CDRABackbone', 'attach_loader', 'find_backbone']
+
+
+@MODELS.register_module()
+class CDRABackbone:
+    """Builds a backbone whose ``load_state_dict`` understands adapted checkpoints.
+
+    With it, hook-free APIs (``init_model``, the inferencers) load what a run with
+    `CDRAHook` has saved. It returns the inner backbone itself, so the names of the
+    weights do not change. Runs write their config with it into the work directory.
+
+    Args:
+        backbone: Config of the inner backbone.
+
+    Example:
+        ``backbone=dict(type='cdra_mm.CDRABackbone', backbone=dict(type=...))``
+    """
+
+    def __new__(cls, backbone: dict[str, Any]) -> nn.Module:  # type: ignore[misc]
+        return attach_loader(MODELS.build(backbone))
+
+
+def attach_loader(backbone: nn.Module) -> nn.Module:
+    """Registers the loading of adapted checkpoints on a backbone; once is enough.
+
+    Args:
+        backbone: The plain backbone.
+
+    Returns:
+        The backbone.
+    """
+    _register_mmcv_linear()
+    if not backbone.__dict__.get('_cdra_loader'):
+        backbone.__dict__['_cdra_loader'] = True
+        backbone._register_load_state_dict_pre_hook(_prepare, with_module=True)
+    return backbone
+
+
+def find_backbone(model: nn.Module) -> nn.Module:
+    """The backbone of an OpenMMLab model.
+
+    Raises:
+        ConfigError: If it has none.
+    """
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(
+            f'{type(model).__name__} has no backbone: CDRAHook adapts models with a `backbone`, '
+            'as segmentors and classifiers have'
+        )
+    return backbone
+
+
+def _prepare(
+    backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    restore(backbone, state_dict, prefix)
+
+
+def _register_mmcv_linear() -> None:
+    """mmcv's Linear is nn.Linear with a workaround for empty inputs of old releases."""
+    from mmcv.cnn.bricks.wrappers import Linear
+
+    PLAIN_LINEAR.add(Linear)

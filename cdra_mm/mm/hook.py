@@ -1,0 +1,351 @@
+"""`CDRAHook`: when what happens in a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from cdra_mm.core import (
+    CheckpointError,
+    ConfigError,
+    Plan,
+    adapters,
+    apply_plan,
+    find_targets,
+    fingerprint,
+    save_adapter,
+    write_text,
+)
+from cdra_mm.methods import CDRA, Method, make_method
+
+from .backbone import attach_loader, find_backbone
+from .base_weights import find_source, reproduced_names
+from .checkpoint import Record, ensure_base, make_record, read_record, slim
+from .rebuild import plain_model, rebuild, remember_configs
+from .report import describe_plan
+from .scoring import score_backbone
+from .summary import parameter_summary, update_summary
+
+__all__ = ['CDRAHook']
+
+PREFIX = 'backbone.'
+PLAN_FILE = 'cdra_plan.json'
+ADAPTER_FILE = 'cdra_adapter.safetensors'
+
+
+@HOOKS.register_module()
+class CDRAHook(Hook):
+    """Fine-tunes the backbone of any OpenMMLab model with CDRA-SPT or a peer.
+
+    Before training it scores the backbone on the run's own training data, plans,
+    puts the adapters in, freezes the rest and has the optimizer built again.
+    Checkpoints hold what is trained and name the frozen base.
+
+    Args:
+        method: ``dict(type=name, **settings)``; see `cdra_mm.methods`.
+        gamma: Setting of the method ``cdra``, given here for short.
+        num_sensitive: Likewise.
+        budget_params: Likewise.
+        budget_percent: Likewise; 0.5 when no budget is given.
+        rank_rule: Likewise.
+        min_rank: Likewise.
+        beta: Likewise.
+        num_samples: Training samples to score (SPT uses 400).
+        batch_size: Samples per batch while scoring; default: the training loader's.
+        statistic: ``'per_sample'`` (Eq. 3) or ``'per_batch'``; see `estimate_scores`.
+        also_train: Backbone parameters that are trained whole, where they exist.
+        seed: Seed of the samples drawn, their augmentations and the factors.
+        plan: Path of a plan to use instead of scoring.
+        save_base: Store the frozen base weights in every checkpoint.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(
+        self,
+        method: Mapping[str, Any] | None = None,
+        *,
+        num_samples: int = 400,
+        batch_size: int | None = None,
+        statistic: str = 'per_sample',
+        also_train: Sequence[str] = ('cls_token',),
+        seed: int = 0,
+        plan: str | None = None,
+        save_base: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.method = _method_of(method or {'type': 'cdra'}, settings)
+        for name, value in (('num_samples', num_samples), ('batch_size', batch_size)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
+        if statistic not in ('per_sample', 'per_batch'):
+            raise ConfigError(f'statistic={statistic!r}: expected per_sample or per_batch')
+        self.num_samples, self.batch_size, self.statistic = num_samples, batch_size, statistic
+        self.also_train = (also_train,) if isinstance(also_train, str) else tuple(also_train)
+        self.seed, self.plan_path, self.save_base = seed, plan, save_base
+        self.record: Record | None = None
+        self._configs: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
+        self._seconds = {'scoring': 0.0, 'training': 0.0}
+        self._started = 0.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes two runs train the same thing; plain types."""
+        settings = {f'method.{key}': value for key, value in asdict(self.method).items()}  # type: ignore[call-overload]
+        if self.method.needs_scores:
+            settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
+            settings |= {'also_train': list(self.also_train), 'seed': self.seed}
+        return {'method': self.method.name, **settings}
+
+    # Stages, in the order in which a run meets them.
+
+    def before_run(self, runner: Runner) -> None:
+        """Teaches the backbone to load adapted checkpoints, before anything is loaded."""
+        attach_loader(find_backbone(plain_model(runner)))
+        if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
+            self._configs = remember_configs(runner)
+        runner.register_hook(_SlimCheckpoint(self), priority='LOWEST')
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Builds the adapters before a resumed optimizer state asks for their parameters."""
+        if not runner._resume or not self._configs:
+            return
+        backbone = find_backbone(plain_model(runner))
+        record = read_record(checkpoint.get('state_dict', {}), PREFIX)
+        if record is None:
+            raise CheckpointError(
+                'cannot resume: the checkpoint was not written by a run with CDRAHook. To start '
+                'from its weights, use load_from without resume; to go on with it, remove the hook'
+            )
+        self._adopt(runner, backbone, record)
+
+    def before_train(self, runner: Runner) -> None:
+        """Scores, plans and adapts, unless a checkpoint has brought adapters along."""
+        self._started = time.time()
+        backbone = find_backbone(plain_model(runner))
+        loaded = backbone.__dict__.get('_cdra_record')
+        if self.record is None and loaded is not None:
+            self._adopt(runner, backbone, loaded)
+        if self.record is None:
+            self._begin(runner, backbone)
+        _wrap_config(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        """Notes the metrics for the summary."""
+        self._metrics = dict(metrics or {})
+
+    def after_train(self, runner: Runner) -> None:
+        """Writes the adapter file and the summary."""
+        if not is_main_process() or self.record is None:
+            return
+        model = plain_model(runner)
+        backbone = find_backbone(model)
+        self._seconds['training'] = time.time() - self._started - self._seconds['scoring']
+        sizes = {}
+        last = _last_checkpoint(runner)
+        if last is not None:
+            sizes['checkpoint_bytes'] = last.stat().st_size
+        if self.record.plan:
+            path = Path(runner.work_dir) / ADAPTER_FILE
+            save_adapter(backbone, path)
+            sizes['adapter_bytes'] = path.stat().st_size
+        update_summary(
+            runner.work_dir,
+            {
+                'method': self.method.name,
+                **parameter_summary(model, backbone),
+                **sizes,
+                'metrics': self._metrics,
+                'scoring_seconds': self._seconds['scoring'],
+                'training_seconds': self._seconds['training'],
+            },
+        )
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        """Adds the test metrics to the summary of the work directory."""
+        if is_main_process():
+            update_summary(runner.work_dir, {'test_metrics': dict(metrics or {})})
+
+    # What the stages do.
+
+    def _begin(self, runner: Runner, backbone: nn.Module) -> None:
+        """A fresh run: plan on the loaded weights, then adapt."""
+        logger = MMLogger.get_current_instance()
+        model = plain_model(runner)
+        source = None if self.save_base else find_source(runner, model, backbone)
+        reproduced = reproduced_names(backbone, source)
+        plan = self._read_plan() if self.plan_path else self._make_plan(runner, backbone)
+        if plan is not None:
+            apply_plan(backbone, plan, seed=self.seed)
+            logger.info('\n' + describe_plan(plan, backbone))
+        self.record = make_record(
+            backbone,
+            method=self.method.name,
+            plan=plan,
+            settings=self.settings,
+            base=source,
+            reproduced=reproduced,
+        )
+        if plan is not None and not self.save_base and not reproduced:
+            logger.warning(
+                'no pretrained weights were named that bring the backbone back (init_cfg or '
+                'load_from): checkpoints store the frozen backbone too'
+            )
+        rebuild(runner, self._configs)
+        self._write_plan(runner)
+
+    def _adopt(self, runner: Runner, backbone: nn.Module, record: Record) -> None:
+        """A run that goes on with what a checkpoint has planned; it never plans again."""
+        differ = sorted(
+            key
+            for key in self.settings.keys() | record.settings.keys()
+            if self.settings.get(key) != record.settings.get(key)
+        )
+        if differ:
+            key = differ[0]
+            raise CheckpointError(
+                f'the checkpoint was made with {key}={record.settings.get(key)!r}, the config says '
+                f'{self.settings.get(key)!r}: use the settings of the checkpoint, or start a new '
+                'run in another work directory'
+            )
+        plan = record.read_plan()
+        if plan is not None:
+            ensure_base(backbone, record)
+            if not adapters(backbone):
+                # The record's fingerprint vouches for the base.
+                apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)
+            else:
+                _freeze_as(backbone, plan)
+            backbone._cdra_plan = plan  # type: ignore[assignment]
+        self.record = record
+        rebuild(runner, self._configs)
+        self._write_plan(runner)
+
+    def _make_plan(self, runner: Runner, backbone: nn.Module) -> Plan | None:
+        scores, num_samples = None, 0
+        if self.method.needs_scores:
+            find_targets(backbone)
+            logger = MMLogger.get_current_instance()
+            logger.info(f'scoring the backbone on up to {self.num_samples} training samples')
+            begin = time.time()
+            scores, num_samples = score_backbone(
+                runner,
+                backbone,
+                num_samples=self.num_samples,
+                batch_size=self.batch_size,
+                statistic=self.statistic,
+                seed=self.seed,
+            )
+            self._seconds['scoring'] = time.time() - begin
+            logger.info(f'scored {num_samples} samples in {self._seconds["scoring"]:.1f} s')
+        own = dict(backbone.named_parameters())
+        also_train = {name: own[name].numel() for name in self.also_train if name in own}
+        plan = self.method.plan(
+            backbone,
+            scores,
+            also_train=also_train,
+            settings={'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
+            if self.method.needs_scores
+            else {},
+            fingerprint=fingerprint(backbone) if self.method.name != 'full' else '',
+        )
+        return _same_everywhere(plan)
+
+    def _read_plan(self) -> Plan:
+        path = Path(str(self.plan_path))
+        try:
+            return Plan.from_json(path.read_text(encoding='utf-8'))
+        except OSError as error:
+            raise ConfigError(f'plan={str(path)!r} cannot be read: {error}') from None
+
+    def _write_plan(self, runner: Runner) -> None:
+        if self.record is not None and self.record.plan and is_main_process():
+            write_text(Path(runner.work_dir) / PLAN_FILE, self.record.plan)
+
+
+class _SlimCheckpoint(Hook):
+    """Runs after every other hook has added to the checkpoint."""
+
+    def __init__(self, owner: CDRAHook) -> None:
+        self.owner = owner
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Leaves the named base out and puts the record in."""
+        record = self.owner.record
+        if record is None:
+            return
+        slim(checkpoint['state_dict'], PREFIX, record)
+        if 'ema_state_dict' in checkpoint:
+            slim(checkpoint['ema_state_dict'], 'module.' + PREFIX, record)
+        checkpoint['meta']['cdra'] = {
+            'method': record.method,
+            'settings': dict(record.settings),
+            'base': asdict(record.base) if record.base else None,
+            'fingerprint': record.fingerprint,
+        }
+
+
+def _method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
+    """The method; settings of ``cdra`` beside it are for ``cdra`` alone."""
+    known = {field.name for field in fields(CDRA)}
+    unknown = set(settings) - known
+    if config.get('type', 'cdra') == 'cdra' or unknown:
+        return make_method({'type': 'cdra', **settings, **config})
+    if settings:
+        MMLogger.get_current_instance().info(
+            f'{", ".join(settings)}: settings of cdra, not used by {config["type"]}'
+        )
+    return make_method(config)
+
+
+def _same_everywhere(plan: Plan | None) -> Plan | None:
+    """The plan of rank 0: rounding may differ between processes."""
+    text = plan.to_json().encode() if plan is not None else b''
+    size = torch.tensor(len(text))
+    broadcast(size)
+    buffer = torch.zeros(int(size), dtype=torch.uint8)
+    if len(text) == int(size) and text:
+        buffer = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    broadcast(buffer)
+    return Plan.from_json(bytes(buffer.tolist()).decode()) if int(size) else None
+
+
+def _freeze_as(backbone: nn.Module, plan: Plan) -> None:
+    """The trainable state that `apply_plan` leaves, on a backbone that is adapted already."""
+    whole = {vector.name for vector in plan.vectors if vector.indices is None}
+    own = {id(p) for adapter in adapters(backbone).values() for p in adapter.parameters()}
+    for name, parameter in backbone.named_parameters():
+        trained = id(parameter) in own or name in whole or name in plan.also_train
+        parameter.requires_grad_(trained)
+
+
+def _wrap_config(runner: Runner) -> None:
+    """The dumped config loads the run's checkpoints through hook-free APIs."""
+    model = runner.cfg.get('model')
+    inner = model.get('backbone') if isinstance(model, dict) else None
+    if isinstance(inner, dict) and inner.get('type') != 'cdra_mm.CDRABackbone':
+        model['backbone'] = dict(type='cdra_mm.CDRABackbone', backbone=inner)
+        runner.dump_config()
+
+
+def _last_checkpoint(runner: Runner) -> Path | None:
+    pointer = Path(runner.work_dir) / 'last_checkpoint'
+    if not pointer.is_file():
+        return None
+    path = Path(pointer.read_text(encoding='utf-8').strip())
+    return path if path.is_file() else None

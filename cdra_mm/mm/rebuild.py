@@ -1,0 +1,115 @@
+"""What mmengine has cached about the model's parameters, made anew after they changed.
+
+A parameter that is added after the optimizer was built gets gradients but never
+a step; DDP's buckets and an EMA copy are stale in the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.hooks import EMAHook
+from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from torch import nn
+
+from cdra_mm.core import ConfigError
+
+__all__ = ['check_rebuildable', 'plain_model', 'rebuild', 'remember_configs']
+
+
+def plain_model(runner: Runner) -> nn.Module:
+    """The runner's model without a distributed wrapper."""
+    model: nn.Module = runner.model
+    return model.module if is_model_wrapper(model) else model
+
+
+def remember_configs(runner: Runner) -> dict[str, Any]:
+    """The configs that `rebuild` needs, from the runner's config.
+
+    Raises:
+        ConfigError: If the optimizer was handed over as an object.
+    """
+    check_rebuildable(runner)
+    return {
+        'optim_wrapper': copy.deepcopy(runner.cfg.get('optim_wrapper')),
+        'param_scheduler': copy.deepcopy(runner.cfg.get('param_scheduler')),
+        'model_wrapper_cfg': copy.deepcopy(runner.cfg.get('model_wrapper_cfg')),
+    }
+
+
+def check_rebuildable(runner: Runner) -> None:
+    """Raises ConfigError where the optimizer or a scheduler is not given as a config."""
+    for name in ('optim_wrapper', 'param_scheduler'):
+        config = runner.cfg.get(name)
+        parts = config if isinstance(config, list | tuple) else [config]
+        if name == 'optim_wrapper' and config is None or not all(
+            part is None or isinstance(part, dict) for part in parts
+        ):
+            raise ConfigError(
+                f'{name} is {type(config).__name__}: the trainable parameters change, so it must '
+                'be built again; give it as a config (a dict with a type), not as an object'
+            )
+
+
+def rebuild(runner: Runner, configs: dict[str, Any]) -> None:
+    """Builds wrapper, optimizer, schedulers and EMA again for the parameters of now.
+
+    Args:
+        runner: A runner in training.
+        configs: From `remember_configs`.
+    """
+    was_training = runner.model.training
+    model = plain_model(runner)
+    if is_model_wrapper(runner.model):
+        runner.model = runner.wrap_model(copy.deepcopy(configs['model_wrapper_cfg']), model)
+        runner._maybe_compile('train_step')
+    runner.model.train(was_training)
+    with _quiet_about_frozen():
+        runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(configs['optim_wrapper']))
+    _keep_trainable(runner.optim_wrapper)
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    if configs['param_scheduler'] is not None:
+        runner.param_schedulers = runner.build_param_scheduler(
+            copy.deepcopy(configs['param_scheduler'])
+        )
+    runner.optim_wrapper.initialize_count_status(
+        runner.model, runner.train_loop.iter, runner.train_loop.max_iters
+    )
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            hook.before_run(runner)
+
+
+def _keep_trainable(wrapper: OptimWrapper | OptimWrapperDict) -> None:
+    """mmengine hands every parameter to the optimizer; a frozen one has no place in it."""
+    for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+        groups = part.optimizer.param_groups
+        for group in groups:
+            group['params'] = [p for p in group['params'] if p.requires_grad]
+        groups[:] = [group for group in groups if group['params']]
+
+
+@contextmanager
+def _quiet_about_frozen() -> Iterator[None]:
+    """mmengine warns once per frozen parameter of a paramwise_cfg: hundreds of lines."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return 'requires_grad' not in record.getMessage()
+
+    logger = MMLogger.get_current_instance()
+    logger.addFilter(keep)
+    for handler in logger.handlers:
+        handler.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+        for handler in logger.handlers:
+            handler.removeFilter(keep)

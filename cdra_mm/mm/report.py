@@ -1,0 +1,81 @@
+"""A plan as a table that a person reads in the log."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import mean, median
+
+from torch import nn
+
+from cdra_mm.core import Block, Plan, find_targets, resolve
+
+__all__ = ['describe_plan']
+
+HEAD = ('matrix', 'adapted', 'rank min/median/max', 'mean block', 'density', 'parameters')
+
+
+def describe_plan(plan: Plan, backbone: nn.Module) -> str:
+    """The plan per matrix type, with the trainable share of the backbone.
+
+    Args:
+        plan: A plan.
+        backbone: The backbone it was made for, plain or adapted.
+    """
+    total = sum(p.numel() for name, p in backbone.named_parameters() if '.cdra.' not in f'.{name}')
+    by_role: dict[str, list[Block]] = defaultdict(list)
+    targets = find_targets(backbone) if plan.blocks or plan.dropped else {}
+    for block in (*plan.blocks, *plan.dropped):
+        target = targets.get(block.name) or resolve(backbone, block.name)
+        by_role[target.role].append(block)
+    rows = [_row(role, blocks) for role, blocks in by_role.items()]
+    lines = [f'{plan.method}: {plan.num_trainable:,} of {total:,} backbone parameters are trained '
+             f'({100 * plan.num_trainable / total:.3f} %)']  # fmt: skip
+    if rows:
+        lines += ['', *_aligned([HEAD, *rows])]
+    if plan.num_competing:
+        lines += ['', f'{plan.num_sensitive:,} of {plan.num_competing:,} competing entries selected']
+    whole = [v for v in plan.vectors if v.indices is None]
+    if plan.vectors:
+        parameters = sum(v.num_params for v in plan.vectors)
+        lines.append(
+            f'{len(plan.vectors)} vectors: {len(whole)} trained whole, '
+            f'{len(plan.vectors) - len(whole)} in part, {parameters:,} parameters'
+        )
+    for name, numel in plan.also_train.items():
+        lines.append(f'{name}: trained whole, {numel:,} parameters')
+    if plan.dropped:
+        lost = sum(block.num_sensitive for block in plan.dropped)
+        lines.append(
+            f'{len(plan.dropped)} matrices stay frozen because their rank is 0; they hold {lost:,} '
+            f'selected entries ({100 * lost / max(plan.num_sensitive, 1):.1f} %)'
+        )
+    return '\n'.join(lines)
+
+
+def _row(role: str, blocks: list[Block]) -> tuple[str, ...]:
+    adapted = [block for block in blocks if block.rank]
+    if not adapted:
+        return role, f'0 of {len(blocks)}', '-', '-', '-', '0'
+    ranks = [block.rank for block in adapted]
+    height = mean(len(block.rows) for block in adapted)
+    width = mean(len(block.cols) for block in adapted)
+    return (
+        role,
+        f'{len(adapted)} of {len(blocks)}',
+        f'{min(ranks)} / {median(ranks):g} / {max(ranks)}',
+        f'{height:.0f} x {width:.0f}',
+        f'{100 * mean(block.density for block in adapted):.0f} %',
+        f'{sum(block.num_params for block in adapted):,}',
+    )
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows = [rows[0], tuple('-' * width for width in widths), *rows[1:]]
+    return [
+        '  '.join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,311 @@
+"""The sensitivity pass of a run: its own training data, model and loss as batches.
+
+Exactness rests on per-sample losses. The backbone runs once per batch; the
+model's own ``loss`` then runs once per sample on that sample's features, so any
+head and any loss (with ignored pixels, hard-example mining, auxiliary heads)
+gives what a batch of one would give.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.logging import MMLogger
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import Runner
+from mmengine.utils import ProgressBar
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from cdra_mm.core import CDRAError, DataError, ScoreError, estimate_scores, find_targets
+from cdra_mm.core.scores import evaluation_mode
+
+from .labels import check_labels
+
+__all__ = ['SeededSamples', 'per_sample_losses', 'score_backbone']
+
+
+class SeededSamples(Dataset[Any]):
+    """A data set whose random augmentations depend on the sample alone.
+
+    Each sample is drawn from random generators seeded by ``(seed, index)``: the
+    same on every rank, with any batch size and any number of workers.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        mixed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+        random.seed(mixed)
+        np.random.seed(mixed)
+        torch.manual_seed(mixed)
+        try:
+            return self.dataset[index]
+        except CDRAError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f'training sample {index} ({_path_of(self.dataset, index)}) cannot be loaded: '
+                f'{type(error).__name__}: {error}'
+            ) from error
+
+
+def score_backbone(
+    runner: Runner,
+    backbone: nn.Module,
+    *,
+    num_samples: int,
+    batch_size: int | None,
+    statistic: str,
+    seed: int,
+) -> tuple[dict[str, Tensor], int]:
+    """Scores a run's backbone on its training data (Eq. 3), over all ranks.
+
+    Args:
+        runner: A runner whose training loop is built and weights are loaded.
+        backbone: The backbone inside ``runner.model``.
+        num_samples: Training samples to use, drawn with `seed`; fewer where the
+            data set is smaller, with a warning.
+        batch_size: Samples per batch; default: the training data loader's.
+        statistic: See `estimate_scores`.
+        seed: Seed of the drawing and of the augmentations.
+
+    Returns:
+        Scores by target name, relative to the backbone, equal on all ranks up to
+        rounding; and the number of samples.
+
+    Raises:
+        DataError: If a sample cannot be loaded or has labels out of range.
+        ScoreError: See `estimate_scores`; names the image.
+    """
+    logger = MMLogger.get_current_instance()
+    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
+    loader = runner.train_loop.dataloader
+    indices = _draw(len(loader.dataset), num_samples, seed, logger)
+    mine = indices[get_rank() :: get_world_size()]
+    batches = _batches(loader, mine, batch_size or loader.batch_size or 1, seed)
+
+    with ExitStack() as stack:
+        stack.enter_context(_kept_random_state())
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(_plain_forward(model))
+        stack.enter_context(_alive_head(model, backbone, seed, logger))
+        show = stack.enter_context(_progress(len(mine), logger))
+        stack.enter_context(_autocast(runner))
+        scores, failure = _guarded(
+            lambda: estimate_scores(
+                backbone,
+                batches,
+                lambda _, data: per_sample_losses(model, data),
+                statistic=statistic,
+                progress=show,
+            ),
+            backbone,
+            bool(mine),
+        )
+    _raise_everywhere(failure, mine, loader.dataset)
+    if get_world_size() > 1:
+        for score in scores.values():
+            score.mul_(len(mine) / len(indices))
+            all_reduce(score, 'sum')
+    return scores, len(indices)
+
+
+def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
+    """The training loss of each sample of a batch, ``[B]``.
+
+    Args:
+        model: An OpenMMLab model with ``extract_feat`` and ``loss``.
+        data: A collated batch, as the data loader gives it.
+    """
+    data = model.data_preprocessor(data, True)
+    inputs, samples = data['inputs'], data['data_samples']
+    check_labels(model, samples)
+    features = model.extract_feat(inputs)
+    losses = []
+    for n in range(len(samples)):
+        with _patched(model, 'extract_feat', lambda *_, n=n, **__: _slice(features, n)):
+            total, _ = model.parse_losses(model.loss(inputs[n : n + 1], samples[n : n + 1]))
+        losses.append(total)
+    return torch.stack(losses)
+
+
+def _draw(size: int, num_samples: int, seed: int, logger: MMLogger) -> list[int]:
+    if size == 0:
+        raise DataError('the training data set is empty: nothing to score on')
+    if num_samples > size:
+        logger.warning(f'num_samples={num_samples}: the training set has {size}, using all of them')
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:num_samples].tolist())
+
+
+def _batches(
+    loader: DataLoader[Any], indices: Sequence[int], batch_size: int, seed: int
+) -> DataLoader[Any]:
+    return DataLoader(
+        Subset(SeededSamples(loader.dataset, seed), indices),
+        batch_size=batch_size,
+        shuffle=False,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
+
+
+def _guarded(
+    score: Callable[[], dict[str, Tensor]], backbone: nn.Module, any_samples: bool
+) -> tuple[dict[str, Tensor], CDRAError | None]:
+    """The scores, or zeros and the error: no rank may leave before the all-reduce."""
+    try:
+        if any_samples:
+            return score(), None
+        failure = None
+    except CDRAError as error:
+        failure = error
+    parameters = dict(backbone.named_parameters())
+    zeros = {
+        name: torch.zeros(target.shape, device=parameters[target.path].device)
+        for name, target in find_targets(backbone).items()
+    }
+    return zeros, failure
+
+
+def _raise_everywhere(failure: CDRAError | None, mine: Sequence[int], dataset: Any) -> None:
+    if get_world_size() > 1:
+        failed = torch.tensor(float(failure is not None))
+        all_reduce(failed, 'sum')
+        if failed and failure is None:
+            raise ScoreError('scoring failed on another process: see its message')
+    if isinstance(failure, ScoreError) and failure.sample is not None:
+        index = mine[failure.sample]
+        raise ScoreError(f'training image {_path_of(dataset, index)}: {failure}') from failure
+    if failure is not None:
+        raise failure
+
+
+def _path_of(dataset: Any, index: int) -> str:
+    try:
+        info = dataset.get_data_info(index)
+        return str(info.get('img_path', f'index {index}'))
+    except Exception:  # only for a message: any data set may be handed in
+        return f'index {index}'
+
+
+def _slice(features: Any, n: int) -> Any:
+    if isinstance(features, Tensor):
+        return features[n : n + 1]
+    if isinstance(features, Mapping):
+        return {key: _slice(value, n) for key, value in features.items()}
+    return type(features)(_slice(value, n) for value in features)
+
+
+@contextmanager
+def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An instance attribute for the moment, then exactly what was there before."""
+    had, old = name in owner.__dict__, owner.__dict__.get(name)
+    owner.__dict__[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            owner.__dict__[name] = old
+        else:
+            del owner.__dict__[name]
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """The training after the pass sees the random numbers it would have seen without it."""
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+
+
+@contextmanager
+def _plain_forward(model: nn.Module) -> Iterator[None]:
+    """No activation checkpointing, which breaks autograd.grad; no mixing of samples."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if getattr(module, 'with_cp', False):
+                stack.enter_context(_patched(module, 'with_cp', False))
+            # mmengine's activation_checkpointing puts a wrapper in the instance.
+            wrapped = getattr(module.__dict__.get('forward'), '__wrapped__', None)
+            if wrapped is not None:
+                stack.enter_context(_patched(module, 'forward', wrapped))
+        preprocessor = getattr(model, 'data_preprocessor', None)
+        if getattr(preprocessor, 'batch_augments', None) is not None:
+            stack.enter_context(_patched(preprocessor, 'batch_augments', None))
+        yield
+
+
+@contextmanager
+def _alive_head(
+    model: nn.Module, backbone: nn.Module, seed: int, logger: MMLogger
+) -> Iterator[None]:
+    """A head that starts at zero sends no gradient: random weights for the pass (design D12)."""
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    zeros = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in inside and parameter.dim() > 1 and not parameter.any()
+    }
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in zeros.items():
+        noise = torch.randn(parameter.shape, generator=generator) * 0.01
+        parameter.data.copy_(noise)
+        logger.warning(
+            f'{name} is all zeros, so the loss would not depend on the backbone: scored through '
+            'random weights (std 0.01), which are taken out again before training'
+        )
+    try:
+        yield
+    finally:
+        for parameter in zeros.values():
+            parameter.data.zero_()
+
+
+@contextmanager
+def _progress(total: int, logger: MMLogger) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, a line per quarter in a log."""
+    if get_rank() != 0 or not total:
+        yield lambda done: None
+    elif sys.stdout.isatty():
+        bar = ProgressBar(total)
+        yield lambda done: bar.update(done - bar.completed)
+        sys.stdout.write('\n')
+    else:
+        reported = [0]
+
+        def log(done: int) -> None:
+            if done * 4 // total > reported[0]:
+                reported[0] = done * 4 // total
+                logger.info(f'scored {done} of {total} samples')
+
+        yield log
+
+
+@contextmanager
+def _autocast(runner: Runner) -> Iterator[None]:
+    """bf16 where the run trains in it; fp16 would lose small gradients, so fp32 otherwise."""
+    wrapper = runner.optim_wrapper
+    if isinstance(wrapper, AmpOptimWrapper) and wrapper.cast_dtype == torch.bfloat16:
+        device = next(runner.model.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16):
+            yield
+    else:
+        yield
