@@ -132,6 +132,9 @@ def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
     data = model.data_preprocessor(data, True)
     inputs, samples = data['inputs'], data['data_samples']
     check_labels(model, samples)
+    for sample in samples:
+        if 'gt_score' in sample:  # one-hot integers, which only a mixing would have made floats
+            sample.gt_score = sample.gt_score.float()
     features = model.extract_feat(inputs)
     losses = []
     for n in range(len(samples)):

@@ -157,6 +157,9 @@ def config(folder: Path, task: str = 'seg', **options: Any) -> Config:
         randomness=dict(seed=3),
         work_dir=str(folder / 'run'),
         log_level='WARNING',
+        visualizer=dict(
+            type='SegLocalVisualizer' if task == 'seg' else 'UniversalVisualizer'
+        ),
         experiment_name=f'toy_{folder.name}_{np.random.randint(1 << 30)}',
     )
     fields.update(options)
