@@ -1,5 +1,6 @@
 """VTAB-1k lists: what loads, and what is refused with which words."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mmpretrain.registry import DATASETS
 from cdra_mm.core.errors import ConfigError, DataError
 from cdra_mm.mm.datasets import SPLITS, VTAB1k
 
+SHARED = Path(os.environ.get('CDRA_SHARED', Path(__file__).parents[3] / 'shared'))
 LINES = ['images/a.jpg 0', 'images/b c.jpg 2', 'images/d.jpg 1']
 
 
@@ -37,7 +39,7 @@ def test_vtab_reads_paths_with_spaces_in_list_order(tmp_path: Path, split: str) 
     assert dataset.CLASSES == ('0', '1', '2')
 
 
-def test_vtab_builds_by_dotted_path_and_by_name_from_root_and_child_registry(tmp_path: Path) -> None:
+def test_vtab_builds_by_dotted_path_and_by_name_from_both_registries(tmp_path: Path) -> None:
     make_task(tmp_path)
     settings = dict(data_root=str(tmp_path), split='train800', num_classes=3)
     for registry in (ROOT_DATASETS, DATASETS):
@@ -146,10 +148,7 @@ def test_vtab_knows_its_tasks_and_takes_class_names(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_vtab_reads_the_real_lists() -> None:
-    import os
-
-    repo = Path(__file__).parents[2]
-    root = Path(os.environ.get('CDRA_SHARED', repo.parent / 'shared')) / 'data/vtab-1k/caltech101'
+    root = SHARED / 'data/vtab-1k/caltech101'
     if not root.is_dir():
         pytest.skip(f'no {root} (set CDRA_SHARED)')
     sizes = {split: len(VTAB1k(str(root), split)) for split in SPLITS}

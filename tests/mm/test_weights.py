@@ -21,8 +21,7 @@ from cdra_mm.mm.weights import (
     require_block_weights,
 )
 
-REPO = Path(__file__).parents[2]
-SHARED = Path(os.environ.get('CDRA_SHARED', REPO.parent / 'shared'))
+SHARED = Path(os.environ.get('CDRA_SHARED', Path(__file__).parents[3] / 'shared'))
 ARCH = dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24)
 
 
@@ -41,7 +40,9 @@ def tiny_timm(**kwargs) -> torch.nn.Module:
 def tiny_mm(checkpoint: str | None = None, **kwargs) -> VisionTransformer:
     init_cfg = dict(type='Pretrained', checkpoint=checkpoint) if checkpoint else None
     settings = dict(arch=ARCH, img_size=16, patch_size=4, out_type='raw') | kwargs
-    return VisionTransformer(init_cfg=init_cfg, **settings).eval()
+    backbone = VisionTransformer(init_cfg=init_cfg, **settings)
+    backbone.eval()  # which does not return the backbone
+    return backbone
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def test_init_cfg_reads_safetensors_through_stock_mmengine(tmp_path: Path) -> No
     assert tokens_differ(timm_model, backbone, 16) < 1e-5
 
 
-def test_layer_scale_is_renamed(tmp_path: Path) -> None:
+def test_layer_scale_is_renamed() -> None:
     timm_model = tiny_timm(init_values=1e-2)
     backbone = tiny_mm(layer_scale_init_value=1e-5)
     backbone.load_state_dict(convert_timm_vit(timm_model.state_dict()), strict=True)
@@ -70,19 +71,15 @@ def test_layer_scale_is_renamed(tmp_path: Path) -> None:
 
 def test_swiglu_is_renamed() -> None:
     backbone = tiny_mm(layer_cfgs=dict(ffn_type='swiglu_fused'), layer_scale_init_value=1.0)
-    back = {'ln1': 'norm1', 'ln2': 'norm2', 'ffn.w12': 'mlp.w12', 'ffn.w3': 'mlp.w3'}
-    timm_names = {'mask_token': torch.zeros(1, 12)}
-    for name, tensor in backbone.state_dict().items():
-        for new, old in back.items():
-            name = name.replace(f'.{new}.', f'.{old}.')
-        name = name.replace('layers.', 'blocks.').replace('projection', 'proj')
-        name = name.replace('attn.gamma1.weight', 'ls1.gamma').replace('ffn.gamma2.weight', 'ls2.gamma')
-        timm_names['norm' + name[3:] if name.startswith('ln1') else name] = tensor
-    converted = convert_timm_vit(timm_names)
-    assert converted.keys() == backbone.state_dict().keys()
+    outer = ('cls_token', 'pos_embed', 'mask_token', 'patch_embed.proj.weight', 'norm.weight')
+    block = ('norm1.weight', 'attn.qkv.bias', 'mlp.w12.weight', 'mlp.w3.bias', 'ls2.gamma')
+    names = [*outer, *(f'blocks.{i}.{name}' for i in (0, 1) for name in block)]
+    converted = convert_timm_vit({name: torch.zeros(1) for name in names})
+    assert len(converted) == len(names) - 1
+    assert converted.keys() <= backbone.state_dict().keys()
 
 
-def test_half_precision_becomes_float32_and_the_classifier_is_dropped(tmp_path: Path) -> None:
+def test_half_precision_becomes_float32_and_the_classifier_is_dropped() -> None:
     state_dict = {name: tensor.half() for name, tensor in tiny_timm().state_dict().items()}
     converted = convert_timm_vit(state_dict)
     assert {tensor.dtype for tensor in converted.values()} == {torch.float32}
@@ -148,7 +145,7 @@ def test_comparison_counts_what_lies_outside_the_blocks() -> None:
     match = require_block_weights(backbone, state_dict)
     assert match == compare_weights(backbone, state_dict)
     assert match.missing == ('ln1.weight', 'ln1.bias')
-    assert str(match).endswith('2 missing (ln1.weight, ln1.bias), 1 unexpected (fc_norm.weight), 0 reshaped')
+    assert '2 missing (ln1.weight, ln1.bias), 1 unexpected (fc_norm.weight)' in str(match)
 
 
 def test_position_embedding_of_another_image_size_is_resized(tmp_path: Path) -> None:
