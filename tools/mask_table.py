@@ -2,7 +2,7 @@
 
     python tools/mask_table.py MASK_FILE.npz ... > docs/spt_masks.md
 
-A file holds, for several budgets, arrays named ``b{budget}/{weight}``: int32 ``[O, I, i0, i1, ...]``,
+A file holds, for several budgets, arrays named ``b{budget}/{weight}``: int32 ``[O, I, i0, ...]``,
 the shape of a weight (I = 0 for a vector) and the flat indices of its selected entries. Names that
 begin with two underscores are skipped.
 """
@@ -83,7 +83,9 @@ def main() -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     print('\n'.join(lines))
-    print(f'\n{totals[0]} matrices: {totals[1]} get a rank by Eq. 7, {totals[2]} by the count rule.')
+    print(
+        f'\n{totals[0]} matrices: {totals[1]} get a rank by Eq. 7, {totals[2]} by the count rule.'
+    )
     return 0
 
 

@@ -4,7 +4,9 @@ Read in the order of the data:
 
 ========================  ==============================================
 `targets`                 which weights compete, and their names
-`scores`, `scored_ops`    Eq. 3: squared per-sample gradients
+`scores`                  Eq. 3: mean squared per-sample gradients
+`parameter_watch`         which operation uses a weight, and its scored form
+`scored_ops`              the operations that square in their backward
 `selection`               the global top-k
 `compaction`              Eq. 4: rows and columns of the compact block
 `ranks`                   Eq. 7: its rank
@@ -22,6 +24,7 @@ from .adapt import (
     apply_plan,
     build_adapters,
     count_parameters,
+    freeze_rest,
     merge_adapters,
     plan_of,
     remove_adapters,
@@ -66,6 +69,7 @@ __all__ = [
     'find_targets',
     'fingerprint',
     'fingerprint_of',
+    'freeze_rest',
     'load_adapter',
     'make_plan',
     'merge_adapters',

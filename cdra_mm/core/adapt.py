@@ -19,7 +19,9 @@ __all__ = [
     'adapters',
     'apply_plan',
     'build_adapters',
+    'check_fits',
     'count_parameters',
+    'freeze_rest',
     'merge_adapters',
     'plan_of',
     'remove_adapters',
@@ -49,6 +51,52 @@ def apply_plan(
         PlanError: If the model is adapted already, or the plan's names, shapes
             or base fingerprint do not fit it. The model is then unchanged.
     """
+    targets = check_fits(model, plan)
+    kept = [_submodule(model, path) for path in keep_trainable]
+    generator = torch.Generator().manual_seed(seed)
+    for block in plan.blocks:
+        target = targets[block.name]
+        rows, cols = torch.tensor(block.rows), torch.tensor(block.cols)
+        low_rank = _add_low_rank(model, target, rows, cols, block.rank)
+        low_rank.reset(generator)
+    for vector in plan.vectors:
+        if vector.indices is not None:
+            _add_entries(model, targets[vector.name], torch.tensor(vector.indices))
+    freeze_rest(model, plan, kept)
+    return model
+
+
+def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) -> None:
+    """Makes exactly what the plan trains trainable, on a model that has its adapters.
+
+    Args:
+        model: The adapted model; `plan_of` gives the plan from now on.
+        plan: Its plan.
+        kept: Submodules that stay as they are.
+    """
+    whole = [vector.name for vector in plan.vectors if vector.indices is None]
+    trained = {id(parameter_of(model, resolve(model, name))) for name in (*whole, *plan.also_train)}
+    trained |= {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
+    untouched = {id(p) for module in kept for p in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in untouched:
+            parameter.requires_grad_(id(parameter) in trained)
+    model._cdra_plan = plan  # type: ignore[assignment]
+
+
+def check_fits(model: nn.Module, plan: Plan) -> dict[str, Target]:
+    """Checks that a plan was made for this model and these base weights.
+
+    Args:
+        model: A plain model.
+        plan: The plan.
+
+    Returns:
+        The targets of its blocks and vectors.
+
+    Raises:
+        PlanError: See `apply_plan`.
+    """
     if adapters(model):
         raise PlanError(
             f'{type(model).__name__} is adapted already: merge or remove its adapters first'
@@ -60,33 +108,13 @@ def apply_plan(
         shape = tuple(parameter_of(model, resolve(model, name)).shape)
         if torch.Size(shape).numel() != numel:
             raise PlanError(f'{name} has shape {shape}, the plan says {numel} entries')
-    kept = {id(p) for path in keep_trainable for p in _submodule(model, path).parameters()}
     if plan.fingerprint and fingerprint(model) != plan.fingerprint:
         raise PlanError(
             'the plan was made for other base weights (fingerprint '
             f'{plan.fingerprint[:12]}, this model has {fingerprint(model)[:12]}): load the weights '
             'it was made for, or make a new plan'
         )
-
-    for parameter in model.parameters():
-        if id(parameter) not in kept:
-            parameter.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    for block in plan.blocks:
-        target = targets[block.name]
-        rows, cols = torch.tensor(block.rows), torch.tensor(block.cols)
-        low_rank = _add_low_rank(model, target, rows, cols, block.rank)
-        low_rank.reset(generator)
-    for vector in plan.vectors:
-        target = targets[vector.name]
-        if vector.indices is None:
-            parameter_of(model, target).requires_grad_(True)
-        else:
-            _add_entries(model, target, torch.tensor(vector.indices))
-    for name in plan.also_train:
-        parameter_of(model, resolve(model, name)).requires_grad_(True)
-    model._cdra_plan = plan  # type: ignore[assignment]
-    return model
+    return targets
 
 
 def plan_of(model: nn.Module) -> Plan | None:

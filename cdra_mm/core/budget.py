@@ -1,21 +1,23 @@
 """The selection threshold whose plan just fits a parameter budget (design D4).
 
-The number of trainable parameters is not monotone in the threshold (Eq. 7's
-rank can fall while its block grows), so a bisection may miss the best plan.
-Instead every threshold is tried, at almost no cost: for a threshold t
+For a threshold t everything that the size of the plan depends on is known at
+almost no cost:
 
-    n(t)   = entries >= t            from a histogram of each matrix
+    n(t)   = entries >= t                 from a histogram of each target
     |R(t)| = rows whose maximum >= t      from the sorted row maxima
     |C(t)| = columns whose maximum >= t   from the sorted column maxima
 
-and Eq. 7 gives the ranks of all matrices at once. First over the buckets of
-the upper 16 bits of the scores, then, inside the buckets around the best one,
-over the lower 16 bits, which is exact.
+so all ranks come from a handful of vector operations, for thousands of
+thresholds at once. First the edges of the buckets of the scores' upper 16 bits
+(less than 1 % apart) are tried. With Eq. 7 or a fixed rank the size grows with
+every entry; with the count rule it can fall, because n / (|R|+|C|) can. Bounds
+on the size inside each bucket tell which buckets can still hide a better plan;
+those are searched by the lower 16 bits, which is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,17 +25,22 @@ from torch import Tensor
 
 from .errors import PlanError
 from .ranks import unbounded_rank
-from .selection import BUCKETS, bits_of, histogram
+from .selection import bits_of, histograms
 
 __all__ = ['count_for_budget']
+
+# Entries read while looking into buckets: some passes over a large model, hundreds over a small
+# one. Beyond it the best plan found so far stands; the edges are less than 1 % apart.
+SEARCH_ENTRIES = 1 << 29
+LEAST_PASSES = 4
 
 
 @dataclass(frozen=True)
 class _Extent:
-    """What the parameter count of one target depends on; bit patterns, ascending."""
+    """What the size of one target's adapter depends on, besides n: sorted bit patterns."""
 
     shape: tuple[int, ...]
-    row_max: Tensor  # int32 [O]; empty for a vector
+    row_max: Tensor  # int32 [O], ascending; empty for a vector
     col_max: Tensor  # int32 [I]
 
 
@@ -44,13 +51,78 @@ class _Sweep:
     counts: Tensor  # selected entries, int64 [thresholds]
     params: Tensor  # trainable parameters
     adapters: Tensor  # matrices with a rank of at least 1
+    least: Tensor  # bounds of the parameters between the threshold before and this one
+    most: Tensor
 
-    def best(self, budget: int) -> int | None:
-        """Position of the largest plan with an adapter within the budget, or None."""
-        fits = (self.params <= budget) & (self.adapters > 0)
-        if not bool(fits.any()):
-            return None
-        return int(torch.where(fits, self.params, -1).argmax())
+
+class _Search:
+    """Plans of all thresholds of some scores."""
+
+    def __init__(
+        self, scores: Mapping[str, Tensor], rank_rule: str | int, min_rank: int, beta: float
+    ) -> None:
+        self.scores, self.rules = scores, (rank_rule, min_rank, beta)
+        self.coarse = torch.stack(list(histograms(scores)))
+        self.extents = [_extent(score) for score in scores.values()]
+        self.edges = _occupied(self.coarse)
+        self.sweep = self._sweep(self.edges << 16, _above(self.coarse, self.edges))
+        size = sum(score.numel() for score in scores.values())
+        self.passes = max(LEAST_PASSES, SEARCH_ENTRIES // size)
+
+    def inside(self, position: int) -> _Sweep:
+        """The plans inside the bucket below an edge, exactly."""
+        upper = int(self.edges[position])
+        fine = torch.stack(list(histograms(self.scores, upper)))
+        lower = _occupied(fine)
+        base = self.coarse[:, upper + 1 :].sum(1, keepdim=True)
+        return self._sweep((upper << 16) | lower, base + _above(fine, lower))
+
+    def look(
+        self, worth: Callable[[int], bool], order: Tensor, take: Callable[[_Sweep], None]
+    ) -> None:
+        """Looks into the buckets that are worth it, in order, as far as passes last."""
+        left = self.passes
+        for position in order.tolist():
+            if left and worth(position):
+                take(self.inside(position))
+                left -= 1
+
+    def _sweep(self, thresholds: Tensor, counts: Tensor) -> _Sweep:
+        """Plans of thresholds (bit patterns, descending); counts ``[targets, thresholds]``."""
+        rank_rule, min_rank, beta = self.rules
+        thresholds = thresholds.to(torch.int32)
+        params = torch.zeros(len(thresholds), dtype=torch.int64)
+        adapters, least, most = params.clone(), params.clone(), params.clone()
+        for extent, n in zip(self.extents, counts, strict=True):
+            before = _shifted(n)
+            if len(extent.shape) == 1:
+                length = extent.shape[0]
+                params += _vector_params(n, length, beta)
+                least += _vector_params(before, length, beta)
+                most += _vector_params(n, length, beta)
+                continue
+            area = extent.shape[0] * extent.shape[1]
+            rows = extent.shape[0] - torch.searchsorted(extent.row_max, thresholds)
+            cols = extent.shape[1] - torch.searchsorted(extent.col_max, thresholds)
+
+            def rank_of(n: Tensor, rows: Tensor, cols: Tensor, area: int = area) -> Tensor:
+                # Where nothing is selected the block is empty: 1 x 1 avoids a division by zero.
+                rank = unbounded_rank(n, rows.clamp(min=1), cols.clamp(min=1), area, rank_rule)
+                return rank.clamp(min=min_rank).minimum(rows).minimum(cols) * (n > 0)
+
+            rank = rank_of(n, rows, cols)
+            params += rank * (rows + cols)
+            adapters += rank > 0
+            rows_before, cols_before = _shifted(rows), _shifted(cols)
+            if rank_rule == 'count':
+                low = before // (rows + cols).clamp(min=1)
+                low = low.clamp(min=min_rank).minimum(rows_before).minimum(cols_before)
+                least += low * (before > 0) * (rows_before + cols_before)
+                most += n.maximum(min_rank * (rows + cols))
+            else:
+                least += rank_of(before, rows_before, cols_before) * (rows_before + cols_before)
+                most += rank * (rows + cols)
+        return _Sweep(counts.sum(0), params, adapters, least, most)
 
 
 def count_for_budget(
@@ -73,48 +145,52 @@ def count_for_budget(
         reserved: Parameters trained besides, only for the message.
 
     Returns:
-        The number of selected entries; the search is over thresholds, so
-        entries with equal scores are selected together.
+        The number of selected entries; entries with equal scores are selected together.
 
     Raises:
         PlanError: If no plan with an adapter fits, naming the smallest that does.
     """
-    extents = [_extent(score) for score in scores.values()]
-    rules = (rank_rule, min_rank, beta)
-    coarse = torch.stack([histogram(score).cpu() for score in scores.values()])
-    edges = torch.arange(BUCKETS - 1, -1, -1)
-    edges = edges[coarse.sum(0)[edges] > 0]
-    sweep = _sweep(extents, edges << 16, _above(coarse, edges), rules)
+    search = _Search(scores, rank_rule, min_rank, beta)
+    best = (-1, 0)  # (parameters, selected entries)
 
-    # A plan inside a bucket can be better than those at its edges: look into the bucket of the
-    # best plan, and into every bucket that a curve through the edges crosses the budget in.
-    best = sweep.best(budget)
-    inside = _crossings(sweep.params, budget) | {0}
-    if best is not None:
-        inside |= {best, min(best + 1, len(edges) - 1)}
-    found: list[tuple[int, int]] = []
-    smallest: list[int] = []
-    for position in sorted(inside):
-        upper = int(edges[position])
-        fine = torch.stack([histogram(score, upper).cpu() for score in scores.values()])
-        lower = torch.arange(BUCKETS - 1, -1, -1)
-        lower = lower[fine.sum(0)[lower] > 0]
-        base = coarse[:, upper + 1 :].sum(1, keepdim=True)
-        part = _sweep(extents, (upper << 16) | lower, base + _above(fine, lower), rules)
-        smallest += part.params[part.adapters > 0].tolist()[:1]
-        at = part.best(budget)
-        if at is not None:
-            found.append((int(part.params[at]), int(part.counts[at])))
-    if not found:
-        smallest += sweep.params[sweep.adapters > 0].tolist()
-        need = f'the smallest plan with an adapter trains {min(smallest) + reserved}'
-        if not smallest:
-            need = 'no threshold gives an adapter of rank 1: try rank_rule="count" or min_rank=1'
+    def take(sweep: _Sweep) -> None:
+        nonlocal best
+        fits = (sweep.params <= budget) & (sweep.adapters > 0)
+        if bool(fits.any()):
+            at = int(torch.where(fits, sweep.params, -1).argmax())
+            best = max(best, (int(sweep.params[at]), int(sweep.counts[at])))
+
+    take(search.sweep)
+    least, most = search.sweep.least, search.sweep.most
+    # From the budget outwards: there the best plan most likely is.
+    order = (search.sweep.params - budget).abs().argsort(stable=True)
+    search.look(lambda i: int(least[i]) <= budget and int(most[i]) > best[0] < budget, order, take)
+    if best[0] < 0:
         raise PlanError(
-            f'budget_params={budget + reserved} is too small for any adapter: {need}'
-            + (f', {reserved} of it trained besides' if reserved and smallest else '')
+            f'budget_params={budget + reserved} is too small for any adapter: '
+            + _smallest(search, reserved)
         )
-    return max(found)[1]
+    return best[1]
+
+
+def _smallest(search: _Search, reserved: int) -> str:
+    """Names the smallest plan with an adapter."""
+    smallest: int | None = None
+
+    def take(sweep: _Sweep) -> None:
+        nonlocal smallest
+        sizes = sweep.params[sweep.adapters > 0]
+        if len(sizes) and (smallest is None or int(sizes.min()) < smallest):
+            smallest = int(sizes.min())
+
+    take(search.sweep)
+    least = search.sweep.least
+    order = least.argsort(stable=True)
+    search.look(lambda i: smallest is None or int(least[i]) < smallest, order, take)
+    if smallest is None:
+        return "no threshold gives a rank of 1: try rank_rule='count' or min_rank=1"
+    beside = f', {reserved} of them beside the adapters and vectors' if reserved else ''
+    return f'the smallest plan with an adapter trains {smallest + reserved} parameters{beside}'
 
 
 def _extent(score: Tensor) -> _Extent:
@@ -125,37 +201,20 @@ def _extent(score: Tensor) -> _Extent:
     return _Extent(tuple(score.shape), *maxima)
 
 
+def _vector_params(n: Tensor, length: int, beta: float) -> Tensor:
+    return torch.where(n > 0, torch.where(n * beta >= length, length, n), 0)
+
+
+def _occupied(counts: Tensor) -> Tensor:
+    """Buckets that hold an entry of any target, highest first."""
+    return torch.nonzero(counts.sum(0)).flatten().flip(0)
+
+
 def _above(counts: Tensor, order: Tensor) -> Tensor:
-    """Entries at or above each bucket of a descending order. ``[targets, thresholds]``."""
+    """Entries at or above each bucket of a descending order. ``[targets, buckets]``."""
     return counts[:, order].cumsum(1)
 
 
-def _sweep(
-    extents: list[_Extent], thresholds: Tensor, counts: Tensor, rules: tuple[str | int, int, float]
-) -> _Sweep:
-    """The plans of some thresholds (bit patterns, descending)."""
-    rank_rule, min_rank, beta = rules
-    thresholds = thresholds.to(torch.int32)
-    params = torch.zeros(len(thresholds), dtype=torch.int64)
-    adapters = torch.zeros_like(params)
-    for extent, n in zip(extents, counts, strict=True):
-        if len(extent.shape) == 1:
-            whole = n * beta >= extent.shape[0]
-            params += torch.where(n > 0, torch.where(whole, extent.shape[0], n), 0)
-            continue
-        rows = extent.shape[0] - torch.searchsorted(extent.row_max, thresholds)
-        cols = extent.shape[1] - torch.searchsorted(extent.col_max, thresholds)
-        area = extent.shape[0] * extent.shape[1]
-        # Where nothing is selected the block is empty: 1 x 1 avoids a division by zero.
-        rank = unbounded_rank(n, rows.clamp(min=1), cols.clamp(min=1), area, rank_rule)
-        rank = rank.clamp(min=min_rank).minimum(rows).minimum(cols) * (n > 0)
-        params += rank * (rows + cols)
-        adapters += rank > 0
-    return _Sweep(counts.sum(0), params, adapters)
-
-
-def _crossings(params: Tensor, budget: int) -> set[int]:
-    """Positions whose plan fits while a neighbour's does not, and that neighbour."""
-    fits = params <= budget
-    change = torch.nonzero(fits[1:] != fits[:-1]).flatten().tolist()
-    return {position + step for position in change for step in (0, 1)}
+def _shifted(values: Tensor) -> Tensor:
+    """The value at the threshold before, 0 at the first."""
+    return torch.cat([values.new_zeros(1), values[:-1]])

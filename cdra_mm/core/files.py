@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .adapt import adapters, apply_plan, plan_of
+from .adapt import adapters, apply_plan, check_fits, plan_of
 from .errors import CheckpointError
 from .plan import Plan
 from .targets import parameter_of, resolve
@@ -71,12 +71,13 @@ def load_adapter(model: nn.Module, path: str | Path) -> Plan:
     if metadata.get('format') != FORMAT:
         raise CheckpointError(f'{path} is no adapter of cdra_mm: expected what save_adapter wrote')
     plan = Plan.from_json(metadata.get('plan', ''))
-    expected = _expected_shapes(plan)
+    check_fits(model, plan)
+    expected = _expected_shapes(model, plan)
     given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     differ = sorted(
         key
         for key in expected.keys() | given.keys()
-        if key not in given or key not in expected or expected[key] not in (None, given[key])
+        if key not in given or expected.get(key) != given[key]
     )
     if differ:
         raise CheckpointError(
@@ -102,8 +103,8 @@ def _trained(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _expected_shapes(plan: Plan) -> dict[str, tuple[int, ...] | None]:
-    shapes: dict[str, tuple[int, ...] | None] = {}
+def _expected_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
     for block in plan.blocks:
         module, _, suffix = block.name.rpartition('.')
         prefix = f'{module}.cdra.{suffix}.'.lstrip('.')
@@ -116,7 +117,7 @@ def _expected_shapes(plan: Plan) -> dict[str, tuple[int, ...] | None]:
         else:
             shapes[f'{module}.cdra.{suffix}.value'.lstrip('.')] = (len(vector.indices),)
     for name in plan.also_train:
-        shapes[name] = None
+        shapes[name] = tuple(parameter_of(model, resolve(model, name)).shape)
     return shapes
 
 

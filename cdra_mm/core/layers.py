@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, cast
 
 import torch
@@ -59,7 +59,17 @@ class Adapter(nn.Module):
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if not self.merged:
-            super()._save_to_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
+            super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        held = any(key.startswith(prefix) for key in state_dict)
+        if self.merged and not held:
+            return  # a merged state for a merged model
+        # The base that comes with an adapter does not hold its change.
+        self.merged = False
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class LowRank(Adapter):
@@ -90,11 +100,11 @@ class LowRank(Adapter):
     ) -> None:
         super().__init__(parameter)
         self.start, self.scale = start, scale
-        factory = {'device': like.device, 'dtype': _master_dtype(like)}
+        dtype = _master_dtype(like)
         self.register_buffer('rows', rows.to(like.device))
         self.register_buffer('cols', cols.to(like.device))
-        self.down = nn.Parameter(torch.zeros(rank, len(cols), **factory))
-        self.up = nn.Parameter(torch.zeros(len(rows), rank, **factory))
+        self.down = nn.Parameter(torch.zeros(rank, len(cols), device=like.device, dtype=dtype))
+        self.up = nn.Parameter(torch.zeros(len(rows), rank, device=like.device, dtype=dtype))
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -109,10 +119,12 @@ class LowRank(Adapter):
         return self.scale * (self.up @ self.down)
 
     def added_to(self, base: Tensor) -> Tensor:
+        """See `Adapter.added_to`."""
         index = ((self.rows + self.start)[:, None], self.cols[None, :])
         return base.index_put(index, self.delta_weight().to(base.dtype), accumulate=True)
 
     def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
         rank, cols = self.down.shape
         return f'{self.parameter}, block={len(self.rows)}x{cols}, rank={rank}'
 
@@ -136,9 +148,11 @@ class Entries(Adapter):
         )
 
     def added_to(self, base: Tensor) -> Tensor:
+        """See `Adapter.added_to`."""
         return base.index_add(0, self.index, self.value.to(base.dtype))
 
     def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
         return f'{self.parameter}, entries={len(self.index)}'
 
 
@@ -166,7 +180,7 @@ def adapt_module(module: nn.Module, suffix: str, adapter: Adapter) -> None:
     adapters.add_module(suffix, adapter)
     names = sorted({cast(Adapter, child).parameter for child in adapters.children()})
     base = getattr(type(module), 'base_class', type(module))
-    module.__class__ = _adapted_class(base, tuple(names))
+    module.__class__ = _adapted_class(cast(Hashable, base), tuple(names))
 
 
 @functools.cache
@@ -187,7 +201,7 @@ def _adapted_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
 
 
 def _new_adapted(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    cls = _adapted_class(base, names)
+    cls = _adapted_class(cast(Hashable, base), names)
     return cls.__new__(cls)
 
 

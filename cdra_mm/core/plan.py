@@ -123,7 +123,9 @@ class Plan:
         try:
             record = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise PlanError(f'the plan is not JSON ({error}): expected what to_json wrote') from None
+            raise PlanError(
+                f'the plan is not JSON ({error}): expected what to_json wrote'
+            ) from None
         if not isinstance(record, dict):
             raise PlanError(f'the plan is a {type(record).__name__}: expected a JSON object')
         if record.get('version') != PLAN_VERSION:
@@ -132,7 +134,7 @@ class Plan:
                 f'{PLAN_VERSION}; make the plan anew or install the release that wrote it'
             )
         _check_keys('the plan', record, set(cls.__dataclass_fields__))
-        return cls(
+        plan = cls(
             method=_text(record, 'method'),
             blocks=tuple(_block(entry, 1) for entry in _list(record, 'blocks')),
             vectors=tuple(_vector(entry) for entry in _list(record, 'vectors')),
@@ -146,6 +148,17 @@ class Plan:
             settings=_mapping(record, 'settings'),
             fingerprint=_text(record, 'fingerprint'),
         )
+        blocks = (*plan.blocks, *plan.dropped)
+        names = [*(b.name for b in blocks), *(v.name for v in plan.vectors), *plan.also_train]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PlanError(f'{twice[0]} is in the plan twice: expected each name once')
+        if plan.num_sensitive > plan.num_competing:
+            raise PlanError(
+                f'num_sensitive is {plan.num_sensitive}: expected at most num_competing, '
+                f'{plan.num_competing}'
+            )
+        return plan
 
 
 def _block(entry: Any, min_rank: int) -> Block:
@@ -161,7 +174,7 @@ def _block(entry: Any, min_rank: int) -> Block:
     rank = _count(entry['rank'], f'{name}: rank', min_rank)
     if rank > min(len(rows), len(cols)):
         raise PlanError(f'{name}: rank {rank} exceeds the block of {len(rows)} x {len(cols)}')
-    count = _count(entry['num_sensitive'], f'{name}: num_sensitive', 0)
+    count = _selected(entry, name, shape[0] * shape[1])
     return Block(name, (shape[0], shape[1]), rows, cols, rank, count)
 
 
@@ -172,8 +185,17 @@ def _vector(entry: Any) -> Vector:
     indices = entry['indices']
     if indices is not None:
         indices = _indices(indices, length, f'{name}: indices')
-    count = _count(entry['num_sensitive'], f'{name}: num_sensitive', 0)
+        if not indices:
+            raise PlanError(f'{name}: indices is empty: expected null or at least one index')
+    count = _selected(entry, name, length)
     return Vector(name, length, indices, count)
+
+
+def _selected(entry: dict[str, Any], name: str, size: int) -> int:
+    count = _count(entry['num_sensitive'], f'{name}: num_sensitive', 0)
+    if count > size:
+        raise PlanError(f'{name}: num_sensitive is {count}: expected at most {size}')
+    return count
 
 
 def _check_keys(what: str, record: Any, expected: set[str]) -> None:

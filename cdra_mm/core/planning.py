@@ -1,6 +1,6 @@
 """From scores or masks to a `Plan`.
 
-    scores -> select -> masks -> compact (Eq. 4) -> dynamic_rank (Eq. 7) -> Plan
+scores -> select -> masks -> compact (Eq. 4) -> dynamic_rank (Eq. 7) -> Plan
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_plan(
     if len(given) != 1:
         listed = ', '.join(f'{name}={value}' for name, value in budgets.items())
         raise PlanError(f'{listed}: give exactly one of them')
-    also_train = dict(also_train or {})
+    also_train = _checked_also_train(also_train)
     if budget_params is not None:
         num_sensitive = count_for_budget(
             scores,
@@ -136,7 +136,7 @@ def plan_from_masks(
         method='cdra',
         blocks=tuple(block for block in blocks if block.rank),
         vectors=tuple(vectors),
-        also_train=dict(also_train or {}),
+        also_train=_checked_also_train(also_train),
         dropped=tuple(block for block in blocks if not block.rank),
         num_competing=sum(mask.numel() for mask in masks.values()),
         num_sensitive=num_sensitive,
@@ -153,6 +153,13 @@ def plan_from_masks(
 def trains_whole(num_sensitive: int, length: int, beta: float) -> bool:
     """Whether a vector is trained whole (SPT's rule, design D9)."""
     return num_sensitive * beta >= length
+
+
+def _checked_also_train(also_train: Mapping[str, int] | None) -> dict[str, int]:
+    for name, numel in (also_train or {}).items():
+        if isinstance(numel, bool) or not isinstance(numel, int) or numel < 0:
+            raise PlanError(f'also_train[{name}]={numel!r}: expected a number of entries')
+    return dict(also_train or {})
 
 
 def _check_settings(rank_rule: str | int, min_rank: int, beta: float) -> None:

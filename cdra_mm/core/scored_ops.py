@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import ScoreError
+
 __all__ = ['SquareSink', 'scored_linear', 'scored_scale_shift']
 
 
@@ -59,11 +61,13 @@ class SquareSink:
         else:
             self.sums[name][rows].add_(grads.mean(0).square_())
 
-    def per_sample_view(self, tensor: Tensor) -> Tensor:
+    def per_sample_view(self, tensor: Tensor, name: str) -> Tensor:
         """``[B, ..., n]`` or windows ``[B * windows, ..., n]`` as ``[B, T, n]``."""
-        if tensor.shape[0] % self.batch_size:
-            raise RuntimeError(
-                f'a scored layer saw {tensor.shape[0]} rows for {self.batch_size} samples'
+        if tensor.dim() < 2 or tensor.shape[0] % self.batch_size:
+            raise ScoreError(
+                f'{name} is used on an input of shape {(*tensor.shape[:-1], "...")} in a batch of '
+                f'{self.batch_size}: its first dimension must be the sample; leave this weight out '
+                'of `targets`'
             )
         return tensor.reshape(self.batch_size, -1, tensor.shape[-1])
 
@@ -108,9 +112,10 @@ class _ScoredLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         weight_name, bias_name = ctx.names
         sink: SquareSink = ctx.sink
-        grad_bt = sink.per_sample_view(grad)
+        name = weight_name or bias_name
+        grad_bt = sink.per_sample_view(grad, name)
         if weight_name:
-            sink.add_matrix(weight_name, ctx.rows, sink.per_sample_view(x), grad_bt)
+            sink.add_matrix(weight_name, ctx.rows, sink.per_sample_view(x, name), grad_bt)
         summed = grad_bt.sum(1, dtype=torch.float32)
         sink.note_finite(summed)
         if bias_name:
@@ -146,10 +151,11 @@ class _ScoredScaleShift(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         scale_name, shift_name = ctx.names
         sink: SquareSink = ctx.sink
+        name = scale_name or shift_name
         if scale_name:
-            product = sink.per_sample_view(grad * x)
+            product = sink.per_sample_view(grad * x, name)
             sink.add_vector(scale_name, slice(None), product.sum(1, dtype=torch.float32))
-        summed = sink.per_sample_view(grad).sum(1, dtype=torch.float32)
+        summed = sink.per_sample_view(grad, name).sum(1, dtype=torch.float32)
         sink.note_finite(summed)
         if shift_name:
             sink.add_vector(shift_name, slice(None), summed)

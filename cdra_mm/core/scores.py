@@ -3,9 +3,8 @@
     s_ij = 1/N sum_n ( dL_n / dW_ij )^2
 
 One forward and one backward of a batch give the exact squares of all its
-samples. A ``TorchFunctionMode`` watches which function uses a competing
-parameter and puts an operation of ``scored_ops`` in its place, so it does not
-matter which module holds the weight or whether its ``forward`` is called.
+samples: `parameter_watch` puts an operation of `scored_ops` in the place of each
+use of a competing parameter, whose backward adds the squares.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from .errors import ScoreError
-from .scored_ops import SquareSink, scored_linear, scored_scale_shift
+from .parameter_watch import ParameterWatch
+from .scored_ops import SquareSink
 from .targets import Target, find_targets, parameter_of, resolve, view_of
 
-__all__ = ["STATISTICS", "estimate_scores", "evaluation_mode"]
+__all__ = ['STATISTICS', 'estimate_scores', 'evaluation_mode']
 
 STATISTICS = ('per_sample', 'per_batch')
 LossFn = Callable[[nn.Module, Any], 'Tensor | tuple[Tensor, int]']
@@ -74,17 +73,19 @@ def estimate_scores(
         chosen = {name: resolve(model, name) for name in targets}
     sink = SquareSink(statistic == 'per_sample')
     names: dict[int, str] = {}
+    parameters: list[nn.Parameter] = []
     for target in chosen.values():
         parameter = parameter_of(model, target)
         names[id(parameter)] = target.path
+        parameters.append(parameter)
         if target.path not in sink.sums:
             sink.sums[target.path] = torch.zeros_like(
                 parameter, dtype=torch.float32, requires_grad=False
             )
 
     samples = num_batches = 0
-    watch = _ParameterWatch(names, sink)
-    with evaluation_mode(model):
+    watch = ParameterWatch(names, sink)
+    with evaluation_mode(model), _requiring_grad(parameters):
         for batch in batches:
             samples += _score_batch(model, batch, loss_fn, watch, samples)
             num_batches += 1
@@ -109,23 +110,14 @@ def _score_of(sink: SquareSink, target: Target) -> Tensor:
 
 
 def _score_batch(
-    model: nn.Module, batch: Any, loss_fn: LossFn, watch: _ParameterWatch, first: int
+    model: nn.Module, batch: Any, loss_fn: LossFn, watch: ParameterWatch, first: int
 ) -> int:
     sink = watch.sink
     watch.begin()
     with torch.enable_grad():
         with watch:
             losses = loss_fn(model, batch)
-        if isinstance(losses, tuple):
-            mean, size = losses
-            losses = mean.reshape(1) * size
-        else:
-            size = losses.numel()
-            if losses.dim() != 1:
-                raise ScoreError(
-                    f'loss_fn returned a tensor of shape {tuple(losses.shape)}: expected the '
-                    "samples' losses [B], or (mean loss, B)"
-                )
+        losses, size = _checked_losses(losses)
         bad = torch.nonzero(~torch.isfinite(losses.detach())).flatten().tolist()
         if bad:
             index = first + bad[0]
@@ -139,7 +131,13 @@ def _score_batch(
         if losses.requires_grad:
             # Only what lies between the loss and the scored layers is computed: no gradient of
             # any other parameter.
-            torch.autograd.grad(losses.sum(), [watch.anchor], allow_unused=True)
+            try:
+                torch.autograd.grad(losses.sum(), [watch.anchor], allow_unused=True)
+            except CheckpointError as error:
+                raise ScoreError(
+                    'activation checkpointing runs the forward again where its weights cannot be '
+                    'watched: switch it off while scoring'
+                ) from error
     if sink.finite is not None and not bool(sink.finite.all()):
         index = first + int(torch.nonzero(~sink.finite)[0])
         raise ScoreError(
@@ -148,6 +146,23 @@ def _score_batch(
             sample=index,
         )
     return size
+
+
+def _checked_losses(losses: Any) -> tuple[Tensor, int]:
+    """The losses to add up, ``[B]`` or ``[1]``, and B."""
+    size = None
+    if isinstance(losses, tuple) and len(losses) == 2:
+        mean, size = losses
+        is_count = isinstance(size, int) and size > 0
+        if is_count and isinstance(mean, Tensor) and mean.numel() == 1:
+            return mean.reshape(1) * size, size
+    elif isinstance(losses, Tensor) and losses.dim() == 1 and len(losses):
+        return losses, len(losses)
+    shape = tuple(losses.shape) if isinstance(losses, Tensor) else repr(losses)[:60]
+    raise ScoreError(
+        f'loss_fn returned a {type(losses).__name__} ({shape}): expected the losses of the samples '
+        '[B], or (mean loss, B), with at least one sample'
+    )
 
 
 @contextmanager
@@ -164,166 +179,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-class _ParameterWatch(TorchFunctionMode):
-    """Replaces each use of a competing parameter by its scored operation."""
-
-    def __init__(self, names: dict[int, str], sink: SquareSink) -> None:
-        super().__init__()
-        self.names, self.sink = names, sink
-        self.anchor = torch.zeros((), requires_grad=True)
-        self.used: set[str] = set()
-
-    def begin(self) -> None:
-        """Starts a new batch."""
-        self.used.clear()
-        device = next(iter(self.sink.sums.values())).device if self.sink.sums else None
-        self.anchor = torch.zeros((), requires_grad=True, device=device)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        handler = _HANDLERS.get(func)
-        if handler is not None:
-            out = handler(self, *args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        out = func(*args, **kwargs)
-        if isinstance(out, Tensor) and out.requires_grad:
-            for value in _flat((*args, *kwargs.values())):
-                name = self.name(value)
-                if name and not isinstance(out, nn.Parameter):
-                    raise ScoreError(
-                        f'{name} is used by {getattr(func, "__name__", func)}, which cannot be '
-                        'scored exactly: leave it out of `targets`, or add an operation to '
-                        'cdra_mm/core/scores.py'
-                    )
-        return out
-
-    def name(self, value: Any) -> str:
-        """The name of a competing parameter, '' for anything else."""
-        return self.names.get(id(value), '') if isinstance(value, nn.Parameter) else ''
-
-    def use(self, *values: Any) -> list[str]:
-        """The names of the values, each noted as used once in this batch."""
-        found = [self.name(value) for value in values]
-        for name in filter(None, found):
-            if name in self.used:
-                raise ScoreError(
-                    f'{name} is used twice in one forward: the squares of its uses do not add up '
-                    'to the square of its gradient; leave shared weights out of `targets`'
-                )
-            self.used.add(name)
-        return found
-
-
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from _flat(value)
-        else:
-            yield value
-
-
-def _linear(watch: _ParameterWatch, input: Tensor, weight: Tensor, bias: Any = None) -> Any:
-    weight_name, bias_name = watch.use(weight, bias)
-    if not (weight_name or bias_name):
-        return NotImplemented
-    return scored_linear(watch.anchor, input, weight, bias, watch.sink, weight_name, bias_name)
-
-
-def _layer_norm(
-    watch: _ParameterWatch,
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Any = None,
-    bias: Any = None,
-    eps: float = 1e-5,
-) -> Any:
-    scale_name, shift_name = watch.use(weight, bias)
-    if not (scale_name or shift_name):
-        return NotImplemented
-    normal = F.layer_norm(input, normalized_shape, eps=eps)
-    return scored_scale_shift(
-        watch.anchor, normal, weight, bias, watch.sink, scale_name, shift_name
-    )
-
-
-def _multiply(watch: _ParameterWatch, input: Any, other: Any) -> Any:
-    for x, scale in ((input, other), (other, input)):
-        if watch.name(scale) and scale.dim() == 1 and isinstance(x, Tensor):
-            (name,) = watch.use(scale)
-            return scored_scale_shift(watch.anchor, x, scale, None, watch.sink, name, '')
-    return NotImplemented
-
-
-def _attention(
-    watch: _ParameterWatch,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    embed_dim_to_check: int,
-    num_heads: int,
-    in_proj_weight: Any,
-    in_proj_bias: Any,
-    bias_k: Any,
-    bias_v: Any,
-    add_zero_attn: bool,
-    dropout_p: float,
-    out_proj_weight: Tensor,
-    out_proj_bias: Any,
-    training: bool = True,
-    key_padding_mask: Any = None,
-    need_weights: bool = True,
-    attn_mask: Any = None,
-    use_separate_proj_weight: bool = False,
-    **kwargs: Any,
-) -> Any:
-    """``F.multi_head_attention_forward`` (inputs ``[T, B, E]``) with scored projections."""
-    uses = (in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias)
-    if not any(watch.name(p) for p in uses):
-        return NotImplemented
-    odd = {
-        'a 2-D query': query.dim() != 3,
-        'key and value biases': bias_k is not None or bias_v is not None,
-        'add_zero_attn': add_zero_attn,
-        'separate projection weights': use_separate_proj_weight,
-        'key_padding_mask': key_padding_mask is not None,
-        'attn_mask': attn_mask is not None,
-        'is_causal': bool(kwargs.get('is_causal')),
-    }
-    for what, given in odd.items():
-        if given:
-            raise ScoreError(f'nn.MultiheadAttention with {what} cannot be scored exactly')
-    in_w, in_b, out_w, out_b = watch.use(*uses)
-    width = embed_dim_to_check
-    projected = []
-    same = key is query and value is query
-    for i, tokens in enumerate((query,) if same else (query, key, value)):
-        rows = slice(None) if same else slice(i * width, (i + 1) * width)
-        x = tokens.transpose(0, 1)
-        bias = None if in_proj_bias is None else in_proj_bias.detach()[rows]
-        weight = in_proj_weight.detach()[rows]
-        projected.append(
-            scored_linear(watch.anchor, x, weight, bias, watch.sink, in_w, in_b, rows)
-        )
-    q, k, v = projected[0].chunk(3, dim=-1) if same else projected
-    q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    out = scored_linear(
-        watch.anchor, out, out_proj_weight, out_proj_bias, watch.sink, out_w, out_b
-    )
-    return out.transpose(0, 1), None
-
-
-_HANDLERS: dict[Any, Callable[..., Any]] = {
-    F.linear: _linear,
-    F.layer_norm: _layer_norm,
-    torch.layer_norm: _layer_norm,
-    torch.mul: _multiply,
-    Tensor.mul: _multiply,
-    Tensor.mul_: _multiply,
-    Tensor.__mul__: _multiply,
-    Tensor.__rmul__: _multiply,
-    F.multi_head_attention_forward: _attention,
-}
+@contextmanager
+def _requiring_grad(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """An unknown use of a weight shows in a result that requires grad: so must the weight."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import PlanError
 
-__all__ = ['bits_of', 'histogram', 'requested_count', 'select', 'value_of']
+__all__ = ['bits_of', 'histograms', 'requested_count', 'select', 'value_of']
 
 BUCKETS = 1 << 16  # of the upper and of the lower half of an fp32 bit pattern
 CHUNK = 1 << 22  # entries
@@ -71,18 +71,17 @@ def requested_count(
 ) -> int:
     """The number of entries that `gamma` or `num_sensitive` asks for, checked."""
     total = sum(score.numel() for score in scores.values())
+    if not total:
+        raise PlanError('there is no score: expected at least one competing entry')
     if (gamma is None) == (num_sensitive is None):
-        raise PlanError(
-            f'gamma={gamma}, num_sensitive={num_sensitive}: give exactly one of them'
-        )
+        raise PlanError(f'gamma={gamma}, num_sensitive={num_sensitive}: give exactly one of them')
     if gamma is not None:
         if not 0 < gamma <= 1:
             raise PlanError(f'gamma={gamma}: expected a fraction in (0, 1]')
         return max(1, int(gamma * total))
-    assert num_sensitive is not None
-    if not 1 <= num_sensitive <= total:
+    if not isinstance(num_sensitive, int) or not 1 <= num_sensitive <= total:
         raise PlanError(
-            f'num_sensitive={num_sensitive}: expected a count from 1 to {total}, the number of '
+            f'num_sensitive={num_sensitive!r}: expected a count from 1 to {total}, the number of '
             'competing entries'
         )
     return num_sensitive
@@ -109,8 +108,10 @@ def histogram(score: Tensor, upper: int | None = None) -> Tensor:
     Raises:
         PlanError: If a score is negative or not a number (upper pass only).
     """
+    if score.dtype != torch.float32:
+        raise PlanError(f'scores are {score.dtype}: expected torch.float32')
     counts = torch.zeros(BUCKETS, dtype=torch.int64, device=score.device)
-    for bits in _chunks(score):
+    for bits in torch.split(bits_of(score.detach()), CHUNK):
         high = bits >> 16
         if upper is not None:
             high = (bits & 0xFFFF)[high == upper]
@@ -122,12 +123,6 @@ def histogram(score: Tensor, upper: int | None = None) -> Tensor:
     return counts
 
 
-def _chunks(score: Tensor) -> Iterator[Tensor]:
-    if score.dtype != torch.float32:
-        raise PlanError(f'scores are {score.dtype}: expected torch.float32')
-    yield from bits_of(score.detach()).split(CHUNK)
-
-
 def _kth_largest(scores: Mapping[str, Tensor], count: int) -> tuple[float, int]:
     """The count-th largest score and how many entries equal to it are selected."""
     upper, left = _bucket(_total(scores, None), count)
@@ -135,8 +130,17 @@ def _kth_largest(scores: Mapping[str, Tensor], count: int) -> tuple[float, int]:
     return value_of(upper << 16 | lower), left
 
 
+def histograms(scores: Mapping[str, Tensor], upper: int | None = None) -> Iterator[Tensor]:
+    """`histogram` of each target in turn, on the CPU; its errors name the target."""
+    for name, score in scores.items():
+        try:
+            yield histogram(score, upper).cpu()
+        except PlanError as error:
+            raise PlanError(f'{name}: {error}') from None
+
+
 def _total(scores: Mapping[str, Tensor], upper: int | None) -> Tensor:
-    return torch.stack([histogram(score, upper).cpu() for score in scores.values()]).sum(0)
+    return sum(histograms(scores, upper), torch.zeros(BUCKETS, dtype=torch.int64))
 
 
 def _bucket(counts: Tensor, count: int) -> tuple[int, int]:

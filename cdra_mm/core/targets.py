@@ -241,9 +241,7 @@ def _whole(module: str, parameter: str, weight: Tensor, role: str) -> Target:
     return Target(name, module, parameter, '', 0, weight.shape[0], tuple(weight.shape), role)
 
 
-def _part(
-    module: str, parameter: str, weight: Tensor, part: str, parts: tuple[str, ...]
-) -> Target:
+def _part(module: str, parameter: str, weight: Tensor, part: str, parts: tuple[str, ...]) -> Target:
     height, width = weight.shape[0] // len(parts), weight.shape[1]
     start = parts.index(part) * height
     name = f'{_join(module, parameter)}:{part}'

@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from cdra_mm.core import ConfigError
@@ -13,7 +14,9 @@ from cdra_mm.core.layers import PLAIN_LINEAR
 
 from .checkpoint import restore
 
-__all__ = ['CDRABackbone', 'attach_loader', 'find_backbone']
+__all__ = ['PREFIX', 'CDRABackbone', 'attach_loader', 'find_backbone', 'wrap_config']
+
+PREFIX = 'backbone.'  # of its keys in a model's state dict
 
 
 @MODELS.register_module()
@@ -32,6 +35,7 @@ class CDRABackbone:
     """
 
     def __new__(cls, backbone: dict[str, Any]) -> nn.Module:  # type: ignore[misc]
+        """Builds the inner backbone, which is what is returned."""
         return attach_loader(MODELS.build(backbone))
 
 
@@ -64,6 +68,15 @@ def find_backbone(model: nn.Module) -> nn.Module:
             'as segmentors and classifiers have'
         )
     return backbone
+
+
+def wrap_config(runner: Runner) -> None:
+    """The dumped config loads the run's checkpoints through hook-free APIs."""
+    model = runner.cfg.get('model')
+    inner = model.get('backbone') if isinstance(model, dict) else None
+    if isinstance(inner, dict) and inner.get('type') != 'cdra_mm.CDRABackbone':
+        model['backbone'] = dict(type='cdra_mm.CDRABackbone', backbone=inner)
+        runner.dump_config()
 
 
 def _prepare(

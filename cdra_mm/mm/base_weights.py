@@ -21,7 +21,9 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
-__all__ = ['BaseSource', 'find_source', 'load_base', 'reproduced_names']
+from cdra_mm.core import CheckpointError
+
+__all__ = ['BaseSource', 'check_loaded', 'find_source', 'load_base', 'reproduced_names']
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,33 @@ def reproduced_names(backbone: nn.Module, source: BaseSource | None) -> set[str]
         for name, tensor in empty.state_dict().items()
         if torch.equal(tensor, expected[name].cpu())
     }
+
+
+def check_loaded(backbone: nn.Module, source: BaseSource | None, reproduced: set[str]) -> None:
+    """Refuses a pretrained file that has nothing for this backbone; mmengine only warns.
+
+    Args:
+        backbone: The plain backbone.
+        source: Where its weights are said to come from.
+        reproduced: See `reproduced_names`.
+
+    Raises:
+        CheckpointError: If no matrix of the backbone comes from the source.
+    """
+    matrices = {name for name, parameter in backbone.named_parameters() if parameter.dim() > 1}
+    missing = sorted(matrices - reproduced)
+    if source is None or not missing:
+        return
+    what = f'{source.describe()} brings {len(matrices) - len(missing)} of the {len(matrices)}'
+    what += f' weight matrices of {type(backbone).__name__}'
+    if len(missing) == len(matrices):
+        raise CheckpointError(
+            f'{what}: it belongs to another architecture, or its names need another prefix'
+        )
+    MMLogger.get_current_instance().warning(
+        f'{what}; missing are {", ".join(missing[:3])}{" ..." if len(missing) > 3 else ""}: they '
+        'start at random and are stored in checkpoints'
+    )
 
 
 def load_base(backbone: nn.Module, source: BaseSource, holds: Callable[[], bool]) -> str:

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from cdra_mm.core import (
     CheckpointError,
     Plan,
-    adapters,
     build_adapters,
     fingerprint_of,
 )
@@ -101,9 +100,7 @@ def read_record(state_dict: Mapping[str, Tensor], prefix: str) -> Record | None:
 
 def base_state(backbone: nn.Module) -> dict[str, Tensor]:
     """The backbone's state dict without adapters."""
-    own = {
-        f'{path}.' for path, module in backbone.named_modules() if path.split('.')[-1] == 'cdra'
-    }
+    own = {f'{path}.' for path, module in backbone.named_modules() if path.split('.')[-1] == 'cdra'}
     return {
         key: value
         for key, value in backbone.state_dict().items()
@@ -114,9 +111,7 @@ def base_state(backbone: nn.Module) -> dict[str, Tensor]:
 def trained_names(backbone: nn.Module) -> set[str]:
     """Names of the backbone's own parameters that are trained."""
     state = base_state(backbone)
-    return {
-        name for name, p in backbone.named_parameters() if p.requires_grad and name in state
-    }
+    return {name for name, p in backbone.named_parameters() if p.requires_grad and name in state}
 
 
 def slim(state_dict: MutableMapping[str, Tensor], prefix: str, record: Record) -> None:
@@ -205,7 +200,7 @@ def _check_complete(
             module, _, suffix = name.rpartition('.')
             stem = f'{module}.cdra.{suffix}.'.lstrip('.')
             if not any(key.startswith(stem) for key in keys):
-                raise CheckpointError(f'the checkpoint is damaged: the adapter of {name} is missing')
+                raise CheckpointError(f'the checkpoint is damaged: it lacks the adapter of {name}')
 
 
 def make_record(
@@ -239,8 +234,3 @@ def make_record(
         fingerprint=fingerprint_of({name: state[name] for name in left_out}) if left_out else '',
         left_out=left_out,
     )
-
-
-def has_adapters(backbone: nn.Module) -> bool:
-    """Whether the backbone is adapted."""
-    return bool(adapters(backbone))

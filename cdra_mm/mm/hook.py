@@ -8,8 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from mmengine.dist import broadcast, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
@@ -22,24 +21,25 @@ from cdra_mm.core import (
     Plan,
     adapters,
     apply_plan,
-    find_targets,
     fingerprint,
+    freeze_rest,
     save_adapter,
     write_text,
 )
 from cdra_mm.methods import CDRA, Method, make_method
 
-from .backbone import attach_loader, find_backbone
-from .base_weights import find_source, reproduced_names
-from .checkpoint import Record, ensure_base, make_record, read_record, slim
+from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
+from .base_weights import check_loaded, find_source, reproduced_names
+from .checkpoint import Record, ensure_base, make_record, read_record
+from .plans import read_plan, same_everywhere
 from .rebuild import plain_model, rebuild, remember_configs
 from .report import describe_plan
 from .scoring import score_backbone
+from .slim_hook import SlimCheckpointHook
 from .summary import parameter_summary, update_summary
 
 __all__ = ['CDRAHook']
 
-PREFIX = 'backbone.'
 PLAN_FILE = 'cdra_plan.json'
 ADAPTER_FILE = 'cdra_adapter.safetensors'
 
@@ -119,7 +119,7 @@ class CDRAHook(Hook):
         attach_loader(find_backbone(plain_model(runner)))
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             self._configs = remember_configs(runner)
-        runner.register_hook(_SlimCheckpoint(self), priority='LOWEST')
+        runner.register_hook(SlimCheckpointHook(lambda: self.record))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Builds the adapters before a resumed optimizer state asks for their parameters."""
@@ -143,7 +143,7 @@ class CDRAHook(Hook):
             self._adopt(runner, backbone, loaded)
         if self.record is None:
             self._begin(runner, backbone)
-        _wrap_config(runner)
+        wrap_config(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Notes the metrics for the summary."""
@@ -189,7 +189,8 @@ class CDRAHook(Hook):
         model = plain_model(runner)
         source = None if self.save_base else find_source(runner, model, backbone)
         reproduced = reproduced_names(backbone, source)
-        plan = self._read_plan() if self.plan_path else self._make_plan(runner, backbone)
+        check_loaded(backbone, source, reproduced)
+        plan = read_plan(self.plan_path) if self.plan_path else self._make_plan(runner, backbone)
         if plan is not None:
             apply_plan(backbone, plan, seed=self.seed)
             logger.info('\n' + describe_plan(plan, backbone))
@@ -229,9 +230,7 @@ class CDRAHook(Hook):
             if not adapters(backbone):
                 # The record's fingerprint vouches for the base.
                 apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)
-            else:
-                _freeze_as(backbone, plan)
-            backbone._cdra_plan = plan  # type: ignore[assignment]
+            freeze_rest(backbone, plan)
         self.record = record
         rebuild(runner, self._configs)
         self._write_plan(runner)
@@ -239,9 +238,6 @@ class CDRAHook(Hook):
     def _make_plan(self, runner: Runner, backbone: nn.Module) -> Plan | None:
         scores, num_samples = None, 0
         if self.method.needs_scores:
-            find_targets(backbone)
-            logger = MMLogger.get_current_instance()
-            logger.info(f'scoring the backbone on up to {self.num_samples} training samples')
             begin = time.time()
             scores, num_samples = score_backbone(
                 runner,
@@ -252,52 +248,20 @@ class CDRAHook(Hook):
                 seed=self.seed,
             )
             self._seconds['scoring'] = time.time() - begin
-            logger.info(f'scored {num_samples} samples in {self._seconds["scoring"]:.1f} s')
+        how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
         own = dict(backbone.named_parameters())
-        also_train = {name: own[name].numel() for name in self.also_train if name in own}
         plan = self.method.plan(
             backbone,
             scores,
-            also_train=also_train,
-            settings={'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
-            if self.method.needs_scores
-            else {},
-            fingerprint=fingerprint(backbone) if self.method.name != 'full' else '',
+            also_train={name: own[name].numel() for name in self.also_train if name in own},
+            settings=how if self.method.needs_scores else {},
+            fingerprint=fingerprint(backbone) if self.method.needs_scores else '',
         )
-        return _same_everywhere(plan)
-
-    def _read_plan(self) -> Plan:
-        path = Path(str(self.plan_path))
-        try:
-            return Plan.from_json(path.read_text(encoding='utf-8'))
-        except OSError as error:
-            raise ConfigError(f'plan={str(path)!r} cannot be read: {error}') from None
+        return same_everywhere(plan)
 
     def _write_plan(self, runner: Runner) -> None:
         if self.record is not None and self.record.plan and is_main_process():
             write_text(Path(runner.work_dir) / PLAN_FILE, self.record.plan)
-
-
-class _SlimCheckpoint(Hook):
-    """Runs after every other hook has added to the checkpoint."""
-
-    def __init__(self, owner: CDRAHook) -> None:
-        self.owner = owner
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Leaves the named base out and puts the record in."""
-        record = self.owner.record
-        if record is None:
-            return
-        slim(checkpoint['state_dict'], PREFIX, record)
-        if 'ema_state_dict' in checkpoint:
-            slim(checkpoint['ema_state_dict'], 'module.' + PREFIX, record)
-        checkpoint['meta']['cdra'] = {
-            'method': record.method,
-            'settings': dict(record.settings),
-            'base': asdict(record.base) if record.base else None,
-            'fingerprint': record.fingerprint,
-        }
 
 
 def _method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
@@ -311,36 +275,6 @@ def _method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method
             f'{", ".join(settings)}: settings of cdra, not used by {config["type"]}'
         )
     return make_method(config)
-
-
-def _same_everywhere(plan: Plan | None) -> Plan | None:
-    """The plan of rank 0: rounding may differ between processes."""
-    text = plan.to_json().encode() if plan is not None else b''
-    size = torch.tensor(len(text))
-    broadcast(size)
-    buffer = torch.zeros(int(size), dtype=torch.uint8)
-    if len(text) == int(size) and text:
-        buffer = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    broadcast(buffer)
-    return Plan.from_json(bytes(buffer.tolist()).decode()) if int(size) else None
-
-
-def _freeze_as(backbone: nn.Module, plan: Plan) -> None:
-    """The trainable state that `apply_plan` leaves, on a backbone that is adapted already."""
-    whole = {vector.name for vector in plan.vectors if vector.indices is None}
-    own = {id(p) for adapter in adapters(backbone).values() for p in adapter.parameters()}
-    for name, parameter in backbone.named_parameters():
-        trained = id(parameter) in own or name in whole or name in plan.also_train
-        parameter.requires_grad_(trained)
-
-
-def _wrap_config(runner: Runner) -> None:
-    """The dumped config loads the run's checkpoints through hook-free APIs."""
-    model = runner.cfg.get('model')
-    inner = model.get('backbone') if isinstance(model, dict) else None
-    if isinstance(inner, dict) and inner.get('type') != 'cdra_mm.CDRABackbone':
-        model['backbone'] = dict(type='cdra_mm.CDRABackbone', backbone=inner)
-        runner.dump_config()
 
 
 def _last_checkpoint(runner: Runner) -> Path | None:

@@ -49,8 +49,10 @@ def check_rebuildable(runner: Runner) -> None:
     for name in ('optim_wrapper', 'param_scheduler'):
         config = runner.cfg.get(name)
         parts = config if isinstance(config, list | tuple) else [config]
-        if name == 'optim_wrapper' and config is None or not all(
-            part is None or isinstance(part, dict) for part in parts
+        if (
+            name == 'optim_wrapper'
+            and config is None
+            or not all(part is None or isinstance(part, dict) for part in parts)
         ):
             raise ConfigError(
                 f'{name} is {type(config).__name__}: the trainable parameters change, so it must '

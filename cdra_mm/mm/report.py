@@ -33,7 +33,8 @@ def describe_plan(plan: Plan, backbone: nn.Module) -> str:
     if rows:
         lines += ['', *_aligned([HEAD, *rows])]
     if plan.num_competing:
-        lines += ['', f'{plan.num_sensitive:,} of {plan.num_competing:,} competing entries selected']
+        share = f'{plan.num_sensitive:,} of {plan.num_competing:,}'
+        lines += ['', f'{share} competing entries selected']
     whole = [v for v in plan.vectors if v.indices is None]
     if plan.vectors:
         parameters = sum(v.num_params for v in plan.vectors)

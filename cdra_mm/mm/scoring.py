@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.logging import MMLogger
-from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from cdra_mm.core import CDRAError, DataError, ScoreError, estimate_scores, find
 from cdra_mm.core.scores import evaluation_mode
 
 from .labels import check_labels
+from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
 
 __all__ = ['SeededSamples', 'per_sample_losses', 'score_backbone']
 
@@ -90,6 +91,9 @@ def score_backbone(
         ScoreError: See `estimate_scores`; names the image.
     """
     logger = MMLogger.get_current_instance()
+    logger.info(f'scoring the backbone on up to {num_samples} training samples')
+    begin = time.time()
+    find_targets(backbone)  # before any long work
     model = runner.model.module if hasattr(runner.model, 'module') else runner.model
     loader = runner.train_loop.dataloader
     indices = _draw(len(loader.dataset), num_samples, seed, logger)
@@ -97,12 +101,12 @@ def score_backbone(
     batches = _batches(loader, mine, batch_size or loader.batch_size or 1, seed)
 
     with ExitStack() as stack:
-        stack.enter_context(_kept_random_state())
+        stack.enter_context(kept_random_state())
         stack.enter_context(evaluation_mode(model))
-        stack.enter_context(_plain_forward(model))
-        stack.enter_context(_alive_head(model, backbone, seed, logger))
+        stack.enter_context(plain_forward(model))
+        stack.enter_context(alive_head(model, backbone, seed, logger))
         show = stack.enter_context(_progress(len(mine), logger))
-        stack.enter_context(_autocast(runner))
+        stack.enter_context(autocast(runner))
         scores, failure = _guarded(
             lambda: estimate_scores(
                 backbone,
@@ -119,6 +123,7 @@ def score_backbone(
         for score in scores.values():
             score.mul_(len(mine) / len(indices))
             all_reduce(score, 'sum')
+    logger.info(f'scored {len(indices)} samples in {time.time() - begin:.1f} s')
     return scores, len(indices)
 
 
@@ -138,7 +143,7 @@ def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
     features = model.extract_feat(inputs)
     losses = []
     for n in range(len(samples)):
-        with _patched(model, 'extract_feat', lambda *_, n=n, **__: _slice(features, n)):
+        with patched(model, 'extract_feat', lambda *_, n=n, **__: _slice(features, n)):
             total, _ = model.parse_losses(model.loss(inputs[n : n + 1], samples[n : n + 1]))
         losses.append(total)
     return torch.stack(losses)
@@ -213,76 +218,6 @@ def _slice(features: Any, n: int) -> Any:
 
 
 @contextmanager
-def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An instance attribute for the moment, then exactly what was there before."""
-    had, old = name in owner.__dict__, owner.__dict__.get(name)
-    owner.__dict__[name] = value
-    try:
-        yield
-    finally:
-        if had:
-            owner.__dict__[name] = old
-        else:
-            del owner.__dict__[name]
-
-
-@contextmanager
-def _kept_random_state() -> Iterator[None]:
-    """The training after the pass sees the random numbers it would have seen without it."""
-    python, legacy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
-
-
-@contextmanager
-def _plain_forward(model: nn.Module) -> Iterator[None]:
-    """No activation checkpointing, which breaks autograd.grad; no mixing of samples."""
-    with ExitStack() as stack:
-        for module in model.modules():
-            if getattr(module, 'with_cp', False):
-                stack.enter_context(_patched(module, 'with_cp', False))
-            # mmengine's activation_checkpointing puts a wrapper in the instance.
-            wrapped = getattr(module.__dict__.get('forward'), '__wrapped__', None)
-            if wrapped is not None:
-                stack.enter_context(_patched(module, 'forward', wrapped))
-        preprocessor = getattr(model, 'data_preprocessor', None)
-        if getattr(preprocessor, 'batch_augments', None) is not None:
-            stack.enter_context(_patched(preprocessor, 'batch_augments', None))
-        yield
-
-
-@contextmanager
-def _alive_head(
-    model: nn.Module, backbone: nn.Module, seed: int, logger: MMLogger
-) -> Iterator[None]:
-    """A head that starts at zero sends no gradient: random weights for the pass (design D12)."""
-    inside = {id(parameter) for parameter in backbone.parameters()}
-    zeros = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in inside and parameter.dim() > 1 and not parameter.any()
-    }
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in zeros.items():
-        noise = torch.randn(parameter.shape, generator=generator) * 0.01
-        parameter.data.copy_(noise)
-        logger.warning(
-            f'{name} is all zeros, so the loss would not depend on the backbone: scored through '
-            'random weights (std 0.01), which are taken out again before training'
-        )
-    try:
-        yield
-    finally:
-        for parameter in zeros.values():
-            parameter.data.zero_()
-
-
-@contextmanager
 def _progress(total: int, logger: MMLogger) -> Iterator[Callable[[int], None]]:
     """A bar in a terminal, a line per quarter in a log."""
     if get_rank() != 0 or not total:
@@ -300,15 +235,3 @@ def _progress(total: int, logger: MMLogger) -> Iterator[Callable[[int], None]]:
                 logger.info(f'scored {done} of {total} samples')
 
         yield log
-
-
-@contextmanager
-def _autocast(runner: Runner) -> Iterator[None]:
-    """bf16 where the run trains in it; fp16 would lose small gradients, so fp32 otherwise."""
-    wrapper = runner.optim_wrapper
-    if isinstance(wrapper, AmpOptimWrapper) and wrapper.cast_dtype == torch.bfloat16:
-        device = next(runner.model.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16):
-            yield
-    else:
-        yield

@@ -180,12 +180,13 @@ def test_a_base_that_nothing_brings_back_is_stored(tmp_path, how, capsys):
     assert all(torch.equal(v, state[k]) for k, v in tested.model.state_dict().items())
 
 
-def test_a_partial_base_is_completed_by_the_checkpoint(tmp_path):
+def test_a_partial_base_is_completed_by_the_checkpoint(tmp_path, capsys):
     path = toy.base_file(tmp_path)
     state = torch.load(path, weights_only=True)['state_dict']
     state.pop('layers.1.attn.proj.weight')
     torch.save({'state_dict': state}, path)
     runner = toy.train(toy.config(tmp_path))
+    assert 'missing are layers.1.attn.proj.weight' in capsys.readouterr().out
     keys = torch.load(tmp_path / 'run/iter_8.pth', weights_only=False)['state_dict']
     assert 'backbone.layers.1.attn.proj.weight' in keys
     assert 'backbone.layers.0.attn.proj.weight' not in keys
@@ -200,7 +201,7 @@ def test_a_partial_base_is_completed_by_the_checkpoint(tmp_path):
     ('damage', 'message'),
     [
         ('record', 'record of the checkpoint is damaged'),
-        ('adapter', 'damaged.*missing'),
+        ('adapter', 'damaged.*lacks'),
         ('tensor', 'damaged or made for another architecture'),
     ],
 )
@@ -229,3 +230,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(seg, tmp_path):
     cfg.model.backbone.arch = dict(toy.ARCH, num_layers=2)
     with pytest.raises(CheckpointError, match='does not fit VisionTransformer'):
         Runner.from_cfg(cfg).test()
+
+
+def test_pretrained_weights_of_another_architecture_are_refused(tmp_path):
+    cfg = toy.config(tmp_path)
+    cfg.model.backbone.arch = dict(toy.ARCH, embed_dims=48)
+    cfg.model.decode_head.in_channels = 48
+    with pytest.raises(CheckpointError, match=r'base\.pth.*brings 0 of the \d+ weight matrices'):
+        toy.train(cfg)

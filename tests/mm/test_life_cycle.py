@@ -58,13 +58,13 @@ def test_a_run_trains_exactly_what_the_plan_says(run):
     names = {block.name for block in plan.blocks}
     assert names and names <= set(adapters(backbone))
     trainable = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
-    assert trainable == plan.num_trainable <= 0.05 * sum(
-        t.numel() for n, t in backbone.named_parameters() if '.cdra.' not in n
+    assert (
+        trainable
+        == plan.num_trainable
+        <= 0.05 * sum(t.numel() for n, t in backbone.named_parameters() if '.cdra.' not in n)
     )
 
-    optimized = {
-        id(p) for g in runner.optim_wrapper.optimizer.param_groups for p in g['params']
-    }
+    optimized = {id(p) for g in runner.optim_wrapper.optimizer.param_groups for p in g['params']}
     assert optimized == {id(p) for p in runner.model.parameters() if p.requires_grad}
 
     base = torch.load(toy.base_file(folder), weights_only=True)['state_dict']

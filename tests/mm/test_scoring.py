@@ -177,7 +177,8 @@ def test_a_loss_that_is_not_finite_names_the_image(tmp_path, monkeypatch):
         return losses
 
     monkeypatch.setattr(runner.model, 'loss', loss)
-    with pytest.raises(ScoreError, match=r'training image toy_3\.png: the loss of sample \d+ is nan'):
+    message = r'training image toy_3\.png: the loss of sample \d+ is nan'
+    with pytest.raises(ScoreError, match=message):
         score(runner, num_samples=24)
 
 
@@ -199,8 +200,9 @@ def test_the_seed_decides_which_samples_and_augmentations(tmp_path):
 
 
 def test_soft_labels_are_not_class_ids():
-    from cdra_mm.mm.labels import check_labels
     from mmpretrain.structures import DataSample
+
+    from cdra_mm.mm.labels import check_labels
 
     head = torch.nn.Module()
     head.num_classes = 3

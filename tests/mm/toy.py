@@ -45,9 +45,8 @@ class ToyData(BaseDataset):
         if self.jitter and not self.test_mode and np.random.rand() < 0.5:
             image, mask = image[:, ::-1].copy(), mask[:, ::-1].copy()
         inputs = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-        meta = dict(
-            img_path=f'toy_{idx}.png', ori_shape=mask.shape, img_shape=mask.shape, pad_shape=mask.shape
-        )
+        shapes = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), mask.shape)
+        meta = dict(img_path=f'toy_{idx}.png', **shapes)
         if self.task == 'seg':
             sample = SegDataSample(metainfo=meta)
             sample.gt_sem_seg = PixelData(data=torch.from_numpy(mask)[None].long())
@@ -157,9 +156,7 @@ def config(folder: Path, task: str = 'seg', **options: Any) -> Config:
         randomness=dict(seed=3),
         work_dir=str(folder / 'run'),
         log_level='WARNING',
-        visualizer=dict(
-            type='SegLocalVisualizer' if task == 'seg' else 'UniversalVisualizer'
-        ),
+        visualizer=dict(type='SegLocalVisualizer' if task == 'seg' else 'UniversalVisualizer'),
         experiment_name=f'toy_{folder.name}_{np.random.randint(1 << 30)}',
     )
     fields.update(options)

@@ -1,0 +1,35 @@
+"""Packages that only some of the data sets need."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from ..core.errors import DataError
+
+__all__ = ['optional_module']
+
+
+def optional_module(name: str, package: str) -> ModuleType:
+    """Import a module that the core does not depend on.
+
+    Args:
+        name: Dotted name of the module.
+        package: What to install when it is missing.
+
+    Returns:
+        The module.
+
+    Raises:
+        DataError: If it is not installed; says how to install it.
+
+    Example:
+        >>> optional_module('json', 'nothing').__name__
+        'json'
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f'preparing this data set needs {package}: pip install {package}'
+        ) from error

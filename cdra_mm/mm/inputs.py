@@ -1,0 +1,186 @@
+"""What a run reads is looked for before the run begins."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from cdra_mm.core import CheckpointError, ConfigError, DataError
+from cdra_mm.data import SOURCES
+
+__all__ = ['check_inputs', 'check_weight_file', 'refuse_foreign_weights']
+
+LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
+
+
+def check_inputs(cfg: Config, stage: str) -> None:
+    """Looks for everything that a run reads: data, pretrained weights, a given plan.
+
+    Addresses are left to mmengine's downloader. Data sets that download
+    themselves, and ours, which check more than this, are left to themselves.
+
+    Args:
+        cfg: The config of a run.
+        stage: ``'train'`` or ``'test'``.
+
+    Raises:
+        ConfigError: If the config lacks a part that the stage needs.
+        DataError: If a folder or list of a data set is missing; names the
+            command that makes it where one is known (a config can say it in the
+            variable ``prepare_data``).
+        CheckpointError: If a weight file is missing or damaged.
+    """
+    needed = ('model', 'train_cfg', 'optim_wrapper') if stage == 'train' else ('model', 'test_cfg')
+    for key in (*needed, LOADERS[stage][0]):
+        if cfg.get(key) is None:
+            raise ConfigError(f'the config has no {key}: it is needed to {stage} a model')
+    for loader in LOADERS[stage]:
+        for where, dataset in _datasets(cfg.get(loader), loader):
+            _check_dataset(cfg, where, dataset)
+    if cfg.get('load_from'):
+        check_weight_file(cfg.load_from, 'load_from')
+    if stage == 'train':
+        for where, path in _pretrained(cfg.model, 'model'):
+            check_weight_file(path, where)
+        plan = ((cfg.get('default_hooks') or {}).get('cdra') or {}).get('plan')
+        if plan and not Path(plan).is_file():
+            raise ConfigError(f'plan {plan} does not exist: name a cdra_plan.json of another run')
+
+
+def check_weight_file(path: str, where: str = 'checkpoint') -> None:
+    """Checks that a local weight file exists and is whole; addresses pass.
+
+    Args:
+        path: Path or address.
+        where: What names it, for the message.
+
+    Raises:
+        CheckpointError: If it is missing, cut off, or no weight file.
+    """
+    if '://' in str(path):
+        return
+    file = Path(path).expanduser()
+    if not file.is_file():
+        what = 'is a folder' if file.is_dir() else 'does not exist'
+        raise CheckpointError(f'weight file {path} ({where}) {what}: put it there or name another')
+    try:
+        if file.suffix == '.safetensors':
+            with safe_open(file, framework='pt'):
+                return
+        with file.open('rb') as stream:
+            is_archive = stream.read(2) == b'PK'
+        if is_archive:
+            # Its directory stands at the end: a file that was cut off has none.
+            with zipfile.ZipFile(file):
+                return
+        CheckpointLoader.load_checkpoint(str(file), map_location='cpu')
+    except OSError as error:
+        raise CheckpointError(f'weight file {path} ({where}) cannot be read: {error}') from None
+    except (zipfile.BadZipFile, SafetensorError):
+        raise CheckpointError(
+            f'weight file {path} ({where}) is cut off or damaged ({file.stat().st_size:,} bytes): '
+            'copy or download it again'
+        ) from None
+    except Exception as error:  # pickle may raise anything on foreign bytes
+        raise CheckpointError(
+            f'weight file {path} ({where}) is no checkpoint, or damaged ({type(error).__name__}): '
+            'name a file that torch.save or safetensors wrote'
+        ) from None
+
+
+def refuse_foreign_weights(model: nn.Module) -> None:
+    """Makes a model refuse a state dict that has nothing in common with it.
+
+    mmengine only warns about keys that do not fit, and goes on with random weights.
+
+    Args:
+        model: The whole model; its next ``load_state_dict`` raises CheckpointError.
+    """
+
+    def check(_: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *__: Any) -> None:
+        own = model.state_dict()
+        if any(
+            prefix + name in state_dict and state_dict[prefix + name].shape == tensor.shape
+            for name, tensor in own.items()
+        ):
+            return
+        raise CheckpointError(
+            f'the checkpoint holds no weight of this {type(model).__name__}: its first name is '
+            f'{next(iter(state_dict), "missing")!r}, expected names such as {next(iter(own))!r}; '
+            'use the config it was trained with'
+        )
+
+    model.register_load_state_dict_pre_hook(check)
+
+
+def _datasets(config: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every data set config inside a loader's, also inside wrappers of data sets."""
+    if isinstance(config, Mapping):
+        if any(config.get(key) for key in ('data_root', 'data_prefix', 'ann_file')):
+            yield where, config
+        for key in ('dataset', 'datasets'):
+            yield from _datasets(config.get(key), f'{where}.{key}')
+    elif isinstance(config, list | tuple):
+        for position, entry in enumerate(config):
+            yield from _datasets(entry, f'{where}.{position}')
+
+
+def _check_dataset(cfg: Config, where: str, dataset: Mapping[str, Any]) -> None:
+    if dataset.get('backend_args') or _looks_after_itself(cfg, dataset):
+        return
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    parts = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
+    for part in ('', *parts, dataset.get('ann_file')):
+        path = os.path.join(root, part) if isinstance(part, str) else ''
+        if path and '://' not in path and not Path(path).expanduser().exists():
+            where_to = _remedy(cfg, where, root)
+            raise DataError(f'{path.rstrip("/")} ({where}) does not exist: {where_to}')
+
+
+def _looks_after_itself(cfg: Config, dataset: Mapping[str, Any]) -> bool:
+    kind = dataset.get('type')
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        cls = registry.get(kind) if isinstance(kind, str) else kind
+    if not callable(cls):
+        return False
+    download = inspect.signature(cls).parameters.get('download')
+    if download is not None and dataset.get('download', download.default):
+        return True
+    return cls.__module__.split('.')[0] == __name__.split('.')[0]
+
+
+def _remedy(cfg: Config, where: str, root: str) -> str:
+    if cfg.get('prepare_data'):
+        return f'make it with {cfg.prepare_data}'
+    for source in SOURCES.values():
+        for entry in source.entries:
+            if Path(root).parts[-len(Path(entry).parts) :] == Path(entry).parts:
+                folder = Path(*Path(root).parts[: -len(Path(entry).parts)])
+                return f'make it with python tools/prepare_data.py {source.name} {folder}'
+    setting = f'{where}.data_root' if root else f'data_root or data_prefix of {where}'
+    return f'put the data there, or set {setting} to where they are'
+
+
+def _pretrained(config: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every pretrained weight file that a model config names."""
+    if isinstance(config, Mapping):
+        if config.get('type') == 'Pretrained' and config.get('checkpoint'):
+            yield f'{where}.checkpoint', str(config['checkpoint'])
+        if isinstance(config.get('pretrained'), str):
+            yield f'{where}.pretrained', config['pretrained']
+        for key, value in config.items():
+            yield from _pretrained(value, f'{where}.{key}')
+    elif isinstance(config, list | tuple):
+        for position, entry in enumerate(config):
+            yield from _pretrained(entry, f'{where}.{position}')

@@ -1,0 +1,260 @@
+"""From a config file to a runner that can start: reading, our settings, registries, processes."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.utils import is_installed
+
+from cdra_mm.core import ConfigError
+from cdra_mm.methods import CDRA, did_you_mean
+
+__all__ = [
+    'build_runner',
+    'load_config',
+    'patch_onedl_package_names',
+    'plain_config',
+    'prepare_config',
+    'require_amp_device',
+    'set_work_dir',
+    'start_processes',
+]
+
+HOOK_TYPE = 'cdra_mm.CDRAHook'
+SCOPES = ('mmseg', 'mmpretrain')
+# What mmengine's AmpOptimWrapper runs on.
+AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
+
+
+def patch_onedl_package_names() -> None:
+    """Lets ``_base_ = ['mmseg::...']`` find the maintained fork of mmsegmentation.
+
+    mmengine looks configs up under the distribution name ``mmsegmentation``, which
+    does not exist where only ``onedl-mmsegmentation`` is installed.
+    """
+    if not is_installed('mmsegmentation') and is_installed('onedl-mmsegmentation'):
+        MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file.
+
+    Args:
+        path: The file.
+        overrides: ``key=value`` texts, as ``--cfg-options`` takes them.
+
+    Raises:
+        ConfigError: If the file is missing or cannot be read, or an override is
+            no ``key=value`` or does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob('*.py')])
+        raise ConfigError(f'config {path} does not exist{near}')
+    patch_onedl_package_names()
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program
+        raise ConfigError(f'config {path}: {type(error).__name__}: {error}') from error
+    options = argparse.Namespace(values={})
+    for text in overrides:
+        if '=' not in text:
+            raise ConfigError(f'--cfg-options {text}: expected key=value')
+        try:
+            DictAction(['--cfg-options'], 'values')(None, options, [text])
+            cfg.merge_from_dict(options.values)
+        except Exception as error:  # mmengine's own checks are asserts and lookups
+            raise ConfigError(
+                f'--cfg-options {text} does not fit {path}: {type(error).__name__}: {error}'
+            ) from error
+    return cfg
+
+
+def prepare_config(cfg: Config) -> Config:
+    """Puts our settings where mmengine reads them, and registers what the config uses.
+
+    A top-level ``cdra = dict(...)`` becomes ``default_hooks.cdra``.
+
+    Args:
+        cfg: A config, changed in place.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range, is given twice with
+            different values, or OpenMMLab lacks the package that the config needs.
+    """
+    _register(cfg)
+    block = cfg.pop('cdra', None)
+    hooks = cfg.get('default_hooks') or {}
+    own = hooks.get('cdra')
+    for name, value in (('cdra', block), ('default_hooks.cdra', own)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f'{name}={value!r}: expected a dict such as dict(budget_percent=0.5)')
+    others = [hook for hook in cfg.get('custom_hooks') or () if _is(hook, 'CDRAHook')]
+    for hook in others:
+        _check_settings(hook)
+    if block is None and own is None:
+        if hooks:
+            hooks.pop('cdra', None)  # None takes the hook of a base config out
+        return cfg
+    if others:
+        raise ConfigError('CDRAHook stands in custom_hooks and in cdra or default_hooks: keep one')
+    block, own = dict(block or {}), dict(own or {})
+    for key in sorted(block.keys() & own.keys()):
+        if block[key] != own[key]:
+            raise ConfigError(
+                f'cdra says {key}={block[key]!r}, default_hooks.cdra says {own[key]!r}: keep one'
+            )
+    settings = {'type': HOOK_TYPE, **own, **block}
+    _check_settings(settings)
+    cfg.default_hooks = {**hooks, 'cdra': settings}
+    return cfg
+
+
+def plain_config(cfg: Config) -> Config:
+    """A copy of a config without hook and wrapper of ours; named data sets and heads stay."""
+    plain = Config(cfg.to_dict())
+    plain.pop('cdra', None)
+    if plain.get('default_hooks'):
+        plain.default_hooks.pop('cdra', None)
+    if plain.get('custom_hooks'):
+        plain.custom_hooks = [hook for hook in plain.custom_hooks if not _is(hook, 'CDRAHook')]
+    if plain.get('custom_imports'):
+        imports = plain.custom_imports.get('imports') or []
+        imports = [imports] if isinstance(imports, str) else imports
+        ours = __name__.partition('.')[0]
+        plain.custom_imports['imports'] = [i for i in imports if i.partition('.')[0] != ours]
+    model = plain.get('model')
+    if model is not None and _is(model.get('backbone'), 'CDRABackbone'):
+        model.backbone = model.backbone.backbone
+    return plain
+
+
+def set_work_dir(cfg: Config, config: str | Path, work_dir: str | None) -> None:
+    """Sets and makes the work directory: the option, the config's own, or by the config's name.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(config).stem}'
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'work directory {cfg.work_dir} cannot be made: {error}') from None
+    if not os.access(cfg.work_dir, os.W_OK):
+        raise ConfigError(f'work directory {cfg.work_dir} is not writable: name another')
+
+
+def require_amp_device(cfg: Config) -> None:
+    """Raises ConfigError where a config trains in mixed precision without a GPU."""
+    if _is(cfg.get('optim_wrapper'), 'AmpOptimWrapper') and get_device() not in AMP_DEVICES:
+        raise ConfigError(
+            'mixed precision (--amp, or AmpOptimWrapper in the config) needs a GPU, and none is '
+            'visible: leave it out, or set optim_wrapper.type=OptimWrapper'
+        )
+
+
+def start_processes(cfg: Config, launcher: str) -> None:
+    """Prepares a run of several processes; on a CPU they talk through gloo.
+
+    mmengine itself always selects a GPU and hands its number to the model wrapper.
+
+    Raises:
+        ConfigError: If the launcher's variables are not in the environment.
+    """
+    cfg.launcher = launcher
+    if launcher != 'pytorch':
+        return
+    missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f'--launcher pytorch without {", ".join(missing)} in the environment: start with '
+            'torchrun --nproc_per_node=N tools/train.py CONFIG --launcher pytorch'
+        )
+    if get_device() not in AMP_DEVICES:
+        torch.distributed.init_process_group('gloo')
+        wrapper = cfg.get('model_wrapper_cfg') or {
+            'type': 'MMDistributedDataParallel',
+            'broadcast_buffers': False,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        }
+        cfg.model_wrapper_cfg = {**wrapper, 'device_ids': None}
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a config, of the class that it asks for."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _register(cfg: Config) -> None:
+    used = {cfg.get('default_scope'), *_scopes(cfg.to_dict())}
+    for scope in SCOPES:
+        if scope not in used:
+            continue
+        with warnings.catch_warnings(), redirect_stdout(None):
+            # What they lack and say so (compiled operators, a storage service) is not used here.
+            warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
+            try:
+                import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+            except ImportError as error:
+                raise ConfigError(f'the config uses {scope}, but: {error}') from error
+
+
+def _scopes(config: Any) -> Iterator[str]:
+    """First parts of the dotted type names in a config."""
+    if isinstance(config, Mapping):
+        kind = config.get('type')
+        if isinstance(kind, str) and '.' in kind:
+            yield kind.partition('.')[0]
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        for entry in config:
+            yield from _scopes(entry)
+
+
+def _is(config: Any, name: str) -> bool:
+    """Whether a config builds the class of that name, given as a name, a dotted path or a class."""
+    kind = config.get('type') if isinstance(config, Mapping) else None
+    return (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1] == name
+
+
+def _check_settings(config: Mapping[str, Any]) -> None:
+    """Unknown names and values out of range, before anything is built."""
+    from .hook import CDRAHook
+
+    settings = {k: v for k, v in config.items() if k not in ('type', '_scope_', 'priority')}
+    parameters = inspect.signature(CDRAHook).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    known += [field.name for field in fields(CDRA) if field.name not in known]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(
+                f'cdra has no setting {key!r}{did_you_mean(key, known)}: expected some of '
+                + ', '.join(known)
+            )
+    method = settings.get('method')
+    if method is not None and not isinstance(method, Mapping):
+        raise ConfigError(f"method={method!r}: expected a dict such as dict(type='cdra')")
+    try:
+        logging.disable(logging.INFO)  # the runner builds the hook again, and logs then
+        CDRAHook(**settings)
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,158 @@
+"""From a checkpoint with adapters to a plain one, with the proof that nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from cdra_mm.core import CheckpointError, adapters, merge_adapters, remove_adapters
+
+from .backbone import attach_loader, find_backbone
+from .checkpoint import Record, read_record
+from .launch import plain_config
+
+__all__ = ['Merged', 'merge_checkpoint']
+
+PREFIX = 'backbone.'
+# A merged output may differ by rounding: this share of the largest output.
+TOLERANCE = 1e-3
+DEFAULT_SIZE = (224, 224)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge_checkpoint` made.
+
+    Attributes:
+        checkpoint: ``{'state_dict': ..., 'meta': ...}`` of the plain model.
+        num_adapters: Adapters that were merged.
+        difference: Largest absolute difference of an output on a random image.
+        scale: Largest absolute output.
+    """
+
+    checkpoint: dict[str, Any]
+    num_adapters: int
+    difference: float
+    scale: float
+
+
+def merge_checkpoint(cfg: Config, path: str) -> Merged:
+    """Merges the adapters of a checkpoint.
+
+    Args:
+        cfg: Config of the model, with or without our hook.
+        path: The checkpoint.
+
+    Returns:
+        The plain checkpoint. It was loaded strictly into the plain model, whose
+        output on a random image was compared with the adapted model's.
+
+    Raises:
+        CheckpointError: If the checkpoint has no adapters, does not fit the
+            config, or the outputs differ by more than rounding.
+    """
+    plain = plain_config(cfg)
+    init_default_scope(plain.get('default_scope', 'mmengine'))
+    loaded = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    state, record = _adapted_state(loaded, path)
+    model = MODELS.build(plain.model)
+    backbone = attach_loader(find_backbone(model))
+    _load(model, state, path)
+    num_adapters = len(adapters(backbone))
+    image = torch.randn(1, 3, *_image_size(plain.model, backbone))
+    before = _outputs(model, image)
+    merge_adapters(backbone)
+    remove_adapters(backbone)
+
+    stock = MODELS.build(plain.model)
+    stock.load_state_dict(model.state_dict(), strict=True)
+    after = _outputs(stock, image)
+    scale = max(float(output.abs().max()) for output in before)
+    difference = max(float((x - y).abs().max()) for x, y in zip(before, after, strict=True))
+    if not difference <= TOLERANCE * scale:
+        raise CheckpointError(
+            f'merging changes the output by {difference:.3g} (outputs up to {scale:.3g}), more '
+            'than rounding can: nothing was written; please report this with the config'
+        )
+    meta = {key: value for key, value in loaded.get('meta', {}).items() if key == 'dataset_meta'}
+    meta['cfg'] = plain.pretty_text
+    meta['cdra_merged'] = _provenance(path, record, num_adapters)
+    checkpoint = {'state_dict': stock.state_dict(), 'meta': meta}
+    return Merged(checkpoint, num_adapters, difference, scale)
+
+
+def _adapted_state(loaded: Any, path: str) -> tuple[dict[str, Tensor], Record | None]:
+    """The state dict and its record; refuses what has nothing to merge."""
+    state = loaded.get('state_dict') if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f'{path} has no state_dict: it is no checkpoint of an OpenMMLab run')
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    record = read_record(state, PREFIX)
+    if any('.cdra.' in f'.{key}' for key in state):
+        return state, record
+    if record is None:
+        raise CheckpointError(f'{path} has no adapters: it is a plain checkpoint already')
+    plan = record.read_plan()
+    if plan is not None and plan.num_trainable:
+        return state, record
+    raise CheckpointError(
+        f'{path} was trained with the method {record.method!r}, which has no adapters to merge'
+    )
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        # torch lists every key, one a line, after a heading.
+        reasons = str(error).splitlines()[1:] or [str(error)]
+        more = f' (and {len(reasons) - 1} more)' if len(reasons) > 1 else ''
+        raise CheckpointError(
+            f'{path} does not fit the model of the config: {reasons[0].strip()[:300]}{more}'
+        ) from None
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
+    model.eval()
+    return list(_tensors(model(image, mode='tensor')))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _tensors(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)
+
+
+def _image_size(model: Mapping[str, Any], backbone: nn.Module) -> tuple[int, int]:
+    """Height and width that the model was made for."""
+    preprocessor = model.get('data_preprocessor') or {}
+    for size in (getattr(backbone, 'img_size', None), preprocessor.get('size')):
+        if size:
+            return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return DEFAULT_SIZE
+
+
+def _provenance(path: str, record: Record | None, num_adapters: int) -> dict[str, Any]:
+    entries: dict[str, Any] = {'checkpoint': Path(path).name, 'num_adapters': num_adapters}
+    if record is not None:
+        entries |= {
+            'method': record.method,
+            'settings': dict(record.settings),
+            'base': asdict(record.base) if record.base else None,
+            'base_fingerprint': record.fingerprint,
+        }
+    return entries

@@ -1,0 +1,44 @@
+"""VTAB-1k as SPT and its successors read it: images resized to 224 x 224, no augmentation.
+
+Folder of all tasks: ``CDRA_VTAB_ROOT``, or the path below. A config adds its task to the three
+loaders: ``dataset=dict(data_root=f'{_base_.vtab_root}/caltech101', num_classes=102)``.
+Hyper-parameters are chosen with train800 and val200; the figure to report is one test of a model
+trained on all 1000.
+"""
+
+vtab_root = '{{$CDRA_VTAB_ROOT:data/vtab-1k}}'
+
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    # Pillow smooths when it shrinks, as torchvision's resize does; OpenCV's bicubic does not.
+    dict(
+        type='Resize',
+        scale=(224, 224),
+        keep_ratio=False,
+        backend='pillow',
+        interpolation='bicubic',
+    ),
+    dict(type='PackInputs'),
+]
+
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='cdra_mm.mm.datasets.VTAB1k', split='train800', pipeline=pipeline),
+)
+val_dataloader = dict(
+    batch_size=64,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='cdra_mm.mm.datasets.VTAB1k', split='val200', pipeline=pipeline),
+)
+test_dataloader = dict(
+    batch_size=64,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='cdra_mm.mm.datasets.VTAB1k', split='test', pipeline=pipeline),
+)

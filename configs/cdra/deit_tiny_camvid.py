@@ -1,0 +1,26 @@
+"""CDRA of DeiT-Tiny with a linear head on CamVid: a segmentation run that a CPU can finish.
+
+Command: python tools/train.py configs/cdra/deit_tiny_camvid.py
+Data: CDRA_CAMVID_ROOT, see configs/_base_/datasets/camvid.py.
+Memory: not measured. Time and result: not yet measured.
+Frozen backbone or full fine-tuning for comparison:
+    --cfg-options default_hooks.cdra.method.type=linear  (or full)
+"""
+
+_base_ = [
+    '../_base_/models/deit_tiny_linear.py',
+    '../_base_/datasets/camvid.py',
+    '../_base_/schedules/adamw_cosine_iters.py',
+    '../_base_/default_runtime_seg.py',
+]
+
+model = dict(
+    data_preprocessor=dict(seg_pad_val=_base_.ignore_index),
+    decode_head=dict(num_classes=11, ignore_index=_base_.ignore_index),
+)
+val_evaluator = dict(ignore_index=_base_.ignore_index)
+test_evaluator = dict(ignore_index=_base_.ignore_index)
+default_hooks = dict(
+    checkpoint=dict(interval=500),
+    cdra=dict(type='cdra_mm.CDRAHook', method=dict(type='cdra'), budget_percent=0.82),
+)

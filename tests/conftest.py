@@ -1,0 +1,53 @@
+"""Fixtures for every test: one thread, fixed seeds, and where the optional data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)
+settings.register_profile(
+    'cdra',
+    deadline=None,
+    max_examples=50,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile('cdra')
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same random numbers for a test whether it runs alone or after others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def repository() -> Path:
+    """Root folder of the project."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope='session')
+def shared() -> Path:
+    """Folder of the optional third-party data; the test is skipped where there is none."""
+    folder = Path(os.environ.get('CDRA_SHARED', REPOSITORY.parent / 'shared'))
+    if not folder.is_dir():
+        pytest.skip(f'no shared data at {folder} (set CDRA_SHARED to its folder)')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def spt_masks(shared: Path) -> list[Path]:
+    """The released sensitivity masks of a real ViT-B/16, one file per task."""
+    files = sorted((shared / 'data' / 'spt_masks').glob('*.npz'))
+    if not files:
+        pytest.skip(f'no mask files in {shared / "data" / "spt_masks"}')
+    return files

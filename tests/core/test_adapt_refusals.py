@@ -1,0 +1,75 @@
+"""A plan that does not fit is refused before anything of the model has changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cdra_mm.core import (
+    CDRAError,
+    PlanError,
+    adapters,
+    apply_plan,
+    estimate_scores,
+    plan_from_masks,
+)
+from tests.core.problems import adapted, outputs, random_masks, random_plan
+from tests.models import MODELS, TinyViT, images, losses
+
+BAD_PLANS = {
+    'another architecture': (lambda: TinyViT(dim=16), 'blocks.0'),
+    'fewer blocks': (lambda: TinyViT(depth=1), 'blocks.1'),
+    'another FFN': (lambda: TinyViT(ffn='swiglu'), 'mlp.fc1'),
+    'another hidden size': (lambda: TinyViT(hidden=20), 'mlp.fc1'),
+    'other base weights': (TinyViT, 'fingerprint|base weights'),
+}
+
+
+@pytest.mark.parametrize(('build', 'message'), BAD_PLANS.values(), ids=BAD_PLANS)
+def test_apply_plan_refuses_a_plan_that_does_not_fit(build, message):
+    plan = random_plan(TinyViT())
+    model = build()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(PlanError, match=message):
+        apply_plan(model, plan)
+    assert list(model.state_dict()) == list(before)
+    assert all(p.requires_grad for p in model.parameters())
+    assert type(model.blocks[0].attn.proj) is nn.Linear
+
+
+def test_apply_plan_refuses_an_adapted_model():
+    _, model, plan = adapted('fused')
+    expected = outputs(model)
+    with pytest.raises(PlanError, match='(?i)already|adapted'):
+        apply_plan(model, plan)
+    assert torch.equal(outputs(model), expected)
+
+
+def test_apply_plan_refuses_a_path_to_keep_that_is_no_module():
+    model = TinyViT()
+    with pytest.raises(PlanError, match='decode_haed'):
+        apply_plan(model, random_plan(model), keep_trainable=('decode_haed',))
+    assert adapters(model) == {}
+
+
+def test_apply_plan_refuses_an_also_train_that_is_not_there():
+    model = MODELS['windowed']()
+    plan = plan_from_masks(random_masks(model), rank_rule=1, also_train={'cls_token': 8})
+    with pytest.raises(PlanError, match='cls_token'):
+        apply_plan(model, plan)
+    assert adapters(model) == {}
+
+
+def test_scores_of_an_adapted_model_are_refused_or_of_its_base():
+    """Scoring twice must not silently score something else."""
+    base, model, _ = adapted('fused', moved=False)
+    batches = [images(4, torch.float64)]
+    expected = estimate_scores(base, batches, losses)
+    try:
+        scores = estimate_scores(model, batches, losses)
+    except CDRAError as error:
+        assert 'adapt' in str(error) or 'blocks.' in str(error)
+    else:
+        for name, score in expected.items():
+            torch.testing.assert_close(scores[name], score)

@@ -1,0 +1,105 @@
+"""Scoring stops with a clear error where its result would mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cdra_mm.core import CDRAError, ScoreError, estimate_scores
+from tests.core.test_scores import assert_same, snapshot, split
+from tests.models import TinyViT, losses
+
+
+@pytest.fixture
+def model():
+    return TinyViT().double()
+
+
+def test_scores_refuse_no_batch(model):
+    with pytest.raises(ScoreError, match='(?i)batch|sample'):
+        estimate_scores(model, [], losses)
+
+
+def test_scores_refuse_an_unknown_statistic(model):
+    with pytest.raises(CDRAError, match='(?s)statistic.*per_pixel.*per_sample'):
+        estimate_scores(model, split([2]), losses, statistic='per_pixel')
+
+
+def test_scores_refuse_an_unknown_target(model):
+    with pytest.raises(CDRAError, match='blocks.9.attn.proj.weight'):
+        estimate_scores(model, split([2]), losses, targets=['blocks.9.attn.proj.weight'])
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_scores_name_the_sample_with_a_loss_that_is_not_finite(model, value):
+    before = snapshot(model)
+
+    def poisoned(model, batch):
+        loss = losses(model, batch)
+        return torch.where(torch.tensor([False, True, False, False]), loss * value, loss)
+
+    def second_batch(model, batch):
+        seen.append(1)
+        return poisoned(model, batch) if len(seen) == 2 else losses(model, batch)
+
+    seen = []
+    with pytest.raises(ScoreError, match=r'(?i)\b5\b'):
+        estimate_scores(model, split([4, 4]), second_batch)
+    assert_same(before, snapshot(model))
+
+
+def test_scores_refuse_a_mean_loss_that_is_not_finite(model):
+    with pytest.raises(ScoreError, match='(?i)loss.*(finite|nan)|(finite|nan).*loss'):
+        estimate_scores(model, split([4]), lambda m, b: (losses(m, b).mean() * float('nan'), 4))
+
+
+def test_scores_name_the_sample_with_a_gradient_that_is_not_finite(model):
+    def rooted(model, batch):
+        logits = model(batch[0]).sum(-1)
+        return (logits * torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=logits.dtype)).abs().sqrt()
+
+    with pytest.raises(ScoreError, match=r'(?is)gradient.*\b2\b|\b2\b.*gradient'):
+        estimate_scores(model, split([4]), rooted)
+
+
+def test_scores_refuse_zero_gradients_everywhere(model):
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(ScoreError, match='(?i)zero'):
+        estimate_scores(model, split([4]), losses)
+
+
+def test_scores_refuse_a_loss_without_a_graph(model):
+    def detached(model, batch):
+        with torch.no_grad():
+            return losses(model, batch)
+
+    with pytest.raises(ScoreError, match='(?i)grad|depend'):
+        estimate_scores(model, split([4]), detached)
+
+
+@pytest.mark.parametrize(
+    'returned',
+    [
+        lambda loss: loss.mean(),
+        lambda loss: loss[:, None].expand(-1, 2),
+        lambda loss: {'loss': loss},
+        lambda loss: 1.0,
+        lambda loss: (loss.mean(), 0),
+    ],
+    ids=['scalar', 'matrix', 'dict', 'float', 'no samples'],
+)
+def test_scores_refuse_what_is_no_loss(model, returned):
+    with pytest.raises(ScoreError, match='(?i)loss'):
+        estimate_scores(model, split([4]), lambda m, b: returned(losses(m, b)))
+
+
+def test_scores_refuse_a_weight_used_twice(model):
+    model.blocks[1].mlp.fc1 = model.blocks[0].mlp.fc1
+    with pytest.raises(ScoreError, match=r'(?s)blocks\.[01]\.mlp\.fc1\.'):
+        estimate_scores(model, split([3]), losses)
+
+
+def test_scores_refuse_a_loss_that_runs_the_model_twice(model):
+    with pytest.raises(ScoreError, match=r'blocks\.0\.norm1\.'):
+        estimate_scores(model, split([3]), lambda m, b: losses(m, b) + losses(m, b))

@@ -1,0 +1,141 @@
+"""Selection: one global top-k by index, the same on every machine (design D4)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdra_mm.core import PlanError, select
+from tests.reference.selection import top_k
+
+VALUES = st.one_of(
+    st.sampled_from([0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 0.5]),
+    st.floats(0, 2.0**127, width=32, allow_subnormal=True),
+)
+SHAPES = st.sampled_from([(1,), (5,), (1, 1), (2, 3), (3, 2), (4, 4), (1, 7)])
+
+
+@st.composite
+def score_dicts(draw):
+    """Scores of one to four tensors with heavy ties and zeros."""
+    shapes = draw(st.lists(SHAPES, min_size=1, max_size=4))
+    return {
+        f'w{len(shapes) - i}': torch.tensor(
+            draw(st.lists(VALUES, min_size=math.prod(s), max_size=math.prod(s)))
+        ).reshape(s)
+        for i, s in enumerate(shapes)
+    }
+
+
+def assert_masks(actual, expected):
+    assert list(actual) == list(expected)
+    for name, mask in actual.items():
+        assert mask.dtype == torch.bool
+        assert torch.equal(mask, expected[name]), name
+
+
+@given(scores=score_dicts(), data=st.data())
+def test_select_equals_sorting_everything(scores, data):
+    total = sum(score.numel() for score in scores.values())
+    count = data.draw(st.integers(1, total))
+    before = {name: score.clone() for name, score in scores.items()}
+    masks = select(scores, num_sensitive=count)
+    assert sum(int(mask.sum()) for mask in masks.values()) == count
+    assert_masks(masks, top_k(scores, count))
+    assert all(torch.equal(scores[name], before[name]) for name in scores)
+
+
+@given(scores=score_dicts(), gamma=st.floats(1e-6, 1.0))
+def test_select_gamma_is_a_fraction_rounded_down_to_at_least_one(scores, gamma):
+    total = sum(score.numel() for score in scores.values())
+    count = max(1, math.floor(gamma * total))
+    assert_masks(select(scores, gamma=gamma), top_k(scores, count))
+
+
+def test_select_everything():
+    scores = {'a': torch.zeros(3, 4), 'b': torch.ones(5)}
+    assert all(bool(mask.all()) for mask in select(scores, gamma=1.0).values())
+
+
+def test_select_zeros_do_not_flood_in():
+    """A threshold test ``>= 0`` would take all of them."""
+    scores = {'a': torch.zeros(4, 4), 'b': torch.zeros(8)}
+    scores['b'][6] = 1e-30
+    masks = select(scores, num_sensitive=3)
+    assert masks['b'].nonzero().flatten().tolist() == [6]
+    assert masks['a'].flatten().nonzero().flatten().tolist() == [0, 1]
+
+
+def test_select_breaks_ties_by_dict_order_not_by_name():
+    scores = {'z': torch.ones(2, 2), 'a': torch.ones(2, 2)}
+    masks = select(scores, num_sensitive=5)
+    assert masks['z'].all()
+    assert masks['a'].tolist() == [[True, False], [False, False]]
+
+
+def test_select_of_non_contiguous_scores_counts_in_logical_order():
+    base = torch.tensor([[3.0, 1.0, 1.0], [1.0, 1.0, 2.0]])
+    scores = {'a': base.t(), 'b': base[:, ::2]}
+    plain = {name: score.contiguous() for name, score in scores.items()}
+    for count in range(1, 11):
+        assert_masks(select(scores, num_sensitive=count), top_k(plain, count))
+
+
+def test_select_of_many_entries_with_few_values():
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        name: torch.randint(0, 40, shape, generator=generator).float().pow(2) / 7
+        for name, shape in {'a': (300, 200), 'b': (300,), 'c': (100, 300)}.items()
+    }
+    for count in (1, 977, 45150, 90299):
+        assert_masks(select(scores, num_sensitive=count), top_k(scores, count))
+
+
+def test_select_of_values_that_differ_in_the_last_bit():
+    one = torch.tensor(1.0)
+    up = torch.nextafter(one, torch.tensor(2.0))
+    tiny = torch.tensor(1e-45)
+    scores = {'a': torch.stack([one, up, one, tiny]), 'b': torch.stack([up, 2 * tiny, tiny, one])}
+    for count in range(1, 9):
+        assert_masks(select(scores, num_sensitive=count), top_k(scores, count))
+
+
+SCORES = {'a': torch.ones(2, 5), 'b': torch.ones(10)}
+
+
+@pytest.mark.parametrize(
+    ('given_', 'message'),
+    [
+        ({}, '(?s)gamma.*num_sensitive|num_sensitive.*gamma'),
+        ({'gamma': 0.5, 'num_sensitive': 3}, '(?s)gamma.*num_sensitive|num_sensitive.*gamma'),
+        ({'gamma': 0.0}, r'gamma.*0'),
+        ({'gamma': -0.1}, r'gamma.*-0\.1'),
+        ({'gamma': 1.5}, r'gamma.*1\.5'),
+        ({'gamma': float('nan')}, r'gamma.*nan'),
+        ({'num_sensitive': 0}, r'num_sensitive.*0'),
+        ({'num_sensitive': -4}, r'num_sensitive.*-4'),
+        ({'num_sensitive': 21}, r'(?s)num_sensitive.*21.*20|20.*21'),
+        ({'num_sensitive': 2.5}, r'num_sensitive.*2\.5'),
+    ],
+)
+def test_select_refuses_a_count_that_makes_no_sense(given_, message):
+    with pytest.raises(PlanError, match=message):
+        select(SCORES, **given_)
+
+
+@pytest.mark.parametrize('value', [-1.0, float('nan')])
+def test_select_refuses_a_score_that_is_no_square(value):
+    scores = {'a': torch.ones(3), 'blocks.0.bad.weight': torch.ones(2, 2)}
+    scores['blocks.0.bad.weight'][1, 0] = value
+    for count in (1, 7):
+        with pytest.raises(PlanError, match='blocks.0.bad.weight'):
+            select(scores, num_sensitive=count)
+
+
+def test_select_refuses_no_scores():
+    with pytest.raises(PlanError):
+        select({}, gamma=0.5)

@@ -1,0 +1,53 @@
+"""Eq. 6 by a loop of scatter, and the dense model that an adapted one must equal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .scores import view
+
+
+def add_block(weight: Tensor, rows: Tensor, cols: Tensor, up: Tensor, down: Tensor) -> None:
+    """``weight[rows][:, cols] += up @ down``, in place, one entry at a time, ``r`` terms each."""
+    for a, i in enumerate(rows.tolist()):
+        for b, j in enumerate(cols.tolist()):
+            for r in range(down.shape[0]):
+                weight[i, j] += up[a, r].to(weight) * down[r, b].to(weight)
+
+
+def suffixes(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Adapter tensors of a state dict by target: ``a.cdra.weight:q.up -> {'a.weight:q': ..}``."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        module, mark, rest = key.rpartition('.cdra.')
+        if mark:
+            suffix, field = rest.rsplit('.', 1)
+            found.setdefault(f'{module}.{suffix}', {})[field] = tensor
+    return found
+
+
+@torch.no_grad()
+def dense_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The plain state dict that an adapted one stands for: each weight with its change added."""
+    plain = {key: value.detach().clone() for key, value in state.items() if '.cdra.' not in key}
+    for name, tensors in suffixes(state).items():
+        target = view(plain[name.split(':')[0]], name)
+        if 'up' in tensors:
+            add_block(target, *(tensors[field] for field in ('rows', 'cols', 'up', 'down')))
+        else:
+            for index, value in zip(
+                tensors['index'].tolist(), tensors['value'].flatten(), strict=True
+            ):
+                target[index] += value.to(target)
+    return plain
+
+
+def dense_model(base: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of ``base`` with the weights that the adapted state dict stands for."""
+    model = copy.deepcopy(base)
+    model.load_state_dict(dense_state(state))
+    return model

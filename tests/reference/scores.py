@@ -1,0 +1,65 @@
+"""Eq. 3 one sample at a time, by autograd over whole parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+PARTS = {'q': (0, 3), 'k': (1, 3), 'v': (2, 3), 'w1': (0, 2), 'w2': (1, 2)}
+"""Part of a fused weight: its place among how many equal slices of the output rows."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+def view(tensor: Tensor, name: str) -> Tensor:
+    """The slice of a parameter's tensor that a target's name stands for."""
+    if ':' not in name:
+        return tensor
+    place, count = PARTS[name.split(':')[1]]
+    size = tensor.shape[0] // count
+    return tensor[place * size : (place + 1) * size]
+
+
+def squared_gradients(model: nn.Module, loss: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """Squared gradient of one loss for each named target, fp64; an unused parameter's is zero."""
+    parameters = dict(model.named_parameters())
+    paths = sorted({name.split(':')[0] for name in names})
+    tensors = [parameters[path] for path in paths]
+    gradients = dict(zip(paths, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True))
+    squared = {}
+    for name in names:
+        path = name.split(':')[0]
+        gradient = gradients[path]
+        if gradient is None:
+            gradient = torch.zeros_like(parameters[path])
+        squared[name] = view(gradient.double() ** 2, name)
+    return squared
+
+
+def mean_squares(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    losses: Callable[[nn.Module, Batch], Tensor],
+    names: Iterable[str],
+) -> dict[str, Tensor]:
+    """Mean over ``batches`` of the squared gradient of each batch's mean loss.
+
+    With batches of one sample this is Eq. 3; with larger ones the ``'per_batch'`` statistic.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    names = list(names)
+    total: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches:
+        squared = squared_gradients(model, losses(model, batch).mean(), names)
+        total = {name: total.get(name, 0) + value for name, value in squared.items()}
+        count += 1
+    return {name: value / count for name, value in total.items()}
+
+
+def one_by_one(batches: Iterable[Batch]) -> list[Batch]:
+    """The same samples in batches of one."""
+    return [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(y))]

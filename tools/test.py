@@ -1,0 +1,93 @@
+"""Tests a checkpoint of an mmseg or mmpretrain model, adapted or plain.
+
+python tools/test.py configs/cdra/demo.py work_dirs/demo/iter_300.pth
+The metrics are printed and written to summary.json in the work directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cdra_mm.command_line import add_config_arguments, add_launcher_arguments, run, set_local_rank
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='path or address of the checkpoint')
+    add_launcher_arguments(parser)
+    parser.add_argument(
+        '--out',
+        help='mmseg: folder for the predicted label maps (PNG); mmpretrain: a .pkl file for the '
+        'predictions',
+    )
+    parser.add_argument('--show-dir', help='folder for the painted predictions')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    set_local_rank(args)
+
+    from mmengine.dist import is_main_process
+    from mmengine.evaluator import DumpResults
+
+    from cdra_mm.mm.backbone import attach_loader
+    from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
+    from cdra_mm.mm.launch import (
+        build_runner,
+        load_config,
+        prepare_config,
+        set_work_dir,
+        start_processes,
+    )
+    from cdra_mm.mm.rebuild import plain_model
+    from cdra_mm.mm.summary import update_summary
+
+    cfg = prepare_config(load_config(args.config, args.cfg_options))
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    set_outputs(cfg, args.out, args.show_dir)
+    check_inputs(cfg, 'test')
+    set_work_dir(cfg, args.config, args.work_dir)
+    start_processes(cfg, args.launcher)
+    runner = build_runner(cfg)
+    model = plain_model(runner)
+    refuse_foreign_weights(model)
+    if hasattr(model, 'backbone'):
+        # A config without the hook loads adapted checkpoints all the same.
+        attach_loader(model.backbone)
+    if args.out and cfg.default_scope == 'mmpretrain':
+        runner.test_evaluator.metrics.append(DumpResults(args.out))
+    metrics = runner.test()
+    if is_main_process():
+        update_summary(cfg.work_dir, {'test_metrics': metrics})
+
+
+def set_outputs(cfg, out: str | None, show_dir: str | None) -> None:
+    from cdra_mm.core import ConfigError
+
+    scope = cfg.get('default_scope')
+    if (out or show_dir) and scope not in ('mmseg', 'mmpretrain'):
+        raise ConfigError(f'--out and --show-dir are for mmseg and mmpretrain, not {scope}')
+    if out and scope == 'mmseg':
+        evaluator = cfg.test_evaluator
+        (evaluator[0] if isinstance(evaluator, list) else evaluator)['output_dir'] = out
+    if out and scope == 'mmpretrain' and not out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {out}: predictions of a classifier are written as .pkl')
+    if show_dir:
+        hooks = cfg.get('default_hooks') or {}
+        if scope == 'mmseg':
+            if not cfg.get('visualizer'):
+                raise ConfigError('--show-dir needs a visualizer in the config')
+            drawing = {'type': 'SegVisualizationHook', 'draw': True}
+            cfg.visualizer['save_dir'] = show_dir
+        else:
+            drawing = {'type': 'VisualizationHook', 'enable': True, 'out_dir': show_dir}
+        drawing = {**hooks.get('visualization', {}), **drawing}
+        cfg.default_hooks = {**hooks, 'visualization': drawing}
+
+
+if __name__ == '__main__':
+    run(main)

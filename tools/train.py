@@ -1,0 +1,107 @@
+"""Trains an mmseg or mmpretrain model; adapts it where the config has CDRAHook or a `cdra` block.
+
+A config that adapts:              python tools/train.py configs/cdra/demo.py
+Any other config, adapted too:     python tools/train.py CONFIG --cfg-options cdra.gamma=0.01
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cdra_mm.command_line import add_config_arguments, add_launcher_arguments, run, set_local_rank
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    add_launcher_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help="go on from a checkpoint; without a name (or 'auto') from the latest one in the work "
+        'directory, or from the start where there is none',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the batch size, relative to auto_scale_lr.base_batch_size',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    set_local_rank(args)
+
+    from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
+    from cdra_mm.mm.launch import (
+        build_runner,
+        load_config,
+        prepare_config,
+        require_amp_device,
+        set_work_dir,
+        start_processes,
+    )
+    from cdra_mm.mm.rebuild import plain_model
+
+    cfg = prepare_config(load_config(args.config, args.cfg_options))
+    if args.amp:
+        set_amp(cfg)
+    require_amp_device(cfg)
+    if args.auto_scale_lr:
+        set_auto_scale_lr(cfg)
+    check_inputs(cfg, 'train')
+    set_work_dir(cfg, args.config, args.work_dir)
+    if args.resume:
+        set_resume(cfg, args.resume)
+    start_processes(cfg, args.launcher)
+    runner = build_runner(cfg)
+    refuse_foreign_weights(plain_model(runner))
+    runner.train()
+
+
+def set_amp(cfg) -> None:
+    from cdra_mm.core import ConfigError
+
+    wrapper = cfg.get('optim_wrapper') or {}
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp replaces OptimWrapper, and the config has {kind}: leave it out')
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def set_auto_scale_lr(cfg) -> None:
+    from cdra_mm.core import ConfigError
+
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise ConfigError(
+            '--auto-scale-lr: the config does not say which batch size its learning rate is for '
+            '(auto_scale_lr.base_batch_size)'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg, checkpoint: str) -> None:
+    from cdra_mm.mm.inputs import check_weight_file
+
+    if checkpoint == 'auto':
+        pointer = Path(cfg.work_dir, 'last_checkpoint')
+        if not pointer.is_file():
+            print(f'no checkpoint in {cfg.work_dir}: starting from the beginning')
+            return
+        latest = Path(pointer.read_text(encoding='utf-8').strip())
+        # The work directory may have been moved since.
+        checkpoint = str(latest if latest.is_file() else pointer.with_name(latest.name))
+    check_weight_file(checkpoint, '--resume')
+    cfg.resume, cfg.load_from = True, checkpoint
+
+
+if __name__ == '__main__':
+    run(main)
