@@ -9,11 +9,9 @@ PYTEST_ARGS ?=
 
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.setup.stamp
-SETUP_BENCH := $(VENV)/.setup-bench.stamp
-BENCH_JSON ?= work_dirs/benchmark.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format clean
 
 help: ## List these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,10 +28,6 @@ $(SETUP): pyproject.toml
 	@$(RUN) -m pip install $(PIP_FLAGS) -e '.[onedl,test,demo]'
 	@touch $@
 
-$(SETUP_BENCH): $(SETUP)
-	@$(RUN) -m pip install $(PIP_FLAGS) -e '.[onedl,test,demo,bench]'
-	@touch $@
-
 demo: $(SETUP) ## Fine-tune a small ViT on generated segmentation data, end to end
 	@$(RUN) tools/demo.py
 
@@ -48,10 +42,6 @@ lint: $(SETUP) ## Check style, format and types
 format: $(SETUP) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
-
-bench: $(SETUP_BENCH) ## Measure scoring, training step and inference side by side
-	@mkdir -p $(dir $(BENCH_JSON))
-	@$(RUN) tools/benchmark.py all --json $(BENCH_JSON)
 
 clean: ## Remove the environment, caches and build output; data and work_dirs stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

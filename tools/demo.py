@@ -143,6 +143,8 @@ def main() -> None:
     summary = {name: over_seeds([result[name] for result in results]) for name in results[0]}
     write_json(args.work_dir / 'summary.json', summary)
     print_table(summary)
+    if args.seeds > 1:
+        print(f'mean of {args.seeds} seeds ± half of their range')
     print(f'\npictures: {args.work_dir / "predictions.png"}   figures: '
           f'{args.work_dir / "summary.json"}')  # fmt: skip
 

@@ -35,7 +35,7 @@ def main() -> None:
     from mmengine.evaluator import DumpResults
 
     from cdra_mm.mm.backbone import attach_loader
-    from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
+    from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
     from cdra_mm.mm.launch import (
         build_runner,
         load_config,
@@ -60,7 +60,8 @@ def main() -> None:
         attach_loader(model.backbone)
     if args.out and cfg.default_scope == 'mmpretrain':
         runner.test_evaluator.metrics.append(DumpResults(args.out))
-    metrics = runner.test()
+    with named_downloads(cfg):
+        metrics = runner.test()
     if is_main_process():
         update_summary(cfg.work_dir, {'test_metrics': metrics})
 

@@ -39,7 +39,7 @@ def main() -> None:
     args = parse_args()
     set_local_rank(args)
 
-    from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
+    from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
     from cdra_mm.mm.launch import (
         build_runner,
         load_config,
@@ -63,7 +63,8 @@ def main() -> None:
     start_processes(cfg, args.launcher)
     runner = build_runner(cfg)
     refuse_foreign_weights(plain_model(runner))
-    runner.train()
+    with named_downloads(cfg):
+        runner.train()
 
 
 def set_amp(cfg) -> None:

@@ -139,7 +139,7 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         write(str(temporary))
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError
         raise CheckpointError(f'{path} cannot be written ({error}): nothing was changed') from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Fetching, unpacking and checking the data sets that the shipped configs use.
 
-Needs neither torch nor OpenMMLab. In reading order: `sources` says where a data set comes from and
+Needs no OpenMMLab. In reading order: `sources` says where a data set comes from and
 what a complete copy holds, `download` and `unpack` bring it in, `camvid` converts, `demo`
 generates, `layout` counts what is there, `prepare` joins them.
 """

@@ -1,12 +1,16 @@
 """The method inside OpenMMLab: the only code that knows mmengine, mmseg and mmpretrain.
 
 ========================  ==================================================
+`launch`, `inputs`        a config becomes a run; its inputs are looked for first
 `hook`                    when what happens in a run
-`scoring`, `labels`       the run's own data and loss as batches
+`scoring`                 the run's own data and loss as batches
+`scoring_state`, `labels` the state of a run while it is scored; labels that fit
+`plans`                   a plan from a file, and the same plan on every process
 `rebuild`                 optimizer, schedulers, DDP, EMA after the model changed
 `backbone`                the registered wrapper; loading adapted checkpoints
-`checkpoint`              slim checkpoints and their record
+`checkpoint`, `slim_hook` slim checkpoints and their record
 `base_weights`            where a frozen base came from, and how to bring it back
+`merging`                 an adapted checkpoint becomes a plain one
 `report`, `summary`       what was planned, what it cost and gave
 `datasets`, `heads`       data sets and heads that OpenMMLab lacks
 `weights`                 weights of other projects under OpenMMLab's names

@@ -166,8 +166,8 @@ def ensure_base(backbone: nn.Module, record: Record) -> None:
         raise CheckpointError(
             'the checkpoint does not store the frozen base weights, and the model does not hold '
             f'them: they came from {record.base.describe()} (fingerprint '
-            f'{record.fingerprint[:12]}); {tried}. Put that file there, load it into the model '
-            'first, or write checkpoints with CDRAHook(save_base=True)'
+            f'{record.fingerprint[:12]}); {tried}. Put that file there, use the config that the '
+            'checkpoint was trained with, or write checkpoints with CDRAHook(save_base=True)'
         )
 
 

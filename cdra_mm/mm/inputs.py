@@ -6,8 +6,10 @@ import inspect
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from cdra_mm.core import CheckpointError, ConfigError, DataError
 from cdra_mm.data import SOURCES
 
-__all__ = ['check_inputs', 'check_weight_file', 'refuse_foreign_weights']
+__all__ = ['check_inputs', 'check_weight_file', 'named_downloads', 'refuse_foreign_weights']
 
 LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
@@ -98,6 +100,25 @@ def check_weight_file(path: str, where: str = 'checkpoint') -> None:
         ) from None
 
 
+@contextmanager
+def named_downloads(cfg: Config) -> Iterator[None]:
+    """A weight file that cannot be downloaded is named, with where its address stands.
+
+    Raises:
+        CheckpointError: If a download fails inside the block.
+    """
+    try:
+        yield
+    except URLError as error:
+        named = [*_pretrained(cfg.model, 'model'), ('load_from', str(cfg.get('load_from')))]
+        addresses = [f'{path} ({where})' for where, path in named if '://' in path]
+        what = ' or '.join(addresses) or 'a weight file'
+        raise CheckpointError(
+            f'cannot download {what}: {error.reason}; fetch the file by other means '
+            'and put its path in the place of the address'
+        ) from error
+
+
 def refuse_foreign_weights(model: nn.Module) -> None:
     """Makes a model refuse a state dict that has nothing in common with it.
 
@@ -164,6 +185,8 @@ def _remedy(cfg: Config, where: str, root: str) -> str:
     if cfg.get('prepare_data'):
         return f'make it with {cfg.prepare_data}'
     for source in SOURCES.values():
+        if Path(root).name == source.name:
+            return f'make it with python tools/prepare_data.py {source.name} {root}'
         for entry in source.entries:
             if Path(root).parts[-len(Path(entry).parts) :] == Path(entry).parts:
                 folder = Path(*Path(root).parts[: -len(Path(entry).parts)])

@@ -3,8 +3,8 @@
 Command: ``make demo``, or
     python tools/prepare_data.py demo data/demo
     python tools/train.py configs/cdra/demo.py
-Memory: not measured. Time and result: not yet measured. A linear head alone, on frozen features,
-    stays between 12.0 and 12.6 mIoU after 300 to 1500 steps (84 percent of the pixels are photo).
+Memory: under 2 GB. Time: about 2 minutes on 2 CPU cores, scoring included. Result: 37 to 43 mIoU,
+    a linear head alone 32 to 36; see docs/results.md.
 Frozen backbone or full fine-tuning for comparison:
     --cfg-options default_hooks.cdra.method.type=linear  (or full)
 """

@@ -1,4 +1,4 @@
-"""From a config file to a runnable one: settings, inputs, errors in one line."""
+"""From a config file to a runnable one: settings, reading, inputs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.runner.checkpoint import CheckpointLoader
 
-from cdra_mm.command_line import one_line, run
 from cdra_mm.core import CheckpointError, ConfigError, DataError
 from cdra_mm.mm import launch
-from cdra_mm.mm.inputs import check_inputs, check_weight_file
+from cdra_mm.mm.inputs import check_inputs, check_weight_file, named_downloads
 from cdra_mm.mm.launch import (
     load_config,
     plain_config,
@@ -208,6 +208,7 @@ def test_every_folder_and_list_of_nested_data_sets_is_looked_for(tmp_path):
         ('data/ade/ADEChallengeData2016', 'python tools/prepare_data.py ade20k data/ade'),
         ('x/VOCdevkit/VOC2012', 'python tools/prepare_data.py voc x'),
         ('VOCdevkit/VOC2012/', 'python tools/prepare_data.py voc .'),
+        ('data/camvid', 'python tools/prepare_data.py camvid data/camvid'),
     ],
 )
 def test_missing_data_set_that_is_known_names_its_command(root, command, tmp_path, monkeypatch):
@@ -290,37 +291,10 @@ def test_cut_off_safetensors_is_refused(tmp_path):
         check_weight_file(str(path))
 
 
-# How a tool ends.
-
-
-@pytest.mark.parametrize(
-    ('error', 'code', 'line'),
-    [
-        (ConfigError('a\n  b'), 2, 'error: a b'),
-        (FileNotFoundError(2, 'Gone', 'x.png'), 2, "error: [Errno 2] Gone: 'x.png'"),
-        (ModuleNotFoundError('no mmcv', name='mmcv'), 2, 'error: no mmcv'),
-        (KeyboardInterrupt(), 130, 'interrupted'),
-    ],
-)  # fmt: skip
-def test_wrong_input_ends_in_one_line(error, code, line, capsys):
-    def main():
-        raise error
-
-    with pytest.raises(SystemExit) as caught:
-        run(main)
-    assert caught.value.code == code
-    assert capsys.readouterr().err == line + '\n'
-
-
-@pytest.mark.parametrize('error', [ValueError('bug'), ModuleNotFoundError('x', name='x')])
-def test_bug_keeps_its_traceback(error):
-    def main():
-        raise error
-
-    with pytest.raises(type(error)):
-        run(main)
-
-
-def test_message_of_a_worker_is_its_last_line():
-    text = 'Caught DataError in worker 0.\nOriginal Traceback (most recent call last):\n  x\n'
-    assert one_line(DataError(text + 'cdra_mm.core.errors.DataError: a.png: gone')) == 'a.png: gone'
+def test_a_download_that_fails_is_named_with_its_place():
+    address = 'http://127.0.0.1:9/base.pth'  # nobody listens there
+    cfg = config()
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=address)
+    message = rf'cannot download {address} \(model\.backbone.*put its path'
+    with pytest.raises(CheckpointError, match=message), named_downloads(cfg):
+        CheckpointLoader.load_checkpoint(address)

@@ -6,6 +6,7 @@ No flips: a mirrored digit is another sign.
 """
 
 data_root = '{{$CDRA_DEMO_ROOT:data/demo}}'
+prepare_data = f'python tools/prepare_data.py demo {data_root}'
 metainfo = dict(
     classes=('photo', *map(str, range(10))),
     palette=[
