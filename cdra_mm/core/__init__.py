@@ -15,6 +15,7 @@ Read in the order of the data:
 `layers`                  Eq. 6: adapters and the modules that carry them
 `compact_linear`          their forward and backward
 `adapt`                   plan + model: apply, merge, unmerge
+`state_keys`              adapters built from the keys of a state dict
 `files`, `fingerprints`   adapter files, and which base they belong to
 ========================  ==============================================
 """
@@ -22,7 +23,6 @@ Read in the order of the data:
 from .adapt import (
     adapters,
     apply_plan,
-    build_adapters,
     count_parameters,
     freeze_rest,
     merge_adapters,
@@ -46,6 +46,7 @@ from .planning import make_plan, plan_from_masks
 from .ranks import dynamic_rank
 from .scores import estimate_scores
 from .selection import select
+from .state_keys import build_adapters
 from .targets import Target, find_targets, resolve
 
 __all__ = [

@@ -1,15 +1,14 @@
-"""A plan meets a model: apply, merge, unmerge, remove, rebuild from a state dict."""
+"""A plan meets a model: apply, merge, unmerge, remove."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, PlanError
+from .errors import PlanError
 from .fingerprints import fingerprint
 from .layers import Adapter, AdapterSet, Entries, LowRank, adapt_module
 from .plan import Plan
@@ -18,7 +17,6 @@ from .targets import Target, parameter_of, resolve
 __all__ = [
     'adapters',
     'apply_plan',
-    'build_adapters',
     'check_fits',
     'count_parameters',
     'freeze_rest',
@@ -27,8 +25,6 @@ __all__ = [
     'remove_adapters',
     'unmerge_adapters',
 ]
-
-_KEY = re.compile(r'^(?:(?P<module>.+)\.)?cdra\.(?P<suffix>[^.]+)\.(?P<tensor>[a-z]+)$')
 
 
 def apply_plan(
@@ -57,11 +53,11 @@ def apply_plan(
     for block in plan.blocks:
         target = targets[block.name]
         rows, cols = torch.tensor(block.rows), torch.tensor(block.cols)
-        low_rank = _add_low_rank(model, target, rows, cols, block.rank)
+        low_rank = add_low_rank(model, target, rows, cols, block.rank)
         low_rank.reset(generator)
     for vector in plan.vectors:
         if vector.indices is not None:
-            _add_entries(model, targets[vector.name], torch.tensor(vector.indices))
+            add_entries(model, targets[vector.name], torch.tensor(vector.indices))
     freeze_rest(model, plan, kept)
     return model
 
@@ -178,47 +174,6 @@ def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
     model.__dict__.pop('_cdra_plan', None)
 
 
-def build_adapters(
-    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = ''
-) -> list[str]:
-    """Builds the adapters that the keys of a state dict name, without their values.
-
-    Args:
-        model: The plain model, or one with exactly these adapters.
-        state_dict: Holds ``<prefix><module>.cdra.<suffix>.<tensor>`` keys.
-        prefix: Prefix of the model's keys.
-
-    Returns:
-        The target names.
-
-    Raises:
-        CheckpointError: If tensors are missing or do not fit the model, or the
-            model has other adapters.
-    """
-    wanted: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state_dict.items():
-        match = _KEY.match(key.removeprefix(prefix)) if key.startswith(prefix) else None
-        if match:
-            name = '.'.join(p for p in (match['module'], match['suffix']) if p)
-            wanted.setdefault(name, {})[match['tensor']] = tensor
-    if not wanted:
-        return []
-    present = adapters(model)
-    if present:
-        _check_same(present, wanted)
-        return list(wanted)
-    plans = [(_resolve_key(model, name), tensors) for name, tensors in wanted.items()]
-    for target, tensors in plans:
-        _check_tensors(target, tensors)
-    for target, tensors in plans:
-        if 'index' in tensors:
-            _add_entries(model, target, tensors['index'])
-        else:
-            rank = len(tensors['down'])
-            _add_low_rank(model, target, tensors['rows'], tensors['cols'], rank)
-    return list(wanted)
-
-
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trainable and all base parameters: ``(trainable, total without adapters)``."""
     own = {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
@@ -226,16 +181,18 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trainable, sum(p.numel() for p in model.parameters() if id(p) not in own)
 
 
-def _add_low_rank(
+def add_low_rank(
     model: nn.Module, target: Target, rows: Tensor, cols: Tensor, rank: int
 ) -> LowRank:
+    """Puts a low-rank adapter on a target."""
     weight = parameter_of(model, target)
     low_rank = LowRank(target.parameter, target.start, rows, cols, rank, weight)
     adapt_module(model.get_submodule(target.module), target.suffix, low_rank)
     return low_rank
 
 
-def _add_entries(model: nn.Module, target: Target, index: Tensor) -> None:
+def add_entries(model: nn.Module, target: Target, index: Tensor) -> None:
+    """Puts single trained entries on a target."""
     entries = Entries(target.parameter, index, parameter_of(model, target))
     adapt_module(model.get_submodule(target.module), target.suffix, entries)
 
@@ -257,50 +214,3 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         raise PlanError(
             f'keep_trainable: {type(model).__name__} has no submodule {path!r}'
         ) from None
-
-
-def _resolve_key(model: nn.Module, name: str) -> Target:
-    try:
-        return resolve(model, name)
-    except PlanError as error:
-        raise CheckpointError(f'the checkpoint adapts {name}, but {error}') from None
-
-
-def _check_tensors(target: Target, tensors: Mapping[str, Tensor]) -> None:
-    def fits(name: str, size: int) -> bool:
-        index = tensors[name]
-        ok = index.dim() == 1 and index.dtype == torch.int64 and len(index) > 0
-        return ok and 0 <= int(index.min()) and int(index.max()) < size
-
-    if set(tensors) == {'rows', 'cols', 'down', 'up'} and len(target.shape) == 2:
-        rank = tensors['down'].shape[0] if tensors['down'].dim() == 2 else 0
-        ok = fits('rows', target.shape[0]) and fits('cols', target.shape[1]) and rank > 0
-        ok = ok and tensors['down'].shape == (rank, len(tensors['cols']))
-        ok = ok and tensors['up'].shape == (len(tensors['rows']), rank)
-    else:
-        ok = set(tensors) == {'index', 'value'} and len(target.shape) == 1
-        ok = ok and fits('index', target.shape[0])
-        ok = ok and tensors['value'].shape == tensors['index'].shape
-    if not ok:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        raise CheckpointError(
-            f'the adapter of {target.name} {target.shape} in the checkpoint is damaged or made for '
-            f'another architecture: it holds {shapes}'
-        )
-
-
-def _check_same(present: Mapping[str, Adapter], wanted: Mapping[str, Mapping[str, Tensor]]) -> None:
-    def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    here = {
-        name: shapes(dict(a.named_parameters()) | dict(a.named_buffers()))
-        for name, a in present.items()
-    }
-    there = {name: shapes(tensors) for name, tensors in wanted.items()}
-    if here != there:
-        differ = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
-        raise CheckpointError(
-            f'the model has other adapters than the checkpoint ({len(differ)} differ, the first is '
-            f'{differ[0]}): load it into a model without adapters'
-        )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .adapt import adapters, apply_plan, check_fits, plan_of
 from .errors import CheckpointError
 from .plan import Plan
+from .state_keys import adapter_prefix
 from .targets import parameter_of, resolve
 
 __all__ = ['load_adapter', 'save_adapter', 'write_atomically', 'write_text']
@@ -94,8 +95,7 @@ def _trained(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor]]:
     """What the plan trains: (state-dict key, parameter)."""
     found: list[tuple[str, Tensor]] = []
     for name, adapter in adapters(model).items():
-        module, _, suffix = name.rpartition('.')
-        prefix = f'{module}.cdra.{suffix}.'.lstrip('.')
+        prefix = adapter_prefix(name)
         found += [(prefix + key, value) for key, value in adapter.named_parameters()]
     whole = [vector.name for vector in plan.vectors if vector.indices is None]
     for name in (*whole, *plan.also_train):
@@ -106,16 +106,14 @@ def _trained(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor]]:
 def _expected_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for block in plan.blocks:
-        module, _, suffix = block.name.rpartition('.')
-        prefix = f'{module}.cdra.{suffix}.'.lstrip('.')
+        prefix = adapter_prefix(block.name)
         shapes[prefix + 'down'] = (block.rank, len(block.cols))
         shapes[prefix + 'up'] = (len(block.rows), block.rank)
     for vector in plan.vectors:
-        module, _, suffix = vector.name.rpartition('.')
         if vector.indices is None:
             shapes[vector.name] = (vector.length,)
         else:
-            shapes[f'{module}.cdra.{suffix}.value'.lstrip('.')] = (len(vector.indices),)
+            shapes[adapter_prefix(vector.name) + 'value'] = (len(vector.indices),)
     for name in plan.also_train:
         shapes[name] = tuple(parameter_of(model, resolve(model, name)).shape)
     return shapes

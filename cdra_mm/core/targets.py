@@ -171,7 +171,9 @@ def resolve(model: nn.Module, name: str) -> Target:
     weight = cast(nn.Parameter, module._parameters[parameter])
     if not part:
         return _whole(module_path, parameter, weight, _role(model, module_path, parameter, ''))
-    parts = _parts_of(model, module_path, parameter) or _parts_with(part)
+    # A fused layer may stand alone, its owner outside the model.
+    alone = next((parts for _, _, parts in FUSED if part in parts), ())
+    parts = _parts_of(model, module_path, parameter) or alone
     if part not in parts or weight.dim() != 2 or weight.shape[0] % len(parts):
         raise PlanError(f'{path!r} of shape {tuple(weight.shape)} has no part {part!r}')
     return _part(module_path, parameter, weight, part, parts)
@@ -255,11 +257,6 @@ def _parts_of(model: nn.Module, module: str, parameter: str) -> tuple[str, ...]:
         if found and test(model.get_submodule(owner)):
             return parts
     return ()
-
-
-def _parts_with(part: str) -> tuple[str, ...]:
-    """The parts of a fused layer that stands alone (its owner is outside the model)."""
-    return next((parts for _, _, parts in FUSED if part in parts), ())
 
 
 def _strip_suffix(path: str, suffix: str) -> tuple[str, bool]:

@@ -27,6 +27,7 @@ from cdra_mm.core import (
     build_adapters,
     fingerprint_of,
 )
+from cdra_mm.core.state_keys import adapter_prefix
 
 from .base_weights import BaseSource, load_base
 
@@ -197,9 +198,7 @@ def _check_complete(
         names |= {vector.name for vector in plan.vectors if vector.indices is not None}
         keys = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
         for name in sorted(names):
-            module, _, suffix = name.rpartition('.')
-            stem = f'{module}.cdra.{suffix}.'.lstrip('.')
-            if not any(key.startswith(stem) for key in keys):
+            if not any(key.startswith(adapter_prefix(name)) for key in keys):
                 raise CheckpointError(f'the checkpoint is damaged: it lacks the adapter of {name}')
 
 
