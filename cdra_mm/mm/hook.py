@@ -119,7 +119,8 @@ class CDRAHook(Hook):
         attach_loader(find_backbone(plain_model(runner)))
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             self._configs = remember_configs(runner)
-        runner.register_hook(SlimCheckpointHook(lambda: self.record))
+        if not any(isinstance(hook, SlimCheckpointHook) for hook in runner.hooks):
+            runner.register_hook(SlimCheckpointHook(lambda: self.record))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Builds the adapters before a resumed optimizer state asks for their parameters."""
