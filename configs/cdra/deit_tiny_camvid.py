@@ -2,7 +2,8 @@
 
 Command: python tools/train.py configs/cdra/deit_tiny_camvid.py
 Data: CDRA_CAMVID_ROOT, see configs/_base_/datasets/camvid.py.
-Memory: not measured. Time and result: not yet measured.
+Memory: 1.5 GB. Time: 8 minutes on one CPU core with train_cfg.max_iters=400. Result:
+    33.9 mIoU on val, 32.8 on test then (one seed, docs/results.md); 1000 iterations not yet measured.
 Frozen backbone or full fine-tuning for comparison:
     --cfg-options default_hooks.cdra.method.type=linear  (or full)
 """
@@ -20,7 +21,9 @@ model = dict(
 )
 val_evaluator = dict(ignore_index=_base_.ignore_index)
 test_evaluator = dict(ignore_index=_base_.ignore_index)
+# These weights have activations in the hundreds: at the head's rate the backbone forgets.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
 default_hooks = dict(
     checkpoint=dict(interval=500),
-    cdra=dict(type='cdra_mm.CDRAHook', method=dict(type='cdra'), budget_percent=0.82),
+    cdra=dict(type='cdra_mm.CDRAHook', method=dict(type='cdra'), budget_percent=0.5),
 )
