@@ -18,7 +18,7 @@ from .plan import Block, Plan, Vector
 from .ranks import check_rank_rule, dynamic_rank
 from .selection import requested_count, select
 
-__all__ = ['make_plan', 'plan_from_masks', 'trains_whole']
+__all__ = ['check_settings', 'make_plan', 'plan_from_masks', 'trains_whole']
 
 
 def make_plan(
@@ -55,7 +55,7 @@ def make_plan(
         PlanError: If not exactly one budget is given, a setting is out of
             range, or no adapter fits the budget.
     """
-    _check_settings(rank_rule, min_rank, beta)
+    check_settings(rank_rule, min_rank, beta)
     budgets = {'gamma': gamma, 'num_sensitive': num_sensitive, 'budget_params': budget_params}
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
@@ -109,7 +109,7 @@ def plan_from_masks(
         PlanError: If a mask is not bool or neither a matrix nor a vector, or a
             setting is out of range.
     """
-    _check_settings(rank_rule, min_rank, beta)
+    check_settings(rank_rule, min_rank, beta)
     blocks: list[Block] = []
     vectors: list[Vector] = []
     num_sensitive = 0
@@ -162,7 +162,8 @@ def _checked_also_train(also_train: Mapping[str, int] | None) -> dict[str, int]:
     return dict(also_train or {})
 
 
-def _check_settings(rank_rule: str | int, min_rank: int, beta: float) -> None:
+def check_settings(rank_rule: str | int, min_rank: int, beta: float) -> None:
+    """Raises PlanError where a setting of `make_plan` is out of range."""
     check_rank_rule(rank_rule, min_rank)
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not beta > 0:
         raise PlanError(f'beta={beta!r}: expected a number above 0')

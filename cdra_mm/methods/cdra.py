@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, make_plan
+from cdra_mm.core import ConfigError, Plan, PlanError, make_plan
+from cdra_mm.core.planning import check_settings
 
 __all__ = ['CDRA']
 
@@ -58,6 +59,10 @@ class CDRA:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
+        try:
+            check_settings(self.rank_rule, self.min_rank, self.beta)
+        except PlanError as error:
+            raise ConfigError(str(error)) from None
 
     def plan(
         self,

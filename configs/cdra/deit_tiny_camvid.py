@@ -3,7 +3,7 @@
 Command: python tools/train.py configs/cdra/deit_tiny_camvid.py
 Data: CDRA_CAMVID_ROOT, see configs/_base_/datasets/camvid.py.
 Memory: 1.5 GB. Time: 8 minutes on one CPU core with train_cfg.max_iters=400. Result:
-    33.9 mIoU on val, 32.8 on test then (one seed, docs/results.md); 1000 iterations not yet measured.
+    33.9 mIoU on val, 32.8 on test then (one seed, docs/results.md); 1000 iterations unmeasured.
 Frozen backbone or full fine-tuning for comparison:
     --cfg-options default_hooks.cdra.method.type=linear  (or full)
 """

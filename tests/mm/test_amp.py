@@ -44,7 +44,7 @@ def test_bf16_trains_fp32_factors_and_resumes_exactly(tmp_path, amp_on_cpu):
     assert any(seen), 'no adapted layer ran under autocast'
     parts = adapters(whole.model.backbone).values()
     assert parts and all(p.dtype == torch.float32 for a in parts for p in a.parameters())
-    assert all(float(p.abs().sum()) > 0 for a in parts for p in a.parameters())
+    assert all(bool(p.any()) for a in parts for p in a.parameters())
 
     cfg = config(tmp_path, work_dir=str(tmp_path / 'cut'), resume=True)
     cfg.load_from = str(tmp_path / 'whole/iter_4.pth')

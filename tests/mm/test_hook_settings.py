@@ -1,0 +1,61 @@
+"""Settings of the hook itself, and a plan that is handed in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cdra_mm import CDRAHook
+from cdra_mm.core import ConfigError, Plan, PlanError
+
+from . import toy
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(num_samples=0), 'num_samples=0: expected a count'),
+        (dict(batch_size=-1), 'batch_size=-1: expected a count'),
+        (dict(statistic='mean'), "statistic='mean': expected per_sample or per_batch"),
+        (dict(gama=0.1), r"'gama' \(did you mean 'gamma'\?\)"),
+        (dict(gamma=0.1, budget_percent=1.0), 'gamma=0.1, budget_percent=1.0: give only one'),
+        (dict(method=dict(type='lineer')), r"'lineer' is unknown \(did you mean 'linear'\?\)"),
+    ],
+)
+def test_wrong_settings_are_refused_when_the_hook_is_built(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        CDRAHook(**settings)
+
+
+def test_settings_of_cdra_beside_another_method_are_left_unused():
+    assert CDRAHook(method=dict(type='linear'), budget_percent=1.0).method.name == 'linear'
+
+
+@pytest.mark.parametrize(
+    ('text', 'error', 'message'),
+    [
+        (None, ConfigError, r'plan.*cannot be read'),
+        ('{"version": 1', PlanError, 'not JSON'),
+        (Plan(method='cdra', fingerprint='0' * 64).to_json(), PlanError, 'other base weights'),
+    ],
+)
+def test_a_plan_file_that_does_not_fit_is_refused(tmp_path, text, error, message):
+    path = tmp_path / 'plan.json'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(error, match=message):
+        toy.train(toy.config(tmp_path, cdra=dict(plan=str(path))))
+
+
+def test_a_backbone_without_transformer_blocks_is_refused(tmp_path):
+    cfg = toy.config(tmp_path, 'cls')
+    cfg.model.backbone = dict(type='LeNet5')
+    cfg.model.head.in_channels = 84
+    with pytest.raises(PlanError, match='no adaptable weight in LeNet5'):
+        toy.train(cfg)
+
+
+def test_a_budget_too_small_names_the_smallest_that_works(tmp_path):
+    torch.manual_seed(0)
+    with pytest.raises(PlanError, match=r'budget_params=3 is too small.*trains \d+ parameters'):
+        toy.train(toy.config(tmp_path, cdra=dict(budget_percent=None, budget_params=3)))
