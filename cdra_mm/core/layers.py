@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ __all__ = ['PLAIN_LINEAR', 'Adapter', 'AdapterSet', 'Entries', 'LowRank', 'adapt
 PLAIN_LINEAR: set[type[nn.Module]] = {nn.Linear}
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """A change of one base parameter, or of some rows of it.
 
     Attributes:
@@ -46,9 +47,9 @@ class Adapter(nn.Module):
         self.parameter = parameter
         self.merged = False
 
+    @abstractmethod
     def added_to(self, base: Tensor) -> Tensor:
         """The base plus the change, differentiable, a new tensor."""
-        raise NotImplementedError  # abstract: LowRank and Entries are the two kinds
 
     @torch.no_grad()
     def merge_(self, base: Tensor, sign: int = 1) -> None:
