@@ -160,7 +160,9 @@ def main() -> None:
 def one_run(demo: Demo) -> dict[str, dict]:
     """Trains and tests both methods, merges CDRA and tests that in a config without our hook."""
     with ThreadPoolExecutor(len(METHODS)) as side_by_side:
-        results = dict(zip(METHODS, side_by_side.map(partial(one_method, demo), METHODS)))
+        results = dict(
+            zip(METHODS, side_by_side.map(partial(one_method, demo), METHODS), strict=True)
+        )
     merged = demo.work_dir / 'cdra_merged.pth'
     demo.step('merging', 'merge.py', CONFIG, last_checkpoint(demo.work_dir / 'cdra'), merged,
               '--force')  # fmt: skip
