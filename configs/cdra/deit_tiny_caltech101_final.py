@@ -1,7 +1,8 @@
 """The figure to report for deit_tiny_caltech101: train on all 1000 images, test once, at the end.
 
 Command: python tools/train.py configs/cdra/deit_tiny_caltech101_final.py
-Memory: not measured. Time and result: not yet measured.
+Memory: 3.5 GB. Time: 20 minutes on one busy CPU core with train_cfg.max_epochs=10. Result: 63.6
+    top-1 then, at the rates docs/results.md states (one seed); the 100 epochs are not yet measured.
 """
 
 _base_ = './deit_tiny_caltech101.py'
