@@ -26,7 +26,7 @@ from cdra_mm.core import (
     save_adapter,
     write_text,
 )
-from cdra_mm.methods import CDRA, Method, make_method
+from cdra_mm.methods import CDRA, Full, Method, make_method
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .base_weights import check_loaded, find_source, reproduced_names
@@ -128,6 +128,9 @@ class CDRAHook(Hook):
             return
         backbone = find_backbone(plain_model(runner))
         record = read_record(checkpoint.get('state_dict', {}), PREFIX)
+        if record is None and isinstance(self.method, Full):
+            self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
+            return
         if record is None:
             raise CheckpointError(
                 'cannot resume: the checkpoint was not written by a run with CDRAHook. To start '

@@ -30,7 +30,7 @@ class SlimCheckpointHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Leaves the named base out and puts the record in, also in an EMA's state."""
         record = self.record()
-        if record is None:
+        if record is None or not record.plan:  # the whole backbone is trained: a plain checkpoint
             return
         slim(checkpoint['state_dict'], PREFIX, record)
         if 'ema_state_dict' in checkpoint:

@@ -247,3 +247,13 @@ def test_hundreds_of_frozen_parameters_are_not_hundreds_of_lines(tmp_path, capsy
     assert 'requires_grad' not in captured.out + captured.err
     rates = {g['initial_lr'] for g in runner.optim_wrapper.optimizer.param_groups}
     assert rates == {1e-2, 1e-1}
+
+
+def test_full_fine_tuning_leaves_plain_checkpoints_and_resumes_exactly(tmp_path):
+    full = dict(cdra=dict(method=dict(type='full')))
+    whole = toy.train(toy.config(tmp_path, **full))
+    state = torch.load(tmp_path / 'run/iter_4.pth', weights_only=False)['state_dict']
+    assert state.keys() == whole.model.state_dict().keys()
+    cfg = toy.config(tmp_path, resume=True, load_from=str(tmp_path / 'run/iter_4.pth'), **full)
+    cfg.work_dir = str(tmp_path / 'resumed')
+    assert_same(weights(whole), weights(toy.train(cfg)))
