@@ -1,6 +1,5 @@
 """Every shipped config loads, builds its model, and reads its paths from the environment."""
 
-import os
 import re
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 
 REPO = Path(__file__).parents[1]
-SHARED = Path(os.environ.get('CDRA_SHARED', REPO.parent / 'shared'))
 CONFIGS = sorted((REPO / 'configs/cdra').glob('*.py'))
 NAMES = [path.stem for path in CONFIGS]
 # Percent of the backbone's parameters that each config's plan may train.
@@ -167,13 +165,11 @@ def test_final_config_trains_on_all_and_tests_once() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['deit_tiny_camvid', 'deit_tiny_caltech101'])
 def test_config_trains_and_validates_without_the_hook(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: Path, name: str
 ) -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f'no {SHARED} (set CDRA_SHARED)')
-    monkeypatch.setenv('CDRA_CAMVID_ROOT', str(SHARED / 'data/camvid'))
-    monkeypatch.setenv('CDRA_VTAB_ROOT', str(SHARED / 'data/vtab-1k'))
-    monkeypatch.setenv('CDRA_DEIT_TINY', str(SHARED / 'models/deit_tiny_in1k_timm.safetensors'))
+    monkeypatch.setenv('CDRA_CAMVID_ROOT', str(shared / 'data/camvid'))
+    monkeypatch.setenv('CDRA_VTAB_ROOT', str(shared / 'data/vtab-1k'))
+    monkeypatch.setenv('CDRA_DEIT_TINY', str(shared / 'models/deit_tiny_in1k_timm.safetensors'))
     cfg = load(name)
     del cfg.default_hooks['cdra']
     cfg.work_dir = str(tmp_path)

@@ -55,14 +55,21 @@ def find_source(runner: Runner, model: nn.Module, backbone: nn.Module) -> BaseSo
     """
     if runner._load_from is not None and not runner._resume:
         return BaseSource('checkpoint', str(runner._load_from), 'backbone.')
-    own = _pretrained(getattr(backbone, 'init_cfg', None))
+    own = _own_source(backbone)
     if own is not None:
-        return BaseSource('init_cfg', str(own['checkpoint']), str(own.get('prefix') or ''))
+        return own
     whole = _pretrained(getattr(model, 'init_cfg', None))
     if whole is not None:
         prefix = str(whole.get('prefix') or '') + 'backbone.'
         return BaseSource('checkpoint', str(whole['checkpoint']), prefix)
     return None
+
+
+def _own_source(backbone: nn.Module) -> BaseSource | None:
+    init_cfg = _pretrained(getattr(backbone, 'init_cfg', None))
+    if init_cfg is None:
+        return None
+    return BaseSource('init_cfg', str(init_cfg['checkpoint']), str(init_cfg.get('prefix') or ''))
 
 
 def _pretrained(init_cfg: Any) -> dict[str, Any] | None:
@@ -121,14 +128,10 @@ def load_base(backbone: nn.Module, source: BaseSource, holds: Callable[[], bool]
     Returns:
         What went wrong, for the message of the caller; '' on success.
     """
-    own = _pretrained(getattr(backbone, 'init_cfg', None))
-    candidates = [source]
-    if own is not None:
-        # The config may name a file that has been moved since.
-        here = BaseSource('init_cfg', str(own['checkpoint']), str(own.get('prefix') or ''))
-        candidates = [here, source] if here != source else [source]
+    own = _own_source(backbone)
     failures = []
-    for candidate in candidates:
+    # The file may have been moved since: the config then names where it is now.
+    for candidate in [source] if own in (None, source) else [own, source]:
         try:
             _replay(backbone, candidate)
         except Exception as error:  # whatever the file system or a download may raise

@@ -163,7 +163,7 @@ def ensure_base(backbone: nn.Module, record: Record) -> None:
         return
     assert record.base is not None
     tried = load_base(backbone, record.base, lambda: _holds(backbone, record))
-    if not _holds(backbone, record):
+    if tried:
         raise CheckpointError(
             'the checkpoint does not store the frozen base weights, and the model does not hold '
             f'them: they came from {record.base.describe()} (fingerprint '

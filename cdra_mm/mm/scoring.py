@@ -28,6 +28,7 @@ from cdra_mm.core import CDRAError, DataError, ScoreError, estimate_scores, find
 from cdra_mm.core.scores import evaluation_mode
 
 from .labels import check_labels
+from .rebuild import plain_model
 from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
 
 __all__ = ['SeededSamples', 'per_sample_losses', 'score_backbone']
@@ -94,7 +95,7 @@ def score_backbone(
     logger.info(f'scoring the backbone on up to {num_samples} training samples')
     begin = time.time()
     find_targets(backbone)  # before any long work
-    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
+    model = plain_model(runner)
     loader = runner.train_loop.dataloader
     indices = _draw(len(loader.dataset), num_samples, seed, logger)
     mine = indices[get_rank() :: get_world_size()]

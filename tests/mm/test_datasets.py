@@ -1,6 +1,5 @@
 """VTAB-1k lists: what loads, and what is refused with which words."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from mmpretrain.registry import DATASETS
 from cdra_mm.core.errors import ConfigError, DataError
 from cdra_mm.mm.datasets import SPLITS, VTAB1k
 
-SHARED = Path(os.environ.get('CDRA_SHARED', Path(__file__).parents[3] / 'shared'))
 LINES = ['images/a.jpg 0', 'images/b c.jpg 2', 'images/d.jpg 1']
 
 
@@ -147,9 +145,7 @@ def test_vtab_knows_its_tasks_and_takes_class_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_vtab_reads_the_real_lists() -> None:
-    root = SHARED / 'data/vtab-1k/caltech101'
-    if not root.is_dir():
-        pytest.skip(f'no {root} (set CDRA_SHARED)')
+def test_vtab_reads_the_real_lists(shared: Path) -> None:
+    root = shared / 'data/vtab-1k/caltech101'
     sizes = {split: len(VTAB1k(str(root), split)) for split in SPLITS}
     assert sizes == {'train800': 800, 'val200': 200, 'train800val200': 1000, 'test': 1020}

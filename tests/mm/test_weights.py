@@ -1,6 +1,5 @@
 """timm weights under mmpretrain's names: the same tokens, and nothing loaded by halves."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from cdra_mm.mm.weights import (
     require_block_weights,
 )
 
-SHARED = Path(os.environ.get('CDRA_SHARED', Path(__file__).parents[3] / 'shared'))
 ARCH = dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24)
 
 
@@ -169,11 +167,9 @@ def test_unreadable_files_are_named(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.shared
-def test_deit_tiny_gives_the_tokens_that_timm_gives() -> None:
+def test_deit_tiny_gives_the_tokens_that_timm_gives(shared: Path) -> None:
     timm = pytest.importorskip('timm')
-    path = SHARED / 'models/deit_tiny_in1k_timm.safetensors'
-    if not path.is_file():
-        pytest.skip(f'no {path} (set CDRA_SHARED)')
+    path = shared / 'models/deit_tiny_in1k_timm.safetensors'
     from safetensors.torch import load_file
 
     reference = timm.create_model('deit_tiny_patch16_224').eval()

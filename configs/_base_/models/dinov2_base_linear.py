@@ -4,15 +4,10 @@ Weights: the address below, or a local copy in ``CDRA_DINOV2_BASE``. The checkpo
 headless classifier, so its names begin with ``backbone.``.
 """
 
+_base_ = './linear_segmentor.py'
+
 model = dict(
-    type='EncoderDecoder',
     data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
         size=(518, 518),
     ),
     backbone=dict(
@@ -29,15 +24,7 @@ model = dict(
             prefix='backbone.',
         ),
     ),
-    decode_head=dict(
-        type='cdra_mm.mm.heads.LinearBNHead',
-        in_channels=768,
-        in_index=0,
-        num_classes=150,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-    ),
-    train_cfg=dict(),
+    decode_head=dict(in_channels=768, num_classes=150),
     # Windows of 37 x 37 patches: no padding, and the position embedding as it was trained.
     test_cfg=dict(mode='slide', crop_size=(518, 518), stride=(345, 345)),
 )

@@ -4,15 +4,10 @@ Trained at 32 x 32 pixels and run at 64 x 64: the position embedding is resized 
 are loaded. Weights: ``CDRA_VIT_TINY32``, or the path below (relative to where the run starts).
 """
 
+_base_ = './linear_segmentor.py'
+
 model = dict(
-    type='EncoderDecoder',
     data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
         size=(64, 64),
     ),
     backbone=dict(
@@ -27,14 +22,5 @@ model = dict(
             prefix='backbone.',
         ),
     ),
-    decode_head=dict(
-        type='cdra_mm.mm.heads.LinearBNHead',
-        in_channels=192,
-        in_index=0,
-        num_classes=11,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-    ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
+    decode_head=dict(in_channels=192, num_classes=11),
 )
