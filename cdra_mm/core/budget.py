@@ -13,11 +13,15 @@ thresholds at once. First the edges of the buckets of the scores' upper 16 bits
 every entry; with the count rule it can fall, because n / (|R|+|C|) can. Bounds
 on the size inside each bucket tell which buckets can still hide a better plan;
 those are searched by the lower 16 bits, which is exact.
+
+The size of a plan is a sum over the targets. So each pass takes the targets one
+by one, adds what each contributes at every threshold, and forgets its
+histogram; between passes only the row and column maxima are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +29,16 @@ from torch import Tensor
 
 from .errors import PlanError
 from .ranks import unbounded_rank
-from .selection import bits_of, histograms
+from .selection import (
+    BUCKETS,
+    FINITE_BUCKETS,
+    Threshold,
+    bits_of,
+    coarse_histogram,
+    fine_histogram,
+)
 
-__all__ = ['count_for_budget']
+__all__ = ['threshold_for_budget']
 
 # Entries read while looking into buckets: some passes over a large model, hundreds over a small
 # one. Beyond it the best plan found so far stands; the edges are less than 1 % apart.
@@ -36,46 +47,123 @@ LEAST_PASSES = 4
 
 
 @dataclass(frozen=True)
-class _Extent:
-    """What the size of one target's adapter depends on, besides n: sorted bit patterns."""
-
-    shape: tuple[int, ...]
-    row_max: Tensor  # int32 [O], ascending; empty for a vector
-    col_max: Tensor  # int32 [I]
-
-
-@dataclass(frozen=True)
 class _Sweep:
-    """Plans by threshold, highest threshold first."""
+    """Plans by threshold, highest threshold first. All int64 ``[thresholds]``."""
 
-    counts: Tensor  # selected entries, int64 [thresholds]
+    thresholds: Tensor  # bit patterns: entries at or above are selected
+    counts: Tensor  # selected entries
     params: Tensor  # trainable parameters
     adapters: Tensor  # matrices with a rank of at least 1
-    least: Tensor  # bounds of the parameters between the threshold before and this one
-    most: Tensor
+
+
+class _Target:
+    """What one target adds to a plan, as a function of the threshold.
+
+    Attributes:
+        shape: Of the target.
+        maxima: Row ``[O]`` and column ``[I]`` maxima as sorted bit patterns,
+            int32, on the CPU; none for a vector.
+        rules: ``(rank_rule, min_rank, beta)``, see `make_plan`.
+    """
+
+    def __init__(
+        self, score: Tensor, maxima: list[Tensor], rules: tuple[str | int, int, float]
+    ) -> None:
+        self.shape, self.maxima = score.shape, maxima
+        self.rank_rule, self.min_rank, self.beta = rules
+        for out, dim in zip(maxima, (1, 0), strict=False):
+            out.copy_(bits_of(score.amax(dim)).sort().values)
+
+    def size(self, thresholds: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Trainable parameters and adapters (0 or 1) at thresholds that n entries reach."""
+        if not self.maxima:
+            return self._vector_params(n), torch.zeros_like(n)
+        rows, cols = self._sides(thresholds)
+        rank = self._rank(n, rows, cols)
+        return rank * (rows + cols), (rank > 0).to(torch.int64)
+
+    def bounds(self, thresholds: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and most parameters between the threshold before and each one."""
+        before = _shifted(n)
+        if not self.maxima:
+            return self._vector_params(before), self._vector_params(n)
+        rows, cols = self._sides(thresholds)
+        rows_before, cols_before = _shifted(rows), _shifted(cols)
+        if self.rank_rule == 'count':
+            low = before // (rows + cols).clamp(min=1)
+            low = low.clamp(min=self.min_rank).minimum(rows_before).minimum(cols_before)
+            low *= before > 0
+            return low * (rows_before + cols_before), n.maximum(self.min_rank * (rows + cols))
+        low = self._rank(before, rows_before, cols_before)
+        return low * (rows_before + cols_before), self._rank(n, rows, cols) * (rows + cols)
+
+    def _sides(self, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        rows, cols = (
+            len(maxima) - torch.searchsorted(maxima, thresholds.to(torch.int32))
+            for maxima in self.maxima
+        )
+        return rows, cols
+
+    def _rank(self, n: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        # Where nothing is selected the block is empty: 1 x 1 avoids a division by zero.
+        area = self.shape[0] * self.shape[1]
+        rank = unbounded_rank(n, rows.clamp(min=1), cols.clamp(min=1), area, self.rank_rule)
+        return rank.clamp(min=self.min_rank).minimum(rows).minimum(cols) * (n > 0)
+
+    def _vector_params(self, n: Tensor) -> Tensor:
+        length = self.shape[0]
+        return torch.where(n > 0, torch.where(n * self.beta >= length, length, n), 0)
 
 
 class _Search:
-    """Plans of all thresholds of some scores."""
+    """Plans of all thresholds of some scores.
+
+    Attributes:
+        sweep: The plans at the lower edges of the occupied buckets.
+        least: Bounds of the parameters inside each of these buckets.
+        most: Likewise.
+    """
 
     def __init__(
         self, scores: Mapping[str, Tensor], rank_rule: str | int, min_rank: int, beta: float
     ) -> None:
-        self.scores, self.rules = scores, (rank_rule, min_rank, beta)
-        self.coarse = torch.stack(list(histograms(scores)))
-        self.extents = [_extent(score) for score in scores.values()]
-        self.edges = _occupied(self.coarse)
-        self.sweep = self._sweep(self.edges << 16, _above(self.coarse, self.edges))
+        self.scores = scores
+        self.targets: dict[str, _Target] = {}
+        maxima = _maxima_of(scores)
+        edges = torch.arange(FINITE_BUCKETS - 1, -1, -1) << 16
+        # Rows: n, parameters, adapters, least, most.
+        totals = torch.zeros(5, len(edges), dtype=torch.int64)
+        for name, score in scores.items():
+            counts = coarse_histogram(name, score)
+            target = self.targets[name] = _Target(score, next(maxima), (rank_rule, min_rank, beta))
+            n = counts[:FINITE_BUCKETS].flip(0).cumsum(0)
+            for row, values in zip(
+                totals, (n, *target.size(edges, n), *target.bounds(edges, n)), strict=True
+            ):
+                row += values
+        # An empty bucket repeats the plan before it; then its bounds are of no use either.
+        occupied = totals[0] > _shifted(totals[0])
+        self.sweep = _Sweep(edges[occupied], *totals[:3, occupied])
+        self.least, self.most = totals[3:, occupied]
         size = sum(score.numel() for score in scores.values())
         self.passes = max(LEAST_PASSES, SEARCH_ENTRIES // size)
 
     def inside(self, position: int) -> _Sweep:
-        """The plans inside the bucket below an edge, exactly."""
-        upper = int(self.edges[position])
-        fine = torch.stack(list(histograms(self.scores, upper)))
-        lower = _occupied(fine)
-        base = self.coarse[:, upper + 1 :].sum(1, keepdim=True)
-        return self._sweep((upper << 16) | lower, base + _above(fine, lower))
+        """The plans inside the bucket above an edge, exactly."""
+        edge = int(self.sweep.thresholds[position])
+        start = torch.zeros(3, 1, dtype=torch.int64)  # rows: n, parameters, adapters above it
+        steps = torch.zeros(3, BUCKETS, dtype=torch.int64)  # what changes at each threshold
+        for name, target in self.targets.items():
+            above, counts = fine_histogram(self.scores[name], edge >> 16)
+            # What a target adds changes at its own entries only.
+            own = torch.nonzero(counts).flatten().flip(0)
+            n = above + torch.cat([counts.new_zeros(1), counts[own].cumsum(0)])
+            thresholds = edge + torch.cat([own.new_tensor([BUCKETS]), own])
+            values = torch.stack([n, *target.size(thresholds, n)])
+            start += values[:, :1]
+            steps[:, own] += values.diff(dim=1)
+        occupied = torch.nonzero(steps[0]).flatten().flip(0)
+        return _Sweep(edge + occupied, *(start + steps[:, occupied].cumsum(1)))
 
     def look(
         self, worth: Callable[[int], bool], order: Tensor, take: Callable[[_Sweep], None]
@@ -87,45 +175,8 @@ class _Search:
                 take(self.inside(position))
                 left -= 1
 
-    def _sweep(self, thresholds: Tensor, counts: Tensor) -> _Sweep:
-        """Plans of thresholds (bit patterns, descending); counts ``[targets, thresholds]``."""
-        rank_rule, min_rank, beta = self.rules
-        thresholds = thresholds.to(torch.int32)
-        params = torch.zeros(len(thresholds), dtype=torch.int64)
-        adapters, least, most = params.clone(), params.clone(), params.clone()
-        for extent, n in zip(self.extents, counts, strict=True):
-            before = _shifted(n)
-            if len(extent.shape) == 1:
-                length = extent.shape[0]
-                params += _vector_params(n, length, beta)
-                least += _vector_params(before, length, beta)
-                most += _vector_params(n, length, beta)
-                continue
-            area = extent.shape[0] * extent.shape[1]
-            rows = extent.shape[0] - torch.searchsorted(extent.row_max, thresholds)
-            cols = extent.shape[1] - torch.searchsorted(extent.col_max, thresholds)
 
-            def rank_of(n: Tensor, rows: Tensor, cols: Tensor, area: int = area) -> Tensor:
-                # Where nothing is selected the block is empty: 1 x 1 avoids a division by zero.
-                rank = unbounded_rank(n, rows.clamp(min=1), cols.clamp(min=1), area, rank_rule)
-                return rank.clamp(min=min_rank).minimum(rows).minimum(cols) * (n > 0)
-
-            rank = rank_of(n, rows, cols)
-            params += rank * (rows + cols)
-            adapters += rank > 0
-            rows_before, cols_before = _shifted(rows), _shifted(cols)
-            if rank_rule == 'count':
-                low = before // (rows + cols).clamp(min=1)
-                low = low.clamp(min=min_rank).minimum(rows_before).minimum(cols_before)
-                least += low * (before > 0) * (rows_before + cols_before)
-                most += n.maximum(min_rank * (rows + cols))
-            else:
-                least += rank_of(before, rows_before, cols_before) * (rows_before + cols_before)
-                most += rank * (rows + cols)
-        return _Sweep(counts.sum(0), params, adapters, least, most)
-
-
-def count_for_budget(
+def threshold_for_budget(
     scores: Mapping[str, Tensor],
     budget: int,
     *,
@@ -133,8 +184,8 @@ def count_for_budget(
     min_rank: int,
     beta: float,
     reserved: int = 0,
-) -> int:
-    """How many entries to select for the largest plan within a budget.
+) -> Threshold:
+    """The threshold of the largest plan within a budget.
 
     Args:
         scores: fp32 scores by target name.
@@ -145,23 +196,27 @@ def count_for_budget(
         reserved: Parameters trained besides, only for the message.
 
     Returns:
-        The number of selected entries; entries with equal scores are selected together.
+        The threshold; entries with equal scores are selected together.
 
     Raises:
         PlanError: If no plan with an adapter fits, naming the smallest that does.
     """
+    if not any(score.numel() for score in scores.values()):
+        raise PlanError('there is no score: expected at least one competing entry')
     search = _Search(scores, rank_rule, min_rank, beta)
-    best = (-1, 0)  # (parameters, selected entries)
+    best = (-1, 0, 0)  # (parameters, selected entries, threshold)
 
     def take(sweep: _Sweep) -> None:
         nonlocal best
         fits = (sweep.params <= budget) & (sweep.adapters > 0)
         if bool(fits.any()):
             at = int(torch.where(fits, sweep.params, -1).argmax())
-            best = max(best, (int(sweep.params[at]), int(sweep.counts[at])))
+            best = max(
+                best, (int(sweep.params[at]), int(sweep.counts[at]), int(sweep.thresholds[at]))
+            )
 
     take(search.sweep)
-    least, most = search.sweep.least, search.sweep.most
+    least, most = search.least, search.most
     # From the budget outwards: there the best plan most likely is.
     order = (search.sweep.params - budget).abs().argsort(stable=True)
     search.look(lambda i: int(least[i]) <= budget and int(most[i]) > best[0] < budget, order, take)
@@ -170,7 +225,7 @@ def count_for_budget(
             f'budget_params={budget + reserved} is too small for any adapter: '
             + _smallest(search, reserved)
         )
-    return best[1]
+    return Threshold(best[2] - 1, 0)  # bit patterns are integers: above t - 1 is at least t
 
 
 def _smallest(search: _Search, reserved: int) -> str:
@@ -184,7 +239,7 @@ def _smallest(search: _Search, reserved: int) -> str:
             smallest = int(sizes.min())
 
     take(search.sweep)
-    least = search.sweep.least
+    least = search.least
     order = least.argsort(stable=True)
     search.look(lambda i: smallest is None or int(least[i]) < smallest, order, take)
     if smallest is None:
@@ -193,26 +248,16 @@ def _smallest(search: _Search, reserved: int) -> str:
     return f'the smallest plan with an adapter trains {smallest + reserved} parameters{beside}'
 
 
-def _extent(score: Tensor) -> _Extent:
-    if score.dim() == 1:
-        empty = torch.zeros(0, dtype=torch.int32)
-        return _Extent(tuple(score.shape), empty, empty)
-    maxima = [bits_of(score.amax(dim).contiguous()).sort().values.cpu() for dim in (1, 0)]
-    return _Extent(tuple(score.shape), *maxima)
+def _maxima_of(scores: Mapping[str, Tensor]) -> Iterator[list[Tensor]]:
+    """Room for the row and column maxima of each target in turn, int32.
 
-
-def _vector_params(n: Tensor, length: int, beta: float) -> Tensor:
-    return torch.where(n > 0, torch.where(n * beta >= length, length, n), 0)
-
-
-def _occupied(counts: Tensor) -> Tensor:
-    """Buckets that hold an entry of any target, highest first."""
-    return torch.nonzero(counts.sum(0)).flatten().flip(0)
-
-
-def _above(counts: Tensor, order: Tensor) -> Tensor:
-    """Entries at or above each bucket of a descending order. ``[targets, buckets]``."""
-    return counts[:, order].cumsum(1)
+    In one piece: small tensors that stay, made between large ones that go, would
+    leave holes that the allocator cannot use again, ten times their own size.
+    """
+    sides = [list(score.shape) if score.dim() > 1 else [] for score in scores.values()]
+    room = torch.empty(sum(sum(side) for side in sides), dtype=torch.int32)
+    for side, part in zip(sides, torch.split(room, [sum(side) for side in sides]), strict=True):
+        yield list(torch.split(part, side))
 
 
 def _shifted(values: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 __all__ = ['compact']
 
+CHUNK = 1 << 18  # entries counted at a time: torch sums bools through a wider copy of them
+
 
 def compact(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of a weight that hold a selected entry (Eq. 4).
@@ -34,10 +36,25 @@ def compact(mask: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(f'mask is {mask.dtype}: expected torch.bool, True = trainable')
     if mask.dim() != 2:
         raise ValueError(f'mask has shape {tuple(mask.shape)}: expected a matrix [O, I]')
-    rows, cols = _most_first(mask.sum(1)), _most_first(mask.sum(0))
+    in_rows, in_cols = _counts(mask)
+    rows, cols = _most_first(in_rows), _most_first(in_cols)
     if not len(rows):
         raise ValueError(f'mask of shape {tuple(mask.shape)} selects nothing')
     return rows, cols
+
+
+def _counts(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Selected entries of each row ``[O]`` and of each column ``[I]``, int32."""
+    # Made once: small tensors kept between the scratch of two chunks scatter the heap.
+    in_rows, in_cols = (
+        torch.zeros(side, dtype=torch.int32, device=mask.device) for side in mask.shape
+    )
+    step = max(1, CHUNK // max(1, mask.shape[1]))
+    for part, out in zip(torch.split(mask, step), torch.split(in_rows, step), strict=True):
+        ones = part.to(torch.int32)
+        out += ones.sum(1, dtype=torch.int32)
+        in_cols += ones.sum(0, dtype=torch.int32)
+    return in_rows, in_cols
 
 
 def _most_first(counts: Tensor) -> Tensor:

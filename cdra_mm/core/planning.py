@@ -1,26 +1,30 @@
 """From scores or masks to a `Plan`.
 
-scores -> select -> masks -> compact (Eq. 4) -> dynamic_rank (Eq. 7) -> Plan
+scores -> threshold -> mask -> compact (Eq. 4) -> dynamic_rank (Eq. 7) -> Plan
+
+The threshold is one for the whole model. From there on the targets are taken
+one by one: no more than the mask of one is ever held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .budget import count_for_budget
+from .budget import threshold_for_budget
 from .compaction import compact
 from .errors import PlanError
 from .plan import Block, Plan, Vector
 from .ranks import check_rank_rule, dynamic_rank
-from .selection import requested_count, select
+from .selection import kth_largest, masks_above, one_thread, requested_count
 
 __all__ = ['check_settings', 'make_plan', 'plan_from_masks', 'trains_whole']
 
 
+@one_thread()
 def make_plan(
     scores: Mapping[str, Tensor],
     *,
@@ -63,7 +67,7 @@ def make_plan(
         raise PlanError(f'{listed}: give exactly one of them')
     also_train = _checked_also_train(also_train)
     if budget_params is not None:
-        num_sensitive = count_for_budget(
+        threshold = threshold_for_budget(
             scores,
             budget_params - sum(also_train.values()),
             rank_rule=rank_rule,
@@ -71,9 +75,11 @@ def make_plan(
             beta=beta,
             reserved=sum(also_train.values()),
         )
-    count = requested_count(scores, gamma=gamma, num_sensitive=num_sensitive)
-    return plan_from_masks(
-        select(scores, num_sensitive=count),
+    else:
+        count = requested_count(scores, gamma=gamma, num_sensitive=num_sensitive)
+        threshold = kth_largest(scores, count)
+    return _plan(
+        masks_above(scores, threshold),
         rank_rule=rank_rule,
         min_rank=min_rank,
         beta=beta,
@@ -83,6 +89,7 @@ def make_plan(
     )
 
 
+@one_thread()
 def plan_from_masks(
     masks: Mapping[str, Tensor],
     *,
@@ -110,41 +117,67 @@ def plan_from_masks(
             setting is out of range.
     """
     check_settings(rank_rule, min_rank, beta)
+    return _plan(
+        masks.items(),
+        rank_rule=rank_rule,
+        min_rank=min_rank,
+        beta=beta,
+        also_train=_checked_also_train(also_train),
+        settings=settings or {},
+        fingerprint=fingerprint,
+    )
+
+
+def _plan(
+    masks: Iterable[tuple[str, Tensor]],
+    *,
+    rank_rule: str | int,
+    min_rank: int,
+    beta: float,
+    also_train: Mapping[str, int],
+    settings: Mapping[str, Any],
+    fingerprint: str,
+) -> Plan:
+    """The plan for masks that come one by one; the settings are checked."""
     blocks: list[Block] = []
     vectors: list[Vector] = []
-    num_sensitive = 0
-    for name, mask in masks.items():
+    num_competing = num_sensitive = 0
+    numbers: dict[int, int] = {}
+    for name, mask in masks:
         if mask.dtype != torch.bool or mask.dim() not in (1, 2):
             raise PlanError(
                 f'{name}: the mask is {mask.dtype} {tuple(mask.shape)}: expected torch.bool, a '
                 'matrix or a vector'
             )
-        count = int(mask.sum())
+        count = int(torch.count_nonzero(mask))
+        num_competing += mask.numel()
         num_sensitive += count
         if not count:
             continue
         if mask.dim() == 1:
             whole = trains_whole(count, len(mask), beta)
-            indices = None if whole else tuple(torch.nonzero(mask).flatten().tolist())
+            indices = None if whole else _shared(torch.nonzero(mask).flatten(), numbers)
             vectors.append(Vector(name, len(mask), indices, count))
             continue
         rows, cols = compact(mask)
         shape = cast(tuple[int, int], tuple(mask.shape))
         rank = dynamic_rank(count, len(rows), len(cols), shape, rule=rank_rule, min_rank=min_rank)
-        blocks.append(Block(name, shape, tuple(rows.tolist()), tuple(cols.tolist()), rank, count))
+        blocks.append(
+            Block(name, shape, _shared(rows, numbers), _shared(cols, numbers), rank, count)
+        )
     return Plan(
         method='cdra',
         blocks=tuple(block for block in blocks if block.rank),
         vectors=tuple(vectors),
-        also_train=_checked_also_train(also_train),
+        also_train=also_train,
         dropped=tuple(block for block in blocks if not block.rank),
-        num_competing=sum(mask.numel() for mask in masks.values()),
+        num_competing=num_competing,
         num_sensitive=num_sensitive,
         settings={
             'rank_rule': rank_rule,
             'min_rank': min_rank,
             'beta': beta,
-            **(settings or {}),
+            **settings,
         },
         fingerprint=fingerprint,
     )
@@ -153,6 +186,15 @@ def plan_from_masks(
 def trains_whole(num_sensitive: int, length: int, beta: float) -> bool:
     """Whether a vector is trained whole (SPT's rule, design D9)."""
     return num_sensitive * beta >= length
+
+
+def _shared(indices: Tensor, numbers: dict[int, int]) -> tuple[int, ...]:
+    """The indices as integers that all records of a plan share.
+
+    A large model's plan holds a million indices below ten thousand: as objects
+    of their own they would take four times the memory.
+    """
+    return tuple(numbers.setdefault(index, index) for index in indices.tolist())
 
 
 def _checked_also_train(also_train: Mapping[str, int] | None) -> dict[str, int]:

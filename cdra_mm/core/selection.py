@@ -4,24 +4,69 @@ A radix selection: scores are non-negative fp32, so the order of their bit
 patterns is their order. A histogram of the upper 16 bits finds the bucket that
 holds the k-th largest score, a histogram of the lower 16 bits inside it finds
 the score itself. Nothing is sorted and nothing is copied: the scratch is one
-chunk of ``CHUNK`` entries, whatever the size of the model.
+chunk of ``CHUNK`` entries, whatever the size of the model. The masks, a byte an
+entry, come one target at a time, so that a caller need not hold them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import PlanError
 
-__all__ = ['bits_of', 'histograms', 'requested_count', 'select', 'value_of']
+__all__ = [
+    'BUCKETS',
+    'FINITE_BUCKETS',
+    'Threshold',
+    'bits_of',
+    'coarse_histogram',
+    'fine_histogram',
+    'kth_largest',
+    'masks_above',
+    'one_thread',
+    'requested_count',
+    'select',
+]
 
 BUCKETS = 1 << 16  # of the upper and of the lower half of an fp32 bit pattern
-CHUNK = 1 << 22  # entries
+FINITE_BUCKETS = 0x7F80  # upper halves below that of infinity, the sign bit clear
+CHUNK = 1 << 18  # entries; 1 MB, so that all that is done to a chunk finds it in the cache
 
 
+class Threshold(NamedTuple):
+    """What is selected.
+
+    Attributes:
+        bits: Entries whose bit pattern is above this one are selected,
+        ties: and this many of those that equal it, in order.
+    """
+
+    bits: int
+    ties: int
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch's CPU operations run on the calling thread alone, for a while.
+
+    Planning is thousands of short operations, half of them serial in torch. On
+    a machine that others use too, a team of two threads waited for each other
+    at every one of them and took ten times as long as one thread.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def select(
     scores: Mapping[str, Tensor],
     *,
@@ -51,19 +96,8 @@ def select(
         ([False, True], [True, False])
     """
     count = requested_count(scores, gamma=gamma, num_sensitive=num_sensitive)
-    threshold, num_ties = _kth_largest(scores, count)
-    masks: dict[str, Tensor] = {}
-    for name, score in scores.items():
-        mask = score > threshold
-        if num_ties:
-            ties = (score == threshold).flatten()
-            num_here = int(ties.sum())
-            if num_here > num_ties:
-                ties[torch.nonzero(ties).flatten()[num_ties:]] = False
-            num_ties -= min(num_ties, num_here)
-            mask |= ties.view_as(mask)
-        masks[name] = mask
-    return masks
+    masks = masks_above(scores, kth_largest(scores, count))
+    return {name: mask.clone() for name, mask in masks}
 
 
 def requested_count(
@@ -87,60 +121,93 @@ def requested_count(
     return num_sensitive
 
 
-def bits_of(score: Tensor) -> Tensor:
-    """The bit patterns of fp32 scores, flat int32; -0.0 would be negative. A view."""
-    return score.reshape(-1).view(torch.int32)
+def masks_above(scores: Mapping[str, Tensor], threshold: Threshold) -> Iterator[tuple[str, Tensor]]:
+    """Name and mask of each target in turn.
+
+    The masks share their memory: each one lasts until the next is asked for.
+    """
+    bits, ties = threshold
+    room = torch.empty(0, dtype=torch.bool)
+    for name, score in scores.items():
+        if room.numel() < score.numel() or room.device != score.device:
+            room = torch.empty(score.numel(), dtype=torch.bool, device=score.device)
+        mask = room[: score.numel()].view(score.shape)
+        for entries, out in zip(_chunks(score), torch.split(mask.view(-1), CHUNK), strict=True):
+            torch.gt(entries, bits, out=out)
+            if ties:
+                equal = entries == bits
+                num_here = int(torch.count_nonzero(equal))
+                if num_here > ties:
+                    equal[torch.nonzero(equal).flatten()[ties:]] = False
+                ties -= min(ties, num_here)
+                out |= equal
+        yield name, mask
 
 
-def value_of(bits: int) -> float:
-    """The fp32 value of a bit pattern."""
-    return float(torch.tensor([bits], dtype=torch.int32).view(torch.float32))
-
-
-def histogram(score: Tensor, upper: int | None = None) -> Tensor:
-    """Counts of the entries by one half of their bit pattern, int64 ``[BUCKETS]``.
-
-    Args:
-        score: fp32 scores, any shape.
-        upper: None counts by the upper 16 bits; a number counts, among the
-            entries whose upper 16 bits equal it, by the lower 16 bits.
+def kth_largest(scores: Mapping[str, Tensor], count: int) -> Threshold:
+    """The threshold that selects exactly `count` entries.
 
     Raises:
-        PlanError: If a score is negative or not a number (upper pass only).
+        PlanError: If a score is negative or not a number, naming the target.
+    """
+    coarse = sum((coarse_histogram(name, score) for name, score in scores.items()), _none())
+    upper, left = _bucket(coarse, count)
+    fine = sum((fine_histogram(score, upper)[1] for score in scores.values()), _none())
+    lower, left = _bucket(fine, left)
+    return Threshold(upper << 16 | lower, left)
+
+
+def bits_of(score: Tensor) -> Tensor:
+    """The bit patterns of fp32 scores, flat int32; -0.0 would be negative. A view."""
+    return score.detach().reshape(-1).view(torch.int32)
+
+
+def coarse_histogram(name: str, score: Tensor) -> Tensor:
+    """Counts of a target's entries by the upper 16 bits. int64 ``[BUCKETS]``, on the CPU.
+
+    Raises:
+        PlanError: If a score is negative or not a number, or not fp32.
     """
     if score.dtype != torch.float32:
-        raise PlanError(f'scores are {score.dtype}: expected torch.float32')
+        raise PlanError(f'{name}: scores are {score.dtype}: expected torch.float32')
     counts = torch.zeros(BUCKETS, dtype=torch.int64, device=score.device)
-    for bits in torch.split(bits_of(score.detach()), CHUNK):
-        high = bits >> 16
-        if upper is not None:
-            high = (bits & 0xFFFF)[high == upper]
-        elif bool((high < 0).any()) or bool((bits >= 0x7F800000).any()):
-            raise PlanError(
-                'a score is negative, infinite or not a number: expected mean squared gradients'
-            )
-        counts += torch.bincount(high, minlength=BUCKETS)
+    for entries in _chunks(score):
+        upper = (entries >> 16).bitwise_and_(0xFFFF)  # the shift drags the sign bit along
+        counts += torch.bincount(upper, minlength=BUCKETS)
+    counts = counts.cpu()
+    if bool(counts[FINITE_BUCKETS:].any()):
+        raise PlanError(
+            f'{name}: a score is negative, infinite or not a number: expected mean squared '
+            'gradients'
+        )
     return counts
 
 
-def _kth_largest(scores: Mapping[str, Tensor], count: int) -> tuple[float, int]:
-    """The count-th largest score and how many entries equal to it are selected."""
-    upper, left = _bucket(_total(scores, None), count)
-    lower, left = _bucket(_total(scores, upper), left)
-    return value_of(upper << 16 | lower), left
+def fine_histogram(score: Tensor, upper: int) -> tuple[int, Tensor]:
+    """Looks into one bucket of the upper 16 bits.
+
+    Returns:
+        The number of entries above the bucket, and the counts of the entries
+        inside it by the lower 16 bits. int64 ``[BUCKETS]``, on the CPU.
+    """
+    floor, num_above = upper << 16, 0
+    counts = torch.zeros(BUCKETS, dtype=torch.int64, device=score.device)
+    for entries in _chunks(score):
+        entries = entries[entries >= floor]
+        inside = entries[entries < floor + BUCKETS]
+        num_above += len(entries) - len(inside)
+        # Mostly few: adding ones to them costs less than a new vector of counts.
+        counts.index_add_(0, inside - floor, torch.ones_like(inside, dtype=torch.int64))
+    return num_above, counts.cpu()
 
 
-def histograms(scores: Mapping[str, Tensor], upper: int | None = None) -> Iterator[Tensor]:
-    """`histogram` of each target in turn, on the CPU; its errors name the target."""
-    for name, score in scores.items():
-        try:
-            yield histogram(score, upper).cpu()
-        except PlanError as error:
-            raise PlanError(f'{name}: {error}') from None
+def _chunks(score: Tensor) -> tuple[Tensor, ...]:
+    """The bit patterns of a target, ``CHUNK`` entries at a time. Views."""
+    return torch.split(bits_of(score), CHUNK)
 
 
-def _total(scores: Mapping[str, Tensor], upper: int | None) -> Tensor:
-    return sum(histograms(scores, upper), torch.zeros(BUCKETS, dtype=torch.int64))
+def _none() -> Tensor:
+    return torch.zeros(BUCKETS, dtype=torch.int64)
 
 
 def _bucket(counts: Tensor, count: int) -> tuple[int, int]:

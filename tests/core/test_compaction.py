@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdra_mm.core import compact
+from cdra_mm.core import compact, compaction
 from tests.reference import compaction as reference
 
 
@@ -25,6 +25,14 @@ def masks(draw, max_side=9):
 def test_compact_equals_counting(mask):
     rows, cols = compact(mask)
     assert rows.dtype == cols.dtype == torch.int64
+    assert (rows.tolist(), cols.tolist()) == reference.compact(mask)
+
+
+@given(mask=masks(), chunk=st.integers(1, 30))
+def test_compact_in_chunks_of_rows_equals_counting(mask, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compaction, 'CHUNK', chunk)
+        rows, cols = compact(mask)
     assert (rows.tolist(), cols.tolist()) == reference.compact(mask)
 
 

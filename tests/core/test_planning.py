@@ -1,45 +1,16 @@
-"""From scores or masks to a plan: ranks, vectors, and the best plan within a budget."""
+"""From scores or masks to a plan: ranks, vectors, and what it leaves alone."""
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from cdra_mm.core import CDRAError, PlanError, make_plan, plan_from_masks
+from cdra_mm.core import CDRAError, PlanError, make_plan, plan_from_masks, select, selection
+from tests.core.planning_problems import RULES, problems, rules
 from tests.reference import planning as reference
 from tests.reference.selection import top_k
-
-RULES = st.sampled_from(['eq7', 'count', 1, 3])
-
-
-@st.composite
-def problems(draw, shapes=((4, 4), (6, 3), (2, 8), (10,), (4,), (5, 5))):
-    """Scores with structure: some tensors, rows and columns matter more, many ties and zeros."""
-    chosen = draw(st.lists(st.sampled_from(shapes), min_size=1, max_size=3))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
-    levels = draw(st.sampled_from([2, 5, 1000]))
-    # Close together: as many values within one part in a thousand as over the whole range.
-    offset = draw(st.sampled_from([0, 0, 10**5]))
-    scores = {}
-    for index, shape in enumerate(chosen):
-        score = torch.randint(0, levels, shape, generator=generator).float()
-        if len(shape) == 2:
-            score *= torch.randint(0, 3, (shape[0], 1), generator=generator)
-            score *= torch.randint(0, 3, (1, shape[1]), generator=generator)
-        scores[f'w{index}'] = score * draw(st.sampled_from([0.1, 1.0, 10.0])) + offset
-    return scores
-
-
-def rules(rule, min_rank, beta, also_train):
-    """The same choices in the words of the oracle and of the package."""
-    ours = {'rule': rule, 'min_rank': min_rank, 'beta': beta, 'also_train': also_train}
-    theirs = {**ours, 'rank_rule': rule}
-    del theirs['rule']
-    return ours, theirs
 
 
 @given(
@@ -99,104 +70,19 @@ def test_make_plan_satisfies_eq7(scores):
         assert matrices <= plan.num_sensitive <= total
 
 
-@settings(max_examples=60)
-@given(
-    scores=problems(),
-    rule=RULES,
-    min_rank=st.integers(0, 1),
-    also=st.integers(0, 4),
-    budget=st.integers(0, 120),
-    beta=st.sampled_from([2, 5]),
-)
-def test_make_plan_within_a_budget_equals_trying_every_count(
-    scores, rule, min_rank, also, budget, beta
-):
-    ours, theirs = rules(rule, min_rank, beta, {'cls_token': also} if also else None)
-    best = reference.within_budget(scores, budget, **ours)
-    if best is None:
-        with pytest.raises(PlanError):
-            make_plan(scores, budget_params=budget, **theirs)
-    else:
-        plan = make_plan(scores, budget_params=budget, **theirs)
-        assert plan.num_trainable == best <= budget
+@given(scores=problems(), rule=RULES, chunk=st.integers(1, 7), budget_params=st.integers(1, 120))
+def test_make_plan_does_not_depend_on_the_chunk(scores, rule, chunk, budget_params):
+    def plans():
+        yield make_plan(scores, gamma=0.4, rank_rule=rule)
+        try:
+            yield make_plan(scores, budget_params=budget_params, rank_rule=rule)
+        except PlanError as error:
+            yield str(error)
 
-
-@pytest.mark.parametrize('offset', [0.0, 1e6], ids=['far apart', 'close together'])
-def test_make_plan_finds_the_best_count_of_a_rule_that_is_not_monotone(offset):
-    """With 'count', one more entry in a new row can lower the rank, and the size with it."""
-    score = torch.arange(36, 0, -1.0).view(6, 6) / 8
-    score[:4, :4] += 10
-    score[4, 0] += 9
-    score += offset
-    sizes = [
-        reference.num_trainable(top_k({'w': score}, count), rule='count') for count in range(1, 37)
-    ]
-    assert sizes != sorted(sizes)
-    for budget in range(reference.smallest_budget({'w': score}, rule='count'), 40):
-        best = reference.within_budget({'w': score}, budget, rule='count')
-        plan = make_plan({'w': score}, budget_params=budget, rank_rule='count')
-        assert plan.num_trainable == best
-
-
-@pytest.mark.parametrize('seed', [0, 1, 4])
-def test_make_plan_finds_the_best_count_among_scores_of_one_magnitude(seed):
-    """All scores within a factor of two: the best plan may hide between two that both fit."""
-    generator = torch.Generator().manual_seed(seed)
-    score = torch.rand(10, 10, generator=generator)
-    for sides in ((10, 1), (1, 10)):
-        score *= torch.rand(sides, generator=generator)
-    scores = {'w': score + 1}
-    least = reference.smallest_budget(scores, rule='count')
-    for budget in range(least, 100, 3):
-        plan = make_plan(scores, budget_params=budget, rank_rule='count')
-        assert plan.num_trainable == reference.within_budget(scores, budget, rule='count')
-
-
-@given(scores=problems(), rule=RULES, also=st.integers(0, 4))
-def test_make_plan_names_the_smallest_budget_that_works(scores, rule, also):
-    options = {'rank_rule': rule, 'also_train': {'cls_token': also} if also else None}
-    with pytest.raises(PlanError, match=r'budget_params') as error:
-        make_plan(scores, budget_params=also, **options)
-    least = reference.smallest_budget(scores, rule=rule, also_train=options['also_train'])
-    if least is None:
-        return
-    assert re.search(rf'\b{least}\b', str(error.value).replace(',', '').replace('_', ''))
-    assert make_plan(scores, budget_params=least, **options).num_trainable == least
-
-
-def test_make_plan_within_a_budget_of_many_entries():
-    generator = torch.Generator().manual_seed(0)
-    scores = {}
-    for i in range(12):
-        rows, cols = (
-            torch.rand(256, 1, generator=generator),
-            torch.rand(1, 128, generator=generator),
-        )
-        scores[f'b{i}.weight'] = (rows * cols * torch.rand(256, 128, generator=generator)) ** 4
-        scores[f'b{i}.bias'] = torch.rand(256, generator=generator) ** 8
-    for rule in ('eq7', 'count', 4):
-        sizes = []
-        for budget in (6_000, 12_000, 20_000):
-            plan = make_plan(scores, budget_params=budget, rank_rule=rule)
-            assert 0.9 * budget < plan.num_trainable <= budget
-            count = plan.num_sensitive
-            again = make_plan(scores, num_sensitive=count, rank_rule=rule)
-            assert again.num_trainable == plan.num_trainable
-            sizes.append(plan.num_trainable)
-        assert sizes == sorted(sizes)
-
-
-def test_make_plan_counts_everything_against_the_budget():
-    """Adapters, vectors and what is trained besides."""
-    generator = torch.Generator().manual_seed(3)
-    scores = {'w': torch.rand(8, 8, generator=generator), 'b': torch.rand(12, generator=generator)}
-    rules = {'also_train': {'cls_token': 30}}
-    for budget in range(reference.smallest_budget(scores, **rules), 100, 5):
-        plan = make_plan(scores, budget_params=budget, **rules)
-        assert plan.num_trainable == reference.within_budget(scores, budget, **rules)
-        assert plan.vectors and plan.blocks
-        kinds = [sum(record.num_params for record in part) for part in (plan.blocks, plan.vectors)]
-        assert plan.num_trainable == sum(kinds) + 30
+    whole = list(plans())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, 'CHUNK', chunk)
+        assert list(plans()) == whole
 
 
 def test_make_plan_does_not_change_the_scores():
@@ -205,6 +91,34 @@ def test_make_plan_does_not_change_the_scores():
     make_plan(scores, budget_params=40)
     make_plan(scores, gamma=0.5)
     assert all(torch.equal(scores[name], before[name]) for name in scores)
+
+
+def test_make_plan_shares_the_integers_of_its_indices():
+    """Apart, the indices of a large model's plan take four times the memory."""
+    masks = {name: torch.ones(2, 400, dtype=torch.bool) for name in 'ab'}
+    one, other = plan_from_masks(masks, rank_rule='count').blocks
+    assert all(i is j for i, j in zip(one.cols, other.cols, strict=True))
+
+
+def test_make_plan_refuses_no_scores():
+    for options in ({'gamma': 0.5}, {'num_sensitive': 1}, {'budget_params': 9}):
+        for scores in ({}, {'w': torch.zeros(0)}):
+            with pytest.raises(PlanError, match='no score'):
+                make_plan(scores, **options)
+
+
+def test_planning_leaves_the_number_of_threads_alone():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        select(SCORES, gamma=0.5)
+        plan_from_masks(select(SCORES, gamma=0.5))
+        make_plan(SCORES, gamma=0.5)
+        with pytest.raises(PlanError):
+            make_plan(SCORES, budget_params=0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_make_plan_records_how_it_was_made():

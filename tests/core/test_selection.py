@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdra_mm.core import PlanError, select
+from cdra_mm.core import PlanError, select, selection
 from tests.reference.selection import top_k
 
 VALUES = st.one_of(
@@ -49,6 +49,15 @@ def test_select_equals_sorting_everything(scores, data):
     assert all(torch.equal(scores[name], before[name]) for name in scores)
 
 
+@given(scores=score_dicts(), data=st.data(), chunk=st.integers(1, 5))
+def test_select_across_chunks_equals_sorting_everything(scores, data, chunk):
+    """Ties that begin in one chunk and end in another, and chunks that end in a row."""
+    count = data.draw(st.integers(1, sum(score.numel() for score in scores.values())))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, 'CHUNK', chunk)
+        assert_masks(select(scores, num_sensitive=count), top_k(scores, count))
+
+
 @given(scores=score_dicts(), gamma=st.floats(1e-6, 1.0))
 def test_select_gamma_is_a_fraction_rounded_down_to_at_least_one(scores, gamma):
     total = sum(score.numel() for score in scores.values())
@@ -59,6 +68,14 @@ def test_select_gamma_is_a_fraction_rounded_down_to_at_least_one(scores, gamma):
 def test_select_everything():
     scores = {'a': torch.zeros(3, 4), 'b': torch.ones(5)}
     assert all(bool(mask.all()) for mask in select(scores, gamma=1.0).values())
+
+
+def test_select_gives_each_target_a_mask_of_its_own():
+    """They are made in one buffer, one after the other."""
+    masks = select({'a': torch.zeros(2, 2), 'b': torch.ones(3)}, num_sensitive=3)
+    masks['b'].fill_(False)
+    masks['a'].fill_(True)
+    assert not masks['b'].any()
 
 
 def test_select_zeros_do_not_flood_in():
@@ -104,6 +121,13 @@ def test_select_of_values_that_differ_in_the_last_bit():
         assert_masks(select(scores, num_sensitive=count), top_k(scores, count))
 
 
+def test_select_of_values_at_the_edges_of_neighbouring_buckets():
+    edges = torch.tensor([0x3F800000, 0x3F810000, 0x3F820000], dtype=torch.int32)
+    scores = {'a': edges.view(torch.float32), 'b': (edges - 1).view(torch.float32)}
+    for count in range(1, 7):
+        assert_masks(select(scores, num_sensitive=count), top_k(scores, count))
+
+
 SCORES = {'a': torch.ones(2, 5), 'b': torch.ones(10)}
 
 
@@ -127,7 +151,9 @@ def test_select_refuses_a_count_that_makes_no_sense(given_, message):
         select(SCORES, **given_)
 
 
-@pytest.mark.parametrize('value', [-1.0, float('nan')])
+@pytest.mark.parametrize(
+    'value', [-1.0, -1e-45, float('nan'), -float('nan'), float('inf'), -float('inf')]
+)
 def test_select_refuses_a_score_that_is_no_square(value):
     scores = {'a': torch.ones(3), 'blocks.0.bad.weight': torch.ones(2, 2)}
     scores['blocks.0.bad.weight'][1, 0] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -62,10 +63,17 @@ def thresholds(scores: Mapping[str, Tensor]) -> list[int]:
     return [sum(value >= least for value in values) for least in sorted(set(values), reverse=True)]
 
 
-def plan_sizes(scores: Mapping[str, Tensor], **rules) -> list[int]:
-    """Parameters of every threshold's plan that adapts at least one matrix."""
+def edges(scores: Mapping[str, Tensor]) -> list[int]:
+    """How many entries each threshold of 16 significant bits selects."""
+    values = [value for score in scores.values() for value in score.flatten().tolist()]
+    halves = [struct.pack('>f', value)[:2] for value in values]
+    return [sum(half >= least for half in halves) for least in sorted(set(halves), reverse=True)]
+
+
+def plan_sizes(scores: Mapping[str, Tensor], counts: list[int] | None = None, **rules) -> list[int]:
+    """Parameters of the plan of every threshold, or count, that adapts at least one matrix."""
     sizes = []
-    for count in thresholds(scores):
+    for count in thresholds(scores) if counts is None else counts:
         masks = top_k(scores, count)
         blocks = block_sizes(masks, rules.get('rule', 'eq7'), rules.get('min_rank', 0))
         if any(rank for _, _, rank in blocks.values()):
@@ -74,7 +82,10 @@ def plan_sizes(scores: Mapping[str, Tensor], **rules) -> list[int]:
 
 
 def within_budget(scores: Mapping[str, Tensor], budget: int, **rules) -> int | None:
-    """Most parameters that a plan trains within ``budget``; ``None`` where none fits."""
+    """Most parameters that a plan trains within ``budget``; ``None`` where none fits.
+
+    ``rules`` may hold ``counts``, the numbers of entries to try.
+    """
     return max((size for size in plan_sizes(scores, **rules) if size <= budget), default=None)
 
 
