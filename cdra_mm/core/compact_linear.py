@@ -1,35 +1,55 @@
-"""The forward and backward of a linear layer with compact adapters.
+"""The forward and backward of a linear layer with compact adapters (CDRA-SPT, Eq. 6).
 
-    y = x W^T + b + sum_i scale_i * scatter_{R_i}( up_i down_i x[C_i] )
+    y = x (W + sum_i scale_i * scatter_{R_i, C_i}(up_i down_i))^T + b
 
-Legend: T tokens (all leading dimensions), I in, O out, r rank, i adapters.
+Legend: T tokens (all leading dimensions), I in, O out, r rank, i adapters; dy_R are
+the selected columns of the output's gradient, x_C those of the input. Only x_C is
+kept for the backward (LoRA keeps x). One small factor at full width serves all
+adapters of a fused layer: ``DOWN [sum r, I]``, ``UP [O, sum r]``, scale included.
 
-The small factors are padded to full width once per call instead of gathering
-wide activations: ``DOWN [sum r, I]`` and ``UP [O, sum r]``, so that all adapters
-of a fused layer share one skinny product. For the backward only the selected
-columns ``x[C_i]`` are kept (LoRA keeps all of x):
+========  ==============================  ===============================
+strategy  forward                         gradient of the input
+========  ==============================  ===============================
+merged    ``y = x (W + UP DOWN)^T``       ``dx = dy (W + UP DOWN)``
+factored  ``h_i = x_C down_i^T``,         ``dh_i = dy_R up_i``,
+          ``y = x W^T + h UP^T``          ``dx = dy W + dh DOWN``
+========  ==============================  ===============================
 
-    dx      = dy W + (dy UP) DOWN
-    ddown_i = (dy UP_i)^T x[C_i]                [r, |C|]
-    dup_i   = (dy^T (x[C_i] down_i^T))[R_i]     [|R|, r]
+*Merged* touches no activation a second time: r multiplications per weight take
+the place of reading and writing y and dx once more. It is for full precision
+only; rounded to half precision, W would swallow a small update.
+
+The gradients of the factors go through the factors, or (merged only) through the
+gradient of the block, one product in the place of four skinny ones:
+
+    ddown = dh^T x_C,   dup = dy_R^T h
+    G = dy_R^T x_C,     ddown = up^T G,   dup = G down^T
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ['compact_linear']
+__all__ = ['SMALL_BLOCK', 'compact_linear', 'is_full_precision']
 
-Blocks = Sequence[tuple[Tensor, Tensor, float]]  # (rows, cols, scale) of each adapter
+Blocks = tuple[tuple[Tensor, Tensor, float], ...]  # (rows, cols, scale) of each adapter
+
+# Through the block where |R||C| <= SMALL_BLOCK * (|R|+|C|), or r in its place: below it a skinny
+# product costs as much as one of this width. Measured on a CPU, see docs/performance.md.
+SMALL_BLOCK = 64
 
 
 def compact_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks, factors: Sequence[Tensor]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    blocks: Sequence[tuple[Tensor, Tensor, float]],
+    factors: Sequence[Tensor],
 ) -> Tensor:
     """``F.linear`` with the weight's compact adapters (CDRA-SPT, Eq. 6).
 
@@ -48,78 +68,156 @@ def compact_linear(
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             bias = None if bias is None else bias.to(dtype)
-            factors = [factor.to(dtype) for factor in factors]
             return _apply(x.to(dtype), weight.to(dtype), bias, blocks, factors)
-    return _apply(x, weight, bias, blocks, [factor.to(x.dtype) for factor in factors])
+    return _apply(x, weight, bias, blocks, factors)
 
 
 def _apply(
-    x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks, factors: Sequence[Tensor]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    blocks: Sequence[tuple[Tensor, Tensor, float]],
+    factors: Sequence[Tensor],
 ) -> Tensor:
-    out: Tensor = _CompactLinear.apply(x, weight, bias, tuple(blocks), *factors)
-    return out
+    strategy = _MergedLinear if is_full_precision(x) else _FactoredLinear
+    factors = [factor.to(x.dtype) for factor in factors]
+    y: Tensor = strategy.apply(x.reshape(-1, x.shape[-1]), weight, bias, tuple(blocks), *factors)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-class _CompactLinear(torch.autograd.Function):
+def is_full_precision(x: Tensor) -> bool:
+    """Whether a product keeps all digits of fp32: neither half precision nor TF32."""
+    return x.dtype == torch.float64 or (x.dtype == torch.float32 and _fp32_is_exact())
+
+
+# torch.compile cannot read the setting while it traces.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _fp32_is_exact() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() == 'highest'
+    except RuntimeError:  # precisions set by torch's newer interface cannot be read by the older
+        return False
+
+
+class _MergedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks, *factors: Tensor
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        downs, ups = factors[::2], factors[1::2]
-        y = F.linear(flat, weight, bias)
-        y.addmm_(flat @ _pad_down(weight, blocks, downs).t(), _pad_up(weight, blocks, ups).t())
-        # Selected columns only, unless together they are wider than x itself.
-        keep_all = sum(len(cols) for _, cols, _ in blocks) >= flat.shape[1]
-        kept = [flat] if keep_all else [flat.index_select(1, cols) for _, cols, _ in blocks]
-        ctx.save_for_backward(weight, *factors, *kept)
-        ctx.blocks, ctx.shape, ctx.keep_all = blocks, x.shape, keep_all
-        return y.reshape(*x.shape[:-1], weight.shape[0])
+        ctx.blocks = blocks
+        ctx.save_for_backward(weight, *factors, *_kept(x, blocks))
+        return F.linear(x, _merged(weight, blocks, factors), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        blocks: Blocks = ctx.blocks
-        weight, *saved = ctx.saved_tensors
-        factors, kept = saved[: 2 * len(blocks)], saved[2 * len(blocks) :]
-        downs, ups = factors[::2], factors[1::2]
-        dy = grad.reshape(-1, grad.shape[-1])
-        dh = dy @ _pad_up(weight, blocks, ups)  # [T, sum r]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, factors, kept = _saved(ctx)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dy @ weight).addmm_(dh, _pad_down(weight, blocks, downs)).reshape(ctx.shape)
-        d_bias = dy.sum(0) if ctx.needs_input_grad[2] else None
-
-        if ctx.keep_all:
-            columns = [kept[0].index_select(1, cols) for _, cols, _ in blocks]
-        else:
-            columns = kept
-        hidden = [x_c @ down.t() for x_c, down in zip(columns, downs, strict=True)]
-        d_full = dy.t() @ torch.cat(hidden, 1)  # [O, sum r]
+            # Merged again, not kept: all the weights' copies would outweigh the activations.
+            dx = dy @ _merged(weight, ctx.blocks, factors)
         grads: list[Tensor] = []
-        at = 0
-        for (rows, _, scale), down, x_c in zip(blocks, downs, columns, strict=True):
-            ranks = slice(at, at + down.shape[0])
-            grads += [dh[:, ranks].t() @ x_c, d_full[rows, ranks] * scale]
-            at = ranks.stop
-        return dx, None, d_bias, None, *grads
+        for (rows, cols, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
+            dy_r = _columns(dy, rows)
+            if len(rows) * len(cols) <= max(SMALL_BLOCK, len(down)) * (len(rows) + len(cols)):
+                block = _scaled(dy_r.t() @ x_c, scale)
+                grads += [up.t() @ block, block @ down.t()]
+            else:
+                dh = dy_r @ _scaled(up, scale)
+                grads += [dh.t() @ x_c, _scaled(dy_r.t() @ (x_c @ down.t()), scale)]
+        return dx, None, _bias_gradient(ctx, dy), None, *grads
 
 
-def _pad_down(weight: Tensor, blocks: Blocks, downs: Sequence[Tensor]) -> Tensor:
+class _FactoredLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks, *factors: Tensor
+    ) -> Tensor:
+        kept = _kept(x, blocks)
+        each = _each(weight, blocks, factors, kept)
+        hidden = torch.cat([x_c @ down.t() for _, down, _, x_c in each], 1)
+        ctx.blocks = blocks
+        ctx.save_for_backward(weight, *factors, *kept, hidden)
+        return F.linear(x, weight, bias).addmm_(hidden, _wide_up(weight, blocks, factors).t())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, factors, (*kept, hidden) = _saved(ctx)
+        grads: list[Tensor] = []
+        d_hidden: list[Tensor] = []
+        for (rows, _, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
+            h, hidden = hidden[:, : len(down)], hidden[:, len(down) :]
+            dy_r = _columns(dy, rows)
+            dh = dy_r @ _scaled(up, scale)
+            d_hidden.append(dh)
+            grads += [dh.t() @ x_c, _scaled(dy_r.t() @ h, scale)]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            wide = _wide_down(weight, ctx.blocks, factors)
+            dx = (dy @ weight).addmm_(torch.cat(d_hidden, 1), wide)
+        return dx, None, _bias_gradient(ctx, dy), None, *grads
+
+
+def _columns(x: Tensor, index: Tensor) -> Tensor:
+    """``x[:, index]``; on a CPU in half precision `gather` is twice as fast as `index_select`."""
+    return x.gather(1, index.expand(len(x), -1))
+
+
+def _kept(x: Tensor, blocks: Blocks) -> list[Tensor]:
+    """The columns of each adapter, or all of x where that is less."""
+    if sum(len(cols) for _, cols, _ in blocks) >= x.shape[1]:
+        return [x]
+    return [_columns(x, cols) for _, cols, _ in blocks]
+
+
+def _saved(ctx: Any) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """Weight, factors, and what follows them."""
+    weight, *rest = ctx.saved_tensors
+    return weight, rest[: 2 * len(ctx.blocks)], rest[2 * len(ctx.blocks) :]
+
+
+def _each(
+    weight: Tensor, blocks: Blocks, factors: Sequence[Tensor], kept: Sequence[Tensor]
+) -> Iterator[tuple[tuple[Tensor, Tensor, float], Tensor, Tensor, Tensor]]:
+    """Block, down, up and selected columns of x of each adapter."""
+    whole = kept[0].shape[1] == weight.shape[1]
+    for i, block in enumerate(blocks):
+        x_c = _columns(kept[0], block[1]) if whole else kept[i]
+        yield block, factors[2 * i], factors[2 * i + 1], x_c
+
+
+def _wide_down(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tensor:
     """All ``down`` factors at full width, ``[sum r, I]``."""
-    padded = weight.new_zeros(sum(len(down) for down in downs), weight.shape[1])
+    downs = factors[::2]
+    wide = weight.new_zeros(sum(len(down) for down in downs), weight.shape[1])
     at = 0
     for (_, cols, _), down in zip(blocks, downs, strict=True):
-        padded[at : at + len(down)].index_copy_(1, cols, down)
+        wide[at : at + len(down)].index_copy_(1, cols, down)
         at += len(down)
-    return padded
+    return wide
 
 
-def _pad_up(weight: Tensor, blocks: Blocks, ups: Sequence[Tensor]) -> Tensor:
+def _wide_up(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tensor:
     """All ``up`` factors at full height, scaled, ``[O, sum r]``."""
-    padded = weight.new_zeros(weight.shape[0], sum(up.shape[1] for up in ups))
+    ups = factors[1::2]
+    wide = weight.new_zeros(weight.shape[0], sum(up.shape[1] for up in ups))
     at = 0
     for (rows, _, scale), up in zip(blocks, ups, strict=True):
-        padded[:, at : at + up.shape[1]].index_copy_(0, rows, up * scale)
+        wide[:, at : at + up.shape[1]].index_copy_(0, rows, _scaled(up, scale))
         at += up.shape[1]
-    return padded
+    return wide
+
+
+def _merged(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tensor:
+    """The weight with the updates of all its adapters, ``[O, I]``."""
+    up, down = _wide_up(weight, blocks, factors), _wide_down(weight, blocks, factors)
+    return torch.addmm(weight, up, down)
+
+
+def _scaled(factor: Tensor, scale: float) -> Tensor:
+    return factor if scale == 1 else factor * scale
+
+
+def _bias_gradient(ctx: Any, dy: Tensor) -> Tensor | None:
+    return dy.sum(0) if ctx.needs_input_grad[2] else None

@@ -15,20 +15,22 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
 
+from .attention import attend
 from .compact_linear import compact_linear
 
 __all__ = ['PLAIN_LINEAR', 'Adapter', 'AdapterSet', 'Entries', 'LowRank', 'adapt_module']
 
 # Linear classes whose forward is nothing but F.linear: they take the fast path. Other subclasses
 # keep their own forward and read the effective weight. A framework adds its own here.
-PLAIN_LINEAR: set[type[nn.Module]] = {nn.Linear}
+PLAIN_LINEAR: set[type[nn.Module]] = {nn.Linear, NonDynamicallyQuantizableLinear}
 
 
 class Adapter(nn.Module, ABC):
@@ -198,6 +200,8 @@ def _adapted_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
     )
     if base in PLAIN_LINEAR:
         namespace['forward'] = _linear_forward
+    elif base is nn.MultiheadAttention:
+        namespace['forward'] = _attention_forward
     return type(f'Adapted{base.__name__}', (base,), namespace)
 
 
@@ -216,13 +220,57 @@ def _effective_parameter(name: str) -> property:
 
 
 def _linear_forward(module: nn.Module, x: Tensor) -> Tensor:
-    weight = cast(Tensor, module._parameters['weight'])
-    adapters = [cast(LowRank, a) for a in cast(AdapterSet, module.cdra).of('weight')]
+    return _adapted_product(module, 'weight', x, cast('Tensor | None', module.bias))
+
+
+def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear(x, module.<name>, bias)`` without making the effective weight's gradient."""
+    weight = cast(Tensor, module._parameters[name])
+    adapters = [cast(LowRank, a) for a in cast(AdapterSet, module.cdra).of(name)]
     if not adapters:
-        return F.linear(x, weight, module.bias)  # type: ignore[arg-type]
+        return F.linear(x, weight, bias)
     blocks = [(a.start + a.rows if a.start else a.rows, a.cols, a.scale) for a in adapters]
     factors = [factor for a in adapters for factor in (a.down, a.up)]
-    return compact_linear(x, weight, cast('Tensor | None', module.bias), blocks, factors)
+    return compact_linear(x, weight, bias, blocks, factors)
+
+
+def _attention_forward(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Self-attention by one product for q, k and v; what is not plain by torch's own forward."""
+    is_plain = (
+        query is key is value
+        and query.dim() == 3
+        and key_padding_mask is attn_mask is module.bias_k is module.bias_v is None
+        and not (is_causal or module.add_zero_attn)
+    )
+    if not (is_plain and torch.is_grad_enabled()):  # without gradients torch has kernels of its own
+        own: Callable[..., tuple[Tensor, Tensor | None]] = cast(
+            Any, type(module)
+        ).base_class.forward
+        masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        return own(module, query, key, value, *masks)
+    x = query if module.batch_first else query.transpose(0, 1)
+    q, k, v = _adapted_product(module, 'in_proj_weight', x, module.in_proj_bias).chunk(3, -1)
+    out, weights = attend(
+        q,
+        k,
+        v,
+        module.num_heads,
+        dropout_p=module.dropout if module.training else 0.0,
+        need_weights=need_weights,
+        average_weights=average_attn_weights,
+    )
+    out = cast(Tensor, module.out_proj(out))
+    return out if module.batch_first else out.transpose(0, 1), weights
 
 
 def _master_dtype(like: Tensor) -> torch.dtype:

@@ -1,0 +1,84 @@
+"""Adapted models inside what trains them: compilation, checkpointing, DDP, frozen first layers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from cdra_mm.core import apply_plan, freeze_rest, plan_from_masks
+from tests.core.problems import adapted
+from tests.models import MODELS, images
+
+
+def output_and_gradients(model, run, count=3):
+    model.zero_grad()
+    y = run(images(count, torch.float32)[0])
+    y.square().mean().backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert len(grads) > 20
+    return {'output': y.detach(), **grads}
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_compiled_model_is_the_eager_one(kind):
+    """In one graph, with its backward traced too."""
+    _, model, _ = adapted(kind, dtype=torch.float32)
+    twin = copy.deepcopy(model)
+    torch.compiler.reset()
+    compiled = torch.compile(twin, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(
+        output_and_gradients(twin, compiled), output_and_gradients(model, model)
+    )
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_checkpointed_model_has_the_same_gradients(reentrant):
+    _, model, _ = adapted('fused', dtype=torch.float32)
+    expected = output_and_gradients(model, model)
+
+    def run(x):
+        return checkpoint(model, x.requires_grad_(), use_reentrant=reentrant)
+
+    torch.testing.assert_close(output_and_gradients(model, run), expected)
+
+
+def replica(rank, path):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{path}/meeting', rank=rank, world_size=2
+    )
+    _, model, _ = adapted('fused', dtype=torch.float32)
+    replicas = DistributedDataParallel(model)
+    x = images(4, torch.float32)[0].chunk(2)[rank]
+    replicas(x).square().mean().backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    torch.save(grads, path / f'{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_replicas_share_the_gradient_of_the_whole_batch(tmp_path):
+    """DDP, without looking for unused parameters."""
+    mp.spawn(replica, (tmp_path,), nprocs=2)
+    _, model, _ = adapted('fused', dtype=torch.float32)
+    expected = output_and_gradients(model, model, count=4)
+    del expected['output']
+    for rank in range(2):
+        actual = torch.load(tmp_path / f'{rank}.pt', weights_only=True)
+        torch.testing.assert_close(actual, expected)
+
+
+def test_backward_ends_at_the_first_adapted_layer():
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+    plan = plan_from_masks({'2.weight': torch.ones(6, 6).bool()}, rank_rule=2)
+    apply_plan(model, plan)
+    freeze_rest(model, plan)
+    x = torch.randn(5, 6)
+    for layer, recorded in zip(model, [False, False, True, True], strict=True):
+        x = layer(x)
+        assert x.requires_grad is recorded
