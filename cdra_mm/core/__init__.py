@@ -7,6 +7,8 @@ Read in the order of the data:
 `scores`                  Eq. 3: mean squared per-sample gradients
 `parameter_watch`         which operation uses a weight, and its scored form
 `scored_ops`              the operations that square in their backward
+`squares`                 how the squares are added up, by device
+`square_kernel`           the Triton kernel for it
 `selection`               the global top-k
 `compaction`              Eq. 4: rows and columns of the compact block
 `ranks`                   Eq. 7: its rank
@@ -14,6 +16,7 @@ Read in the order of the data:
 `budget`                  the threshold whose plan fits a budget
 `layers`                  Eq. 6: adapters and the modules that carry them
 `compact_linear`          their forward and backward
+`attention`               attention between adapted or scored projections
 `adapt`                   plan + model: apply, merge, unmerge
 `state_keys`              adapters built from the keys of a state dict
 `files`, `fingerprints`   adapter files, and which base they belong to

@@ -8,7 +8,6 @@ wrong score.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .attention import attend
 from .errors import ScoreError
-from .scored_ops import SquareSink, scored_linear, scored_scale_shift
+from .scored_ops import SquareSink, scored_layer_norm, scored_linear, scored_scale
 
 __all__ = ['ParameterWatch']
 
@@ -118,9 +118,8 @@ def _layer_norm(
     scale_name, shift_name = watch.use(weight, bias)
     if not (scale_name or shift_name):
         return NotImplemented
-    normal = F.layer_norm(input, normalized_shape, eps=eps)
-    return scored_scale_shift(
-        watch.anchor, normal, weight, bias, watch.sink, scale_name, shift_name
+    return scored_layer_norm(
+        watch.anchor, input, weight, bias, eps, watch.sink, scale_name, shift_name
     )
 
 
@@ -134,7 +133,7 @@ def _multiply(watch: ParameterWatch, input: Any, other: Any) -> Any:
             return NotImplemented
         (name,) = watch.use(scale)
         x = x.movedim(axes[0], -1)
-        out = scored_scale_shift(watch.anchor, x, vector, None, watch.sink, name, '')
+        out = scored_scale(watch.anchor, x, vector, watch.sink, name)
         return out.movedim(-1, axes[0])
     return NotImplemented
 
@@ -195,15 +194,9 @@ def _attention(
         weight = in_proj_weight.detach()[rows]
         projected.append(scored_linear(watch.anchor, x, weight, bias, watch.sink, in_w, in_b, rows))
     q, k, v = projected[0].chunk(3, dim=-1) if same else projected
-    q, k, v = (t.reshape(*t.shape[:-1], num_heads, -1).transpose(1, 2) for t in (q, k, v))
-    weights = None
-    if need_weights:
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-        out = weights @ v
-        weights = weights.mean(1) if kwargs.get('average_attn_weights', True) else weights
-    else:
-        out = F.scaled_dot_product_attention(q, k, v)
-    out = out.transpose(1, 2).flatten(2)
+    # Dropout is off: scoring runs in evaluation mode.
+    average = kwargs.get('average_attn_weights', True)
+    out, weights = attend(q, k, v, num_heads, need_weights=need_weights, average_weights=average)
     out = scored_linear(watch.anchor, out, out_proj_weight, out_proj_bias, watch.sink, out_w, out_b)
     return out.transpose(0, 1), weights
 

@@ -4,9 +4,9 @@ Legend: B samples, T tokens of one sample, I input width, O output width.
 
 A linear layer ``y = x W^T`` on ``x [B, T, I]`` has the per-sample gradient
 ``G_b = dY_b^T X_b`` ``[O, I]``, summed over the tokens of sample b. Its square,
-summed over b, costs the FLOPs of the ordinary weight gradient; only one ``G_b``
-is ever held (``[O, I]``, the scratch), and the weight's own gradient is not
-computed. Vectors (bias, norm, scale) have ``[B, length]`` per-sample gradients.
+summed over b, costs the FLOPs of the ordinary weight gradient (`squares`), and the
+weight's own gradient is not computed. Vectors (bias, norm, scale) have
+``[B, length]`` per-sample gradients.
 
 Each operation gets an *anchor*, a scalar that requires grad, so that autograd
 records it although no weight asks for a gradient and the input may be constant.
@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import ScoreError
+from .squares import add_squares
 
-__all__ = ['SquareSink', 'scored_linear', 'scored_scale_shift']
+__all__ = ['SquareSink', 'scored_layer_norm', 'scored_linear', 'scored_scale']
 
 
 class SquareSink:
@@ -41,18 +42,14 @@ class SquareSink:
         self.batch_size = 0
         self.finite: Tensor | None = None
         self.sums: dict[str, Tensor] = {}
-        self._scratch: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def add_matrix(self, name: str, rows: slice, x: Tensor, grad: Tensor) -> None:
         """Adds the squares of ``dY_b^T X_b``; x ``[B, T, I]``, grad ``[B, T, O]``."""
         total = self.sums[name][rows]
-        if not self.per_sample:
-            mean = self._product(grad.flatten(0, 1), x.flatten(0, 1)).div_(self.batch_size)
-            total.addcmul_(mean, mean)
-            return
-        for x_b, grad_b in zip(x, grad, strict=True):
-            product = self._product(grad_b, x_b)
-            total.addcmul_(product, product)
+        if self.per_sample:
+            add_squares(total, x, grad)
+        else:  # the batch's mean gradient is that of one sample with all the tokens
+            add_squares(total, x.flatten(0, 1)[None], grad.flatten(0, 1)[None] / self.batch_size)
 
     def add_vector(self, name: str, rows: slice, grads: Tensor) -> None:
         """Adds the squares of per-sample gradients, fp32 ``[B, length]``."""
@@ -60,6 +57,18 @@ class SquareSink:
             self.sums[name][rows].add_(grads.square().sum(0))
         else:
             self.sums[name][rows].add_(grads.mean(0).square_())
+
+    def add_shift(self, name: str, rows: slice, grad: Tensor) -> None:
+        """Adds the squares of a bias's gradients, grad ``[B, T, O]``, and notes which are finite.
+
+        Without a name (a layer with no bias, or none that is scored) it only takes note.
+        """
+        summed = grad.sum(1, dtype=torch.float32)
+        # A sum is NaN or infinite where a term is; reading it is cheaper than reading the terms.
+        finite = torch.isfinite(summed.sum(1))
+        self.finite = finite if self.finite is None else self.finite & finite
+        if name:
+            self.add_vector(name, rows, summed)
 
     def per_sample_view(self, tensor: Tensor, name: str) -> Tensor:
         """``[B, ..., n]`` or windows ``[B * windows, ..., n]`` as ``[B, T, n]``."""
@@ -70,19 +79,6 @@ class SquareSink:
                 'of `targets`'
             )
         return tensor.reshape(self.batch_size, -1, tensor.shape[-1])
-
-    def _product(self, grad: Tensor, x: Tensor) -> Tensor:
-        """``grad^T x`` in fp32, into one scratch per shape. ``[O, I]``."""
-        key = (grad.shape[-1], x.shape[-1], x.device)
-        if key not in self._scratch:
-            self._scratch[key] = torch.empty(key[:2], dtype=torch.float32, device=x.device)
-        return torch.mm(grad.float().t(), x.float(), out=self._scratch[key])
-
-    def note_finite(self, summed: Tensor) -> None:
-        """Notes which samples have a finite output gradient, summed over tokens ``[B, O]``."""
-        # A sum is NaN or infinite where a term is; reading it is cheaper than reading the terms.
-        finite = torch.isfinite(summed.sum(1))
-        self.finite = finite if self.finite is None else self.finite & finite
 
 
 class _ScoredLinear(torch.autograd.Function):
@@ -116,16 +112,13 @@ class _ScoredLinear(torch.autograd.Function):
         grad_bt = sink.per_sample_view(grad, name)
         if weight_name:
             sink.add_matrix(weight_name, ctx.rows, sink.per_sample_view(x, name), grad_bt)
-        summed = grad_bt.sum(1, dtype=torch.float32)
-        sink.note_finite(summed)
-        if bias_name:
-            sink.add_vector(bias_name, ctx.rows, summed)
+        sink.add_shift(bias_name, ctx.rows, grad_bt)
         dx = (grad @ weight.to(grad.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[1] else None
         return None, dx, None, None, None, None, None, None
 
 
-class _ScoredScaleShift(torch.autograd.Function):
-    """``x * scale + shift`` whose backward adds the squared gradients of both."""
+class _ScoredLayerNorm(torch.autograd.Function):
+    """``F.layer_norm`` whose backward adds the squared gradients of its scale and shift."""
 
     @staticmethod
     def forward(
@@ -134,35 +127,60 @@ class _ScoredScaleShift(torch.autograd.Function):
         x: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
+        eps: float,
         sink: SquareSink,
         scale_name: str,
         shift_name: str,
     ) -> Tensor:
-        y = x.clone() if scale is None else x * scale
-        if shift is not None:
-            y = y + shift
-        ctx.save_for_backward(x if scale_name else None, scale)
-        ctx.sink, ctx.names, ctx.x_dtype = sink, (scale_name, shift_name), x.dtype
+        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
+        # What an ordinary layer norm keeps: x is kept anyway as the residual, its normal form not.
+        ctx.save_for_backward(x, mean, rstd, scale, shift)
+        ctx.sink, ctx.names = sink, (scale_name, shift_name)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
+        x, mean, rstd, scale, shift = ctx.saved_tensors
         scale_name, shift_name = ctx.names
         sink: SquareSink = ctx.sink
-        name = scale_name or shift_name
+        grad_bt = sink.per_sample_view(grad, scale_name or shift_name)
         if scale_name:
-            product = sink.per_sample_view(grad * x, name)
-            sink.add_vector(scale_name, slice(None), product.sum(1, dtype=torch.float32))
-        summed = sink.per_sample_view(grad, name).sum(1, dtype=torch.float32)
-        sink.note_finite(summed)
-        if shift_name:
-            sink.add_vector(shift_name, slice(None), summed)
+            # sum_t grad_t (x_t - mean_t) rstd_t: the last factor, one per token, by a product.
+            product = sink.per_sample_view((x.float() - mean).mul_(grad), scale_name)
+            per_token = rstd.reshape(product.shape[0], 1, -1).to(product.dtype)
+            sink.add_vector(scale_name, slice(None), (per_token @ product).squeeze(1).float())
+        sink.add_shift(shift_name, slice(None), grad_bt)
         dx = None
         if ctx.needs_input_grad[1]:
-            dx = (grad if scale is None else grad * scale).to(ctx.x_dtype)
-        return None, dx, None, None, None, None, None
+            only_dx = [True, False, False]
+            dx = torch.ops.aten.native_layer_norm_backward(
+                grad, x, x.shape[-1:], mean, rstd, scale, shift, only_dx
+            )[0]
+        return None, dx, None, None, None, None, None, None
+
+
+class _ScoredScale(torch.autograd.Function):
+    """``x * scale`` whose backward adds the squared gradients of the scale."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, x: Tensor, scale: Tensor, sink: SquareSink, name: str
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.sink, ctx.name = sink, name
+        return x * scale
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale = ctx.saved_tensors
+        sink: SquareSink = ctx.sink
+        product = sink.per_sample_view(grad * x, ctx.name)
+        sink.add_vector(ctx.name, slice(None), product.sum(1, dtype=torch.float32))
+        sink.add_shift('', slice(None), sink.per_sample_view(grad, ctx.name))
+        dx = (grad * scale).to(x.dtype) if ctx.needs_input_grad[1] else None
+        return None, dx, None, None, None
 
 
 def scored_linear(
@@ -191,15 +209,25 @@ def scored_linear(
     return out
 
 
-def scored_scale_shift(
+def scored_layer_norm(
     anchor: Tensor,
     x: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
+    eps: float,
     sink: SquareSink,
     scale_name: str,
     shift_name: str,
 ) -> Tensor:
-    """``x * scale + shift`` over the last dimension; its backward scores the named vectors."""
-    out: Tensor = _ScoredScaleShift.apply(anchor, x, scale, shift, sink, scale_name, shift_name)
+    """``F.layer_norm`` over the last dimension; its backward scores the named vectors."""
+    # In one type, as autocast has it on a GPU: a kernel there takes no mixture.
+    for vector in (scale, shift):
+        x = x if vector is None else x.to(torch.promote_types(x.dtype, vector.dtype))
+    out: Tensor = _ScoredLayerNorm.apply(anchor, x, scale, shift, eps, sink, scale_name, shift_name)
+    return out
+
+
+def scored_scale(anchor: Tensor, x: Tensor, scale: Tensor, sink: SquareSink, name: str) -> Tensor:
+    """``x * scale`` over the last dimension; its backward scores the scale."""
+    out: Tensor = _ScoredScale.apply(anchor, x, scale, sink, name)
     return out

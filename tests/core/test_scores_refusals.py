@@ -63,6 +63,28 @@ def test_scores_name_the_sample_with_a_gradient_that_is_not_finite(model):
         estimate_scores(model, split([4]), rooted)
 
 
+class Scaled(nn.Module):
+    """``LayerNorm``, a layer scale and a linear layer: each kind of weight that is scored."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(4), nn.Linear(4, 3)
+        self.gamma = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.fc(self.norm(x) * self.gamma)
+
+
+@pytest.mark.parametrize('target', ['norm.weight', 'norm.bias', 'gamma', 'fc.weight', 'fc.bias'])
+def test_scores_name_the_sample_whichever_weight_is_scored_alone(target):
+    def rooted(model, x):
+        kept = torch.tensor([1.0, 1.0, 0.0, 1.0])
+        return (model(x).sum((1, 2)) * kept).abs().sqrt()
+
+    with pytest.raises(ScoreError, match=r'(?is)gradient.*\b2\b'):
+        estimate_scores(Scaled(), [torch.randn(4, 5, 4)], rooted, targets=[target])
+
+
 def test_scores_refuse_zero_gradients_everywhere(model):
     nn.init.zeros_(model.head.weight)
     with pytest.raises(ScoreError, match='(?i)zero'):

@@ -63,3 +63,14 @@ def mean_squares(
 def one_by_one(batches: Iterable[Batch]) -> list[Batch]:
     """The same samples in batches of one."""
     return [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(y))]
+
+
+def add_squares(total: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+    """``total + sum_b (grad[b]^T x[b])^2``, one sample and one token at a time, fp64."""
+    total = total.double()
+    for x_b, grad_b in zip(x.double(), grad.double(), strict=True):
+        gradient = torch.zeros_like(total)
+        for x_bt, grad_bt in zip(x_b, grad_b, strict=True):
+            gradient += torch.outer(grad_bt, x_bt)
+        total = total + gradient**2
+    return total
