@@ -6,12 +6,14 @@ VENV ?= .venv
 PIP_FLAGS ?= -qq --disable-pip-version-check
 # Extra arguments of pytest, e.g. make test PYTEST_ARGS='-n 4 -m "not slow"'
 PYTEST_ARGS ?=
+# What make bench runs
+BENCH_ARGS ?= all --json work_dirs/benchmark.json
 
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.setup.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint bench format clean
 
 help: ## List these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +40,11 @@ lint: $(SETUP) ## Check style, format and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+
+bench: $(SETUP) ## Compare speed and memory with limits and peers (BENCH_ARGS='step --model ViT-B')
+	@$(RUN) -c 'import timm, peft, opacus, backpack' 2>/dev/null || \
+	  $(RUN) -m pip install $(PIP_FLAGS) -e '.[bench]'
+	@$(RUN) tools/benchmark.py $(BENCH_ARGS)
 
 format: $(SETUP) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix .

@@ -1,4 +1,4 @@
-"""Imports go down only: tools -> mm -> methods -> core; and core needs torch alone."""
+"""Imports go down only: tools -> mm -> benchmark -> methods -> core; core needs torch alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
-FLOORS = {'core': 0, 'methods': 1, 'mm': 2, 'tools': 3}
+FLOORS = {'core': 0, 'methods': 1, 'benchmark': 2, 'mm': 3, 'tools': 4}
 OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'mmdet')
 CORE_MAY = {'torch', 'safetensors', 'cdra_mm'}
+# Loaded only where there is a GPU; torch brings Triton along there.
+CORE_ALSO = {'square_kernel.py': {'triton'}}
 
 
 def fresh(code, repository):
@@ -28,7 +30,9 @@ def loaded_after(statement, repository):
     return set(fresh(code, repository).split()) & set(OPENMMLAB)
 
 
-@pytest.mark.parametrize('module', ['cdra_mm', 'cdra_mm.core', 'cdra_mm.methods'])
+@pytest.mark.parametrize(
+    'module', ['cdra_mm', 'cdra_mm.core', 'cdra_mm.methods', 'cdra_mm.benchmark.command']
+)
 def test_import_loads_nothing_of_openmmlab(module, repository):
     assert loaded_after(f'import {module}', repository) == set()
 
@@ -83,17 +87,41 @@ def test_imports_go_down_only(repository):
         for name in imported(path, repository):
             other = floor_of(name)
             assert other is None or other <= own, f'{module} imports {name}'
-            if own <= FLOORS['methods']:
+            if own <= FLOORS['benchmark']:
                 assert name.split('.')[0] not in OPENMMLAB, f'{module} imports {name}'
                 assert name != 'cdra_mm', f'{module} imports the package that sits above it'
     assert scanned >= 12
+
+
+def test_benchmark_compares_the_core_alone(repository):
+    found = sorted((repository / 'cdra_mm' / 'benchmark').rglob('*.py'))
+    assert len(found) > 10
+    for path in found:
+        for name in imported(path, repository):
+            mine = name.split('.')[1:2] if name.startswith('cdra_mm') else []
+            assert mine in ([], ['core'], ['benchmark']), f'{path.name}: {name}'
 
 
 def test_core_needs_torch_and_the_standard_library_only(repository):
     for path in sorted((repository / 'cdra_mm' / 'core').rglob('*.py')):
         for name in imported(path, repository):
             top = name.split('.')[0]
-            assert top in CORE_MAY or top in sys.stdlib_module_names, f'{path.name}: {name}'
+            may = CORE_MAY | CORE_ALSO.get(path.name, set())
+            assert top in may or top in sys.stdlib_module_names, f'{path.name}: {name}'
+
+
+def test_core_scores_on_a_cpu_without_triton(repository):
+    """``None`` in ``sys.modules`` makes every import of it fail."""
+    code = (
+        'import sys; sys.modules["triton"] = None\n'
+        'import torch; from cdra_mm.core import estimate_scores, squares\n'
+        'layer, total = torch.nn.Linear(3, 2), torch.zeros(2, 3)\n'
+        'squares.add_squares(total, torch.ones(1, 4, 3), torch.ones(1, 4, 2))\n'
+        'loss = lambda model, x: model(x).sum(1)\n'
+        'scores = estimate_scores(layer, [torch.ones(1, 3)], loss, targets=["weight"])\n'
+        'print(float(total[0, 0]), *scores)'
+    )
+    assert fresh(code, repository).split() == ['16.0', 'weight']
 
 
 def ours(path, repository):

@@ -2,46 +2,26 @@
 
     python tools/mask_table.py MASK_FILE.npz ... > docs/spt_masks.md
 
-A file holds, for several budgets, arrays named ``b{budget}/{weight}``: int32 ``[O, I, i0, ...]``,
-the shape of a weight (I = 0 for a vector) and the flat indices of its selected entries. Names that
-begin with two underscores are skipped.
+What a mask file holds: cdra_mm/benchmark/mask_files.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
 from pathlib import Path
 from statistics import mean, median
 
-import numpy as np
 import torch
 
-from cdra_mm.core import CDRAError, DataError, Plan, plan_from_masks
+from cdra_mm.benchmark.mask_files import read_masks
+from cdra_mm.core import CDRAError, Plan, plan_from_masks
 
 HEAD = (
     '| task | budget (M) | matrices | selected entries | rows | columns | density | '
     'rank > 0 by Eq. 7 | rank > 0 by count | rank by count, median / max | '
     'parameters by Eq. 7 | parameters by count |'
 )
-
-
-def read_masks(path: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The matrix masks of a file by budget."""
-    budgets: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                budget, _, name = key.partition('/')
-                height, width, *indices = file[key].tolist() if name[:2] != '__' else (0, 0)
-                if height and width:
-                    mask = torch.zeros(height * width, dtype=torch.bool)
-                    mask[indices] = True
-                    budgets[budget.removeprefix('b')][name] = mask.view(height, width)
-    except (OSError, ValueError, IndexError) as error:
-        raise DataError(f'{path} is no mask file: {error}') from None
-    return budgets
 
 
 def row(task: str, budget: str, masks: dict[str, torch.Tensor]) -> tuple[str, list[int]]:

@@ -1,0 +1,87 @@
+"""Inference with merged adapters beside the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdra_mm.core import merge_adapters
+
+from . import adapted
+from .block_sizes import label, make_block_plan
+from .case import Batch, Case
+from .peers import quiet
+from .timing import add_ratio, is_out_of_memory, measure
+
+__all__ = ['compare_inference']
+
+REFERENCE = 'base'
+Builder = Callable[[nn.Module], nn.Module]
+
+
+def compare_inference(
+    case: Case, *, blocks: Sequence[str] = ('paper', 'spt'), peers: Sequence[str] = ('peft',)
+) -> dict[str, Any]:
+    """Times of a forward without gradients.
+
+    Args:
+        case: The setting.
+        blocks: Block sizes of ours, see `make_block_plan`.
+        peers: ``'peft'`` adds its LoRA, not merged, where it is installed.
+    """
+    record: dict[str, Any] = {'benchmark': 'inference', **case.describe(), 'reference': REFERENCE}
+    candidates: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    record |= {'blocks': list(blocks), 'candidates': candidates, 'skipped': skipped}
+    with quiet():
+        plain = case.make_model()
+        builders: dict[str, Builder] = {REFERENCE: lambda model: model}
+        for kind in blocks:
+            plan = make_block_plan(plain, kind, seed=case.seed)
+            ours = partial(adapted.ours, plan=plan, seed=case.seed)
+            builders[f'ours {label(kind)} merged'] = partial(_merged, ours)
+            builders[f'ours {label(kind)} unmerged'] = ours
+        if 'peft' in peers:
+            if adapted.installed('peft'):
+                builders[f'peft LoRA r={adapted.LORA_RANK} unmerged'] = adapted.peft_lora
+            else:
+                skipped['peft LoRA'] = 'peft is not installed: pip install peft'
+        runs: dict[str, Callable[[], Any]] = {}
+        batch = case.make_batch()
+        for name, build in builders.items():
+            try:
+                runs[name] = _forward(case, build(case.make_model()).eval(), batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                skipped[name] = f'out of memory at batch {case.batch}'
+        measured = measure(
+            runs, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
+        )
+    for name in measured.failed:
+        skipped[name] = f'out of memory at batch {case.batch}'
+    for name, seconds in measured.seconds.items():
+        candidates[name] = {'seconds': median(seconds), 'seconds_all': seconds}
+        if REFERENCE in measured.seconds:
+            add_ratio(candidates[name], 'base', seconds, measured.seconds[REFERENCE])
+    return record
+
+
+def _merged(adapt: Builder, model: nn.Module) -> nn.Module:
+    model = adapt(model)
+    merge_adapters(model)
+    return model
+
+
+def _forward(case: Case, model: nn.Module, batch: Batch) -> Callable[[], Any]:
+    @torch.no_grad()
+    def run() -> None:
+        with case.autocast():
+            model(batch[0])
+
+    return run

@@ -1,0 +1,137 @@
+"""Memory: the peak above the resting state, and the bytes kept for the backward."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+__all__ = ['in_child', 'peak_above_rest', 'saved_bytes']
+
+STATUS, CLEAR_REFS = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+
+
+def peak_above_rest(run: Callable[[], Any], device: str) -> int | None:
+    """Bytes that a run needs at its peak above what is held before it.
+
+    On a GPU these are bytes of PyTorch's allocator. On a CPU it is the process's
+    resident memory, so call it in a fresh process (`in_child`); None where the
+    system does not tell (it is Linux's /proc that does).
+    """
+    run()  # libraries keep buffers from their first call on: they belong to the rest
+    gc.collect()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        CLEAR_REFS.write_text('5')  # sets the peak back to the present value
+        before = _status('VmRSS')
+        run()
+        return max(0, _status('VmHWM') - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(key: str) -> int:
+    match = re.search(rf'^{key}:\s+(\d+) kB', STATUS.read_text(), re.MULTILINE)
+    assert match is not None
+    return int(match[1]) * 1024
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function of a module in a fresh process and returns its result.
+
+    Raises:
+        MemoryError: If the system ended the process, which it does when memory runs out.
+    """
+    context = multiprocessing.get_context('spawn')
+    with _environment({'MALLOC_MMAP_THRESHOLD_': str(1 << 17)}):
+        # Tensors then come from the system and go back to it: the resident memory is what is held.
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            try:
+                return pool.submit(function, *arguments).result()
+            except BrokenProcessPool:
+                raise MemoryError('the process was ended by the system: out of memory?') from None
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes that a forward keeps for its backward, the model's own tensors left out.
+
+    Counts every storage once, whichever operations keep it: what autograd saves, and what
+    custom functions put aside as attributes.
+
+    Args:
+        model: Its parameters and buffers do not count.
+        forward: Runs the forward and returns the loss.
+    """
+    own = {
+        tensor.untyped_storage().data_ptr()
+        for tensors in (model.parameters(), model.buffers())
+        for tensor in tensors
+    }
+    # The storages are held, so that no address is used twice.
+    held: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward()
+    for tensor in _put_aside(loss):
+        keep(tensor)
+    return sum(storage.nbytes() for storage in held.values())
+
+
+def _put_aside(loss: Tensor) -> Iterator[Tensor]:
+    """Tensors that nodes of the graph hold as plain attributes."""
+    seen: set[Any] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        yield from _tensors(getattr(node, '__dict__', {}))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)

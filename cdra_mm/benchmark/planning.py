@@ -1,0 +1,154 @@
+"""Time and memory of selection and planning for large models, on synthetic scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdra_mm.core import make_plan, select
+
+from .memory import in_child, peak_above_rest
+from .timing import is_out_of_memory
+
+__all__ = ['SHAPES', 'compare_planning', 'synthetic_scores']
+
+GAMMA, BUDGET = 0.01, 0.005  # of the competing entries
+
+
+def _vit(depth: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    matrices = {
+        'attn.qkv.weight:q': (width, width),
+        'attn.qkv.weight:k': (width, width),
+        'attn.qkv.weight:v': (width, width),
+        'attn.proj.weight': (width, width),
+        'mlp.fc1.weight': (4 * width, width),
+        'mlp.fc2.weight': (width, 4 * width),
+    }
+    vectors = {'norm1.weight': (width,), 'attn.qkv.bias': (3 * width,), 'ls1.gamma': (width,)}
+    for block in range(depth):
+        for name, shape in (matrices | vectors).items():
+            yield f'blocks.{block}.{name}', shape
+
+
+def _dinov2_giant() -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, hidden = 1536, 4096
+    matrices = {
+        'attn.qkv.weight:q': (width, width),
+        'attn.qkv.weight:k': (width, width),
+        'attn.qkv.weight:v': (width, width),
+        'attn.proj.weight': (width, width),
+        'mlp.w12.weight:w1': (hidden, width),
+        'mlp.w12.weight:w2': (hidden, width),
+        'mlp.w3.weight': (width, hidden),
+    }
+    vectors = {'norm1.weight': (width,), 'attn.qkv.bias': (3 * width,), 'ls1.gamma': (width,)}
+    for block in range(40):
+        for name, shape in (matrices | vectors).items():
+            yield f'blocks.{block}.{name}', shape
+
+
+# Shapes of the competing tensors of ViT-B, ViT-L and DINOv2's ViT-g.
+SHAPES: dict[str, Callable[[], dict[str, tuple[int, ...]]]] = {
+    '86M': lambda: dict(_vit(12, 768)),
+    '304M': lambda: dict(_vit(24, 1024)),
+    '1.1B': lambda: dict(_dinov2_giant()),
+}
+
+
+def synthetic_scores(
+    shapes: dict[str, tuple[int, ...]], *, seed: int = 0, device: str = 'cpu'
+) -> dict[str, Tensor]:
+    """Log-normal scores whose matrices have sensitive rows and, more so, columns.
+
+    Made in place: nothing but the scores is held.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    scores = {}
+    for name, shape in shapes.items():
+        score = torch.empty(shape, device=device).normal_(generator=generator)
+        if len(shape) == 2:
+            score += torch.randn(shape[0], 1, device=device, generator=generator)
+            score += 1.5 * torch.randn(1, shape[1], device=device, generator=generator)
+        score += torch.randn((), device=device, generator=generator)  # tensors differ, too
+        scores[name] = score.exp_().mul_(1e-8)
+    return scores
+
+
+def compare_planning(
+    entries: str,
+    *,
+    device: str = 'cpu',
+    repeats: int = 3,
+    seed: int = 0,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Seconds and bytes of `select` and `make_plan` for a model of so many entries.
+
+    Args:
+        entries: Key of `SHAPES`.
+        device: Where the scores lie.
+        repeats: Timed runs, of which the median counts.
+        seed: Seed of the scores.
+        threads: Threads of PyTorch, None for its default.
+    """
+    record: dict[str, Any] = {
+        'benchmark': 'planning',
+        'entries': entries,
+        'device': device,
+        'gamma': GAMMA,
+        'budget_share': BUDGET,
+        'repeats': repeats,
+        'candidates': {},
+        'skipped': {},
+    }
+    shapes = SHAPES[entries]()
+    inputs = (shapes, device, repeats, seed, threads)
+    try:
+        if device == 'cuda':
+            record |= measure_planning(*inputs)
+        else:
+            record |= in_child(measure_planning, *inputs)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        record['skipped'][entries] = f'out of memory: {error}'.partition('\n')[0]
+    return record
+
+
+def measure_planning(
+    shapes: dict[str, tuple[int, ...]], device: str, repeats: int, seed: int, threads: int | None
+) -> dict[str, Any]:
+    """The measured part; on a CPU it needs a process of its own for the memory."""
+    if threads:
+        torch.set_num_threads(threads)
+    scores = synthetic_scores(shapes, seed=seed, device=device)
+    total = sum(score.numel() for score in scores.values())
+    operations: dict[str, Callable[[], Any]] = {
+        'select gamma': lambda: select(scores, gamma=GAMMA),
+        'make_plan gamma': lambda: make_plan(scores, gamma=GAMMA),
+        'make_plan budget': lambda: make_plan(scores, budget_params=int(BUDGET * total)),
+    }
+    candidates: dict[str, dict[str, Any]] = {}
+    for name, operation in operations.items():
+        candidates[name] = {'peak_bytes_above_rest': peak_above_rest(operation, device)}
+        seconds = [_seconds(operation, device) for _ in range(repeats)]
+        candidates[name] |= {'seconds': median(seconds), 'seconds_all': seconds}
+    return {
+        'num_entries': total,
+        'score_bytes': 4 * total,
+        'largest_tensor_bytes': 4 * max(score.numel() for score in scores.values()),
+        'candidates': candidates,
+    }
+
+
+def _seconds(operation: Callable[[], Any], device: str) -> float:
+    start = time.perf_counter()
+    operation()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,138 @@
+"""A training step with adapters, beside the frozen base, LoRA and full fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import adapted
+from .block_sizes import label, make_block_plan
+from .case import Batch, Case
+from .memory import peak_above_rest, saved_bytes
+from .peers import quiet
+from .timing import add_ratio, is_out_of_memory, measure
+
+__all__ = ['STEP_PEERS', 'Step', 'compare_steps', 'step_builders']
+
+STEP_PEERS = ('peft', 'mmpretrain')
+REFERENCE = 'frozen limit'
+LORA = f'peft LoRA r={adapted.LORA_RANK}'
+Builder = Callable[[nn.Module], nn.Module]
+
+
+class Step:
+    """Forward, backward and AdamW over what a model trains."""
+
+    def __init__(self, case: Case, model: nn.Module, batch: Batch) -> None:
+        self.case, self.model, self.batch = case, model.train(), batch
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
+
+    def forward(self) -> Tensor:
+        """The mean loss."""
+        return self.case.losses(self.model, self.batch).mean()
+
+    def __call__(self) -> None:
+        """One step."""
+        self.forward().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def compare_steps(
+    case: Case,
+    *,
+    blocks: Sequence[str] = ('paper', 'spt'),
+    peers: Sequence[str] = STEP_PEERS,
+    builders: dict[str, Builder] | None = None,
+) -> dict[str, Any]:
+    """Times, parameters and saved bytes of a training step.
+
+    Args:
+        case: The setting.
+        blocks: Block sizes of ours, see `make_block_plan`.
+        peers: Which of `STEP_PEERS` to compare with; one that is not installed is
+            skipped with a line.
+        builders: Candidates by name, instead of those of `step_builders`.
+    """
+    record: dict[str, Any] = {'benchmark': 'step', **case.describe(), 'reference': REFERENCE}
+    candidates: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    record |= {'blocks': list(blocks), 'candidates': candidates, 'skipped': skipped}
+    with quiet():
+        builders = builders or step_builders(case, blocks, peers, skipped)
+        batch = case.make_batch()
+        steps: dict[str, Step] = {}
+        for name, build in builders.items():
+            try:
+                step = Step(case, build(case.make_model()), batch)
+                candidates[name] = {
+                    'trainable': adapted.trainable(step.model),
+                    'saved_bytes': saved_bytes(step.model, step.forward),
+                }
+                if case.device == 'cuda':
+                    candidates[name]['peak_bytes_above_rest'] = peak_above_rest(step, case.device)
+                steps[name] = step
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                candidates.pop(name, None)
+                skipped[name] = f'out of memory at batch {case.batch}'
+        measured = measure(
+            steps, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
+        )
+    for name in measured.failed:
+        candidates.pop(name)
+        skipped[name] = f'out of memory at batch {case.batch}'
+    for name, seconds in measured.seconds.items():
+        entry = candidates[name]
+        entry |= {'seconds': median(seconds), 'seconds_all': seconds}
+        for key, other in (('frozen_limit', REFERENCE), ('peft_lora', LORA)):
+            if other in measured.seconds:
+                add_ratio(entry, key, seconds, measured.seconds[other])
+    _compare_saved(candidates)
+    return record
+
+
+def _compare_saved(candidates: dict[str, dict[str, Any]]) -> None:
+    """What each candidate keeps beyond the frozen base, over what LoRA keeps beyond it."""
+    if REFERENCE not in candidates:
+        return
+    base = candidates[REFERENCE]['saved_bytes']
+    lora = candidates[LORA]['saved_bytes'] - base if LORA in candidates else 0
+    for entry in candidates.values():
+        entry['adapter_saved_bytes'] = entry['saved_bytes'] - base
+        if lora > 0:
+            ratio = entry['adapter_saved_bytes'] / lora
+            entry['adapter_saved_bytes_ratio_vs_peft_lora'] = ratio
+
+
+def step_builders(
+    case: Case, blocks: Sequence[str], peers: Sequence[str], skipped: dict[str, str]
+) -> dict[str, Builder]:
+    """The candidates by name; what cannot be compared is noted in `skipped`."""
+    plain = case.make_model()
+    plans = {kind: make_block_plan(plain, kind, seed=case.seed) for kind in blocks}
+    builders: dict[str, Builder] = {REFERENCE: adapted.frozen_limit}
+    for kind, plan in plans.items():
+        builders[f'ours {label(kind)}'] = partial(adapted.ours, plan=plan, seed=case.seed)
+    if 'peft' in peers and not adapted.installed('peft'):
+        skipped['peft LoRA'] = 'peft is not installed: pip install peft'
+    elif 'peft' in peers:
+        builders[LORA] = adapted.peft_lora
+        # The ranks that train about as much as ours; one candidate where they agree.
+        for rank in dict.fromkeys(adapted.lora_rank_of_size(plain, p) for p in plans.values()):
+            builders.setdefault(f'peft LoRA r={rank}', partial(adapted.peft_lora, rank=rank))
+    if 'mmpretrain' in peers:
+        problem = adapted.mmpretrain_problem()
+        if problem:
+            skipped['mmpretrain LoRA'] = problem
+        else:
+            builders[f'mmpretrain LoRA r={adapted.LORA_RANK}'] = adapted.mmpretrain_lora
+    builders['full'] = adapted.full
+    return builders

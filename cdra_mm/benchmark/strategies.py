@@ -1,0 +1,108 @@
+"""The ways to multiply by an adapted weight, beside the frozen weight: what the choice rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdra_mm.core import compact_linear as product
+
+from . import adapted
+from .block_sizes import label, make_block_plan
+from .case import Case
+from .peers import quiet
+from .timing import add_ratio, measure
+
+__all__ = ['STRATEGIES', 'compare_strategies', 'taking']
+
+REFERENCE = 'frozen'
+# Whether the weight is merged, and the widest block whose own gradient is taken.
+STRATEGIES = {
+    'merged, through the block': (True, 1 << 40),
+    'merged, through the factors': (True, 0),
+    'factored': (False, 0),
+}
+
+
+@contextmanager
+def taking(strategy: str) -> Iterator[None]:
+    """Takes one of `STRATEGIES` whatever the shapes and types are."""
+    merged, small_block = STRATEGIES[strategy]
+    before = product.is_full_precision, product.SMALL_BLOCK
+    product.is_full_precision, product.SMALL_BLOCK = lambda x: merged, small_block
+    try:
+        yield
+    finally:
+        product.is_full_precision, product.SMALL_BLOCK = before
+
+
+def compare_strategies(case: Case, *, blocks: Sequence[str] = ('paper', 'spt')) -> dict[str, Any]:
+    """Times of the products of one transformer block, forward and backward.
+
+    Args:
+        case: The setting; every layer gets an input of its own, and its gradient is taken.
+        blocks: Block sizes, see `make_block_plan`.
+    """
+    record: dict[str, Any] = {'benchmark': 'strategies', **case.describe(), 'reference': REFERENCE}
+    record |= {'blocks': list(blocks), 'candidates': {}, 'skipped': {}}
+    with quiet():
+        plain = case.make_model()
+        runs: dict[str, Callable[[], None]] = {REFERENCE: _products(case, _layers(plain))}
+        plain.requires_grad_(False)
+        for kind in blocks:
+            plan = make_block_plan(plain, kind, seed=case.seed)
+            run = _products(case, _layers(adapted.ours(case.make_model(), plan, case.seed)))
+            for strategy in STRATEGIES:
+                runs[f'{label(kind)}: {strategy}'] = _by(strategy, run)
+        measured = measure(
+            runs, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
+        )
+    for name in measured.failed:
+        record['skipped'][name] = f'out of memory at batch {case.batch}'
+    for name, seconds in measured.seconds.items():
+        entry = {'seconds': median(seconds), 'seconds_all': seconds}
+        if REFERENCE in measured.seconds:
+            add_ratio(entry, 'frozen', seconds, measured.seconds[REFERENCE])
+        record['candidates'][name] = entry
+    return record
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The linear layers of the middle block."""
+    paths = adapted.linear_paths(model)
+    block = paths[len(paths) // 2].rpartition('.')[0].rpartition('.')[0]
+    return [model.get_submodule(path) for path in paths if path.startswith(f'{block}.')]
+
+
+def _products(case: Case, layers: Sequence[nn.Module]) -> Callable[[], None]:
+    tokens = (case.image_size // 16) ** 2 + 1
+    generator = torch.Generator().manual_seed(case.seed)
+    inputs: list[Tensor] = []
+    grads: list[Tensor] = []
+    for layer in layers:
+        out, width = layer._parameters['weight'].shape  # type: ignore[union-attr]
+        for size, held in ((width, inputs), (out, grads)):
+            values = torch.randn(case.batch, tokens, size, generator=generator)
+            held.append(values.to(case.device))
+
+    def run() -> None:
+        for layer, x, grad in zip(layers, inputs, grads, strict=True):
+            with case.autocast():
+                y = layer(x.detach().requires_grad_())
+            y.backward(grad.to(y.dtype))
+            layer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def _by(strategy: str, run: Callable[[], None]) -> Callable[[], None]:
+    def taken() -> None:
+        with taking(strategy):
+            run()
+
+    return taken
