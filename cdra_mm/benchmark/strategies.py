@@ -33,12 +33,12 @@ STRATEGIES = {
 def taking(strategy: str) -> Iterator[None]:
     """Takes one of `STRATEGIES` whatever the shapes and types are."""
     merged, small_block = STRATEGIES[strategy]
-    before = product.is_full_precision, product.SMALL_BLOCK
-    product.is_full_precision, product.SMALL_BLOCK = lambda x: merged, small_block
+    before = product.takes_merged, product.SMALL_BLOCK
+    product.takes_merged, product.SMALL_BLOCK = lambda x, weight: merged, small_block
     try:
         yield
     finally:
-        product.is_full_precision, product.SMALL_BLOCK = before
+        product.takes_merged, product.SMALL_BLOCK = before
 
 
 def compare_strategies(case: Case, *, blocks: Sequence[str] = ('paper', 'spt')) -> dict[str, Any]:

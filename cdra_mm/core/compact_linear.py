@@ -15,9 +15,9 @@ factored  ``h_i = x_C down_i^T``,         ``dh_i = dy_R up_i``,
           ``y = x W^T + h UP^T``          ``dx = dy W + dh DOWN``
 ========  ==============================  ===============================
 
-*Merged* touches no activation a second time: r multiplications per weight take
-the place of reading and writing y and dx once more. It is for full precision
-only; rounded to half precision, W would swallow a small update.
+*Merged* copies the weight twice and adds r products per entry, where *factored*
+reads and writes y and dx once more: it is taken for many tokens. And in full
+precision only: rounded to half precision, W would swallow a small update.
 
 The gradients of the factors go through the factors, or (merged only) through the
 gradient of the block, one product in the place of four skinny ones:
@@ -35,12 +35,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ['SMALL_BLOCK', 'compact_linear', 'is_full_precision']
+__all__ = ['compact_linear']
 
 Blocks = tuple[tuple[Tensor, Tensor, float], ...]  # (rows, cols, scale) of each adapter
 
+# Merged where the activations are this many times the weight: T (O + I) >= MANY_TOKENS * O I.
+MANY_TOKENS = 2.5
 # Through the block where |R||C| <= SMALL_BLOCK * (|R|+|C|), or r in its place: below it a skinny
-# product costs as much as one of this width. Measured on a CPU, see docs/performance.md.
+# product costs as much as one of this width. Both were measured on a CPU: docs/performance.md.
 SMALL_BLOCK = 64
 
 
@@ -79,20 +81,23 @@ def _apply(
     blocks: Sequence[tuple[Tensor, Tensor, float]],
     factors: Sequence[Tensor],
 ) -> Tensor:
-    strategy = _MergedLinear if is_full_precision(x) else _FactoredLinear
+    flat = x.reshape(-1, x.shape[-1])
+    strategy = _MergedLinear if takes_merged(flat, weight) else _FactoredLinear
     factors = [factor.to(x.dtype) for factor in factors]
-    y: Tensor = strategy.apply(x.reshape(-1, x.shape[-1]), weight, bias, tuple(blocks), *factors)
+    y: Tensor = strategy.apply(flat, weight, bias, tuple(blocks), *factors)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def is_full_precision(x: Tensor) -> bool:
-    """Whether a product keeps all digits of fp32: neither half precision nor TF32."""
-    return x.dtype == torch.float64 or (x.dtype == torch.float32 and _fp32_is_exact())
+def takes_merged(x: Tensor, weight: Tensor) -> bool:
+    """Whether the weight is merged for an input ``[T, I]``; see the module's docstring."""
+    many = x.shape[0] * sum(weight.shape) >= MANY_TOKENS * weight.numel()
+    return many and (x.dtype == torch.float64 or (x.dtype == torch.float32 and _fp32_is_exact()))
 
 
 # torch.compile cannot read the setting while it traces.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _fp32_is_exact() -> bool:
+    """Whether a product keeps all digits of fp32, not those of TF32."""
     try:
         return torch.get_float32_matmul_precision() == 'highest'
     except RuntimeError:  # precisions set by torch's newer interface cannot be read by the older
@@ -160,8 +165,10 @@ class _FactoredLinear(torch.autograd.Function):
 
 
 def _columns(x: Tensor, index: Tensor) -> Tensor:
-    """``x[:, index]``; on a CPU in half precision `gather` is twice as fast as `index_select`."""
-    return x.gather(1, index.expand(len(x), -1))
+    """``x[:, index]``."""
+    if x.element_size() < 4:  # there `index_select` takes more than twice as long on a CPU
+        return x.gather(1, index.expand(len(x), -1))
+    return x.index_select(1, index)
 
 
 def _kept(x: Tensor, blocks: Blocks) -> list[Tensor]:

@@ -21,7 +21,7 @@ from .tiny import tiny_case
     ],
 )
 def test_strategy_is_taken_and_put_back(strategy, function):
-    before = product.is_full_precision, product.SMALL_BLOCK
+    before = product.takes_merged, product.SMALL_BLOCK
     x = torch.randn(4, 3, requires_grad=True)
     block = (torch.tensor([0, 1]), torch.tensor([2, 0]), 1.0)
     factors = [torch.randn(1, 2), torch.randn(2, 1)]
@@ -29,7 +29,7 @@ def test_strategy_is_taken_and_put_back(strategy, function):
         y = product.compact_linear(x, torch.randn(5, 3), None, [block], factors)
         assert (product.SMALL_BLOCK > 0) is ('block' in strategy)
     assert function in str(y.grad_fn.next_functions[0][0]) + str(y.grad_fn)
-    assert (product.is_full_precision, product.SMALL_BLOCK) == before
+    assert (product.takes_merged, product.SMALL_BLOCK) == before
 
 
 def test_record_has_every_strategy_and_kind(monkeypatch):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cdra_mm.core import compact_linear as module
 from cdra_mm.core.compact_linear import compact_linear
 
-STRATEGIES = {  # (full precision, widest block whose own gradient is taken)
+STRATEGIES = {  # (merged, widest block whose own gradient is taken)
     'merged, through the block': (True, 1 << 30),
     'merged, through the factors': (True, 0),
     'factored': (False, 0),
@@ -28,7 +28,7 @@ def taking(strategy):
     """Makes `compact_linear` take one of its ways whatever the shapes and types are."""
     full, small = STRATEGIES[strategy]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, 'is_full_precision', lambda x: full)
+        patch.setattr(module, 'takes_merged', lambda x, weight: full)
         patch.setattr(module, 'SMALL_BLOCK', small)
         yield
 
@@ -179,20 +179,22 @@ def test_nothing_is_kept_without_gradients(strategy):
 
 
 @pytest.mark.parametrize(
-    ('dtype', 'precision', 'merged'),
+    ('dtype', 'precision', 'tokens', 'merged'),
     [
-        (torch.float64, 'highest', True),
-        (torch.float32, 'highest', True),
-        (torch.float32, 'high', False),
-        (torch.bfloat16, 'highest', False),
-        (torch.float16, 'highest', False),
+        (torch.float64, 'highest', 30, True),
+        (torch.float32, 'highest', 30, True),
+        (torch.float32, 'highest', 9, False),  # 2.5 * 9 * 7 / (9 + 7) = 9.8
+        (torch.float32, 'highest', 10, True),
+        (torch.float32, 'high', 30, False),
+        (torch.bfloat16, 'highest', 30, False),
+        (torch.float16, 'highest', 30, False),
     ],
 )
-def test_weights_are_merged_inis_full_precision_only(dtype, precision, merged):
+def test_weights_are_merged_in_full_precision_for_many_tokens(dtype, precision, tokens, merged):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
-        p = Problem(9, 7, [(4, 3, 2)], dtype).requires_grad()
+        p = Problem(9, 7, [(4, 3, 2)], dtype, tokens=(tokens,)).requires_grad()
         y = compact_linear(p.x, p.weight, p.bias, p.blocks, p.factors)
     finally:
         torch.set_float32_matmul_precision(before)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from cdra_mm.core import apply_plan, freeze_rest, plan_from_masks
+from cdra_mm.core import apply_plan, compact_linear, freeze_rest, plan_from_masks
 from tests.core.problems import adapted
 from tests.models import MODELS, images
 
@@ -25,9 +25,12 @@ def output_and_gradients(model, run, count=3):
     return {'output': y.detach(), **grads}
 
 
-@pytest.mark.parametrize('kind', MODELS)
-def test_compiled_model_is_the_eager_one(kind):
-    """In one graph, with its backward traced too."""
+@pytest.mark.parametrize(
+    ('kind', 'many_tokens'), [*((kind, 0) for kind in MODELS), ('fused', float('inf'))]
+)
+def test_compiled_model_is_the_eager_one(monkeypatch, kind, many_tokens):
+    """In one graph, with its backward traced too; merged and factored."""
+    monkeypatch.setattr(compact_linear, 'MANY_TOKENS', many_tokens)
     _, model, _ = adapted(kind, dtype=torch.float32)
     twin = copy.deepcopy(model)
     torch.compiler.reset()
