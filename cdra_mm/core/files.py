@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -140,7 +141,8 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError
         raise CheckpointError(f'{path} cannot be written ({error}): nothing was changed') from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be no folder
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -253,7 +253,7 @@ def test_save_adapter_refuses_a_plain_model(tmp_path):
 def test_save_adapter_refuses_a_folder_it_cannot_write_to(saved, tmp_path):
     _, model, _ = saved
     (tmp_path / 'file').write_text('kept')
-    with pytest.raises((CDRAError, OSError), match='file'):
+    with pytest.raises(CDRAError, match='file.*nothing was changed'):
         save_adapter(model, tmp_path / 'file' / 'x.safetensors')
     assert (tmp_path / 'file').read_text() == 'kept'
 
