@@ -26,7 +26,7 @@ KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def add_squares(total: Tensor, x: Tensor, grad: Tensor) -> None:
     """Adds the squared per-sample gradients of ``y = x W^T``, with fp32 sums (Eq. 3).
 
-    Scratch beside the inputs: one ``[O, I]`` on a CPU, at most one tile per
+    Scratch beside the inputs: one ``[O, I]`` on a CPU (two for bf16 operands), at most one tile per
     multiprocessor with the kernel, about `SCRATCH_BYTES` elsewhere (one sample's
     gradient where that is larger).
 
@@ -54,10 +54,17 @@ def add_squares(total: Tensor, x: Tensor, grad: Tensor) -> None:
 
 
 def _add_by_sample(total: Tensor, x: Tensor, grad: Tensor) -> None:
-    product = torch.empty_like(total, memory_format=torch.contiguous_format)
+    wide = torch.empty_like(total, memory_format=torch.contiguous_format)
+    # bf16 operands are multiplied as they are, twice as fast: each gradient is summed over its
+    # tokens in fp32 and rounded once, as the gradient of a batch of one would be. (fp16 would
+    # overflow.) Squares are added up in fp32.
+    dtype = torch.bfloat16 if x.dtype == grad.dtype == torch.bfloat16 else wide.dtype
+    product = wide.to(dtype)
     for x_b, grad_b in zip(x, grad, strict=True):
-        torch.mm(grad_b.float().t(), x_b.float(), out=product)
-        total.addcmul_(product, product)
+        torch.mm(grad_b.to(dtype).t(), x_b.to(dtype), out=product)
+        if product is not wide:
+            wide.copy_(product)
+        total.addcmul_(wide, wide)
 
 
 def _add_by_chunk(total: Tensor, x: Tensor, grad: Tensor) -> None:
