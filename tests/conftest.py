@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,16 @@ settings.load_profile('cdra')
 def _seed() -> None:
     """The same random numbers for a test whether it runs alone or after others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_scope_of_another_test() -> Iterator[None]:
+    """A run sets mmengine's default scope for its process: the next test starts without one."""
+    yield
+    if 'mmengine.registry' in sys.modules:
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
