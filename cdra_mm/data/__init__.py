@@ -1,13 +1,29 @@
 """Fetching, unpacking and checking the data sets that the shipped configs use.
 
-Needs no OpenMMLab. In reading order: `sources` says where a data set comes from and
-what a complete copy holds, `download` and `unpack` bring it in, `camvid` converts, `demo`
-generates, `layout` counts what is there, `prepare` joins them.
+Needs no OpenMMLab. In reading order: `sources` says where a data set comes from and what a
+complete copy holds, `download` and `unpack` bring it in, `camvid`, `vtab`, `birds` and `matlab`
+convert, `demo` generates, `report` counts what is there, `inspection` looks at every file of it,
+`prepare` joins them. The layouts are `pairs` (label maps) and `listed` (class ids in lists).
 """
 
 from .demo import make_demo
-from .layout import Report, check
+from .inspection import Inspection, inspect_data
+from .layout import Fault, Split
 from .prepare import prepare
-from .sources import SOURCES, Source, Split
+from .report import Report, check
+from .source import Archive, Source
+from .sources import SOURCES
 
-__all__ = ['SOURCES', 'Report', 'Source', 'Split', 'check', 'make_demo', 'prepare']
+__all__ = [
+    'SOURCES',
+    'Archive',
+    'Fault',
+    'Inspection',
+    'Report',
+    'Source',
+    'Split',
+    'check',
+    'inspect_data',
+    'make_demo',
+    'prepare',
+]

@@ -1,7 +1,14 @@
 """Downloading one file with the standard library: resumed, checked, never half written.
 
 The bytes go to ``NAME.part``; a transfer that breaks off is taken up where it stopped, in this run
-or the next. Only a file of the right length and checksum gets its real name.
+or the next. Only a file of the right length and checksum gets its real name. ``NAME.part.tag``
+holds what the server says of the file's version (its ETag, else its date; its length): when that
+changes between two tries the partial file is dropped, since halves of two versions make no whole.
+
+What happens to the partial file: a broken connection, a stall, an interruption (Ctrl-C), an answer
+of 4xx or 5xx and a web page instead of the file keep it; another version of the file, a range that
+was not asked for and a wrong length or checksum at the end remove it. A server that does not serve
+ranges sends everything again.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ from .progress import Progress, progress_line
 __all__ = ['download', 'verify']
 
 CHUNK = 1 << 20  # bytes
+PAGE_STARTS = (b'<!doctype html', b'<html')
 TRANSIENT = (408, 425, 429)  # HTTP answers worth another try, besides 5xx
 BROKEN_OFF = (OSError, http.client.HTTPException)  # URLError and timeouts are OSErrors
 
@@ -91,9 +99,10 @@ def download(
         try:
             verify(part, size=size, checksum=checksum)
         except DataError as error:
-            part.unlink()
+            _drop(part)
             raise DataError(f'{url}: {error}; the bad copy was removed, run again') from None
         os.replace(part, path)
+        _tag(part).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f'cannot write {path}: {error.strerror or error}') from error
     return path
@@ -128,13 +137,16 @@ def _transfer(url: str, part: Path, size: int | None, timeout: float, show: Prog
     """One try: append to ``part`` what it lacks, or write it anew where that is not served."""
     offset = _length(part)
     if size is not None and offset > size:
-        part.unlink()
+        _drop(part)
         offset = 0
     if offset and offset == size:
         return
     headers = {'User-Agent': 'cdra-mm', 'Accept-Encoding': 'identity'}
     if offset:
         headers['Range'] = f'bytes={offset}-'
+        version, _ = _noted(part)
+        if version.startswith('"'):  # only a strong ETag promises the same bytes
+            headers['If-Range'] = version
     try:
         response = urllib.request.urlopen(
             urllib.request.Request(url, headers=headers), timeout=timeout
@@ -144,7 +156,7 @@ def _transfer(url: str, part: Path, size: int | None, timeout: float, show: Prog
             if error.code == 416 and offset:
                 if _stated_total(error.headers.get('Content-Range')) == offset:
                     return
-                part.unlink()
+                _drop(part)
                 raise _BrokenOffError('the partial file did not fit and was dropped') from error
             if error.code >= 500 or error.code in TRANSIENT:
                 raise _BrokenOffError(f'the server answered {error.code}') from error
@@ -167,12 +179,17 @@ def _receive(
     show: Progress,
 ) -> None:
     """Write an answer's body to ``part``, from ``offset`` on if that is what the server sends."""
+    version = response.headers.get('ETag') or response.headers.get('Last-Modified') or ''
     if response.status == 206:
         content_range = response.headers.get('Content-Range', '')
         if not content_range.startswith(f'bytes {offset}-'):
-            part.unlink(missing_ok=True)
+            _drop(part)
             raise _BrokenOffError(f'the server sent {content_range!r} instead of what was asked')
         total = _stated_total(content_range)
+        now = (version, '' if total is None else str(total))
+        if any(a and b and a != b for a, b in zip(now, _noted(part), strict=True)):
+            _drop(part)
+            raise _BrokenOffError('the file changed on the server, the partial one was dropped')
     else:
         offset = 0  # the server does not resume: it sends everything again
         length = response.headers.get('Content-Length', '')
@@ -185,21 +202,38 @@ def _receive(
     _check_space(part.parent, wanted, offset)
 
     done = offset
+    chunk = _read(response)
+    # Looked at before a partial file is overwritten.
+    if not offset and _is_page(response, chunk):
+        raise DataError(
+            f'{url}: the server sent a web page instead of the file (it asks for a login or a '
+            'confirmation, or has reached a quota); open the address in a browser and name the '
+            'file with --archive'
+        )
     with part.open('ab' if offset else 'wb') as file:
+        _tag(part).write_text(f'{version}\n{"" if total is None else total}', encoding='utf-8')
         show(done, wanted)
-        while True:
-            try:
-                # read1: what has arrived is written at once, so that nothing of it is lost.
-                chunk = response.read1(CHUNK)
-            except BROKEN_OFF as error:
-                raise _BrokenOffError(str(error)) from error
-            if not chunk:
-                break
+        while chunk:
             file.write(chunk)
             done += len(chunk)
             show(done, wanted)
+            chunk = _read(response)
     if wanted is not None and done < wanted:
         raise _BrokenOffError(f'the connection closed after {done} of {wanted} bytes')
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        # read1: what has arrived is written at once, so that nothing of it is lost.
+        return response.read1(CHUNK)
+    except BROKEN_OFF as error:
+        raise _BrokenOffError(str(error)) from error
+
+
+def _is_page(response: http.client.HTTPResponse, start: bytes) -> bool:
+    return response.headers.get_content_type() == 'text/html' or start[
+        :100
+    ].lstrip().lower().startswith(PAGE_STARTS)
 
 
 def _check_space(folder: Path, wanted: int | None, have: int) -> None:
@@ -213,6 +247,22 @@ def _check_space(folder: Path, wanted: int | None, have: int) -> None:
 def _stated_total(content_range: str | None) -> int | None:
     match = re.search(r'/(\d+)$', content_range or '')
     return int(match[1]) if match else None
+
+
+def _tag(part: Path) -> Path:
+    return part.with_name(part.name + '.tag')
+
+
+def _noted(part: Path) -> tuple[str, str]:
+    """Version and total length that belong to the partial file; empty where nothing was said."""
+    tag = _tag(part)
+    version, _, total = (tag.read_text(encoding='utf-8') if tag.is_file() else '').partition('\n')
+    return version, total
+
+
+def _drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _tag(part).unlink(missing_ok=True)
 
 
 def _length(path: Path) -> int:

@@ -1,158 +1,100 @@
-"""Counting what is there of a data set, split by split."""
+"""What a data set on disk consists of: samples, and what is wrong with them.
+
+A :class:`Split` knows how one split lies in its folder and reads it into a :class:`Listing`. There
+are three layouts: label maps beside images (`pairs`), a text file of paths and labels (`listed`),
+and a JSON object of them (`listed`). Nothing here opens an image: `inspection` does.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from ..core.errors import DataError
-from .sources import Source, Split, find_source
-
-__all__ = ['Report', 'SplitState', 'check']
-
-IMAGE_SUFFIX = '.jpg'
-LABEL_SUFFIX = '.png'
-
-AUG_HINT = (
-    'SegmentationClassAug, the larger training set, is not there (optional). It has no stable '
-    'address: bring the SBD data (benchmark.tgz of its authors), unpack it so that '
-    '{root}/VOCdevkit/VOCaug/dataset/cls exists, and run '
-    "mmsegmentation's tools/dataset_converters/voc_aug.py {root}/VOCdevkit {root}/VOCdevkit/VOCaug"
-)
+__all__ = ['Fault', 'Listing', 'Sample', 'Split', 'file_fault']
 
 
 @dataclass(frozen=True)
-class SplitState:
-    """What is there of a split.
+class Sample:
+    """An image with its label, which is a class id or a map of them.
 
     Attributes:
-        split: What should be there.
-        images: Number of its images that exist and are not empty.
-        labels: Number of its label maps that exist and are not empty.
-        pairs: Number of images that have their label map.
+        image: The image.
+        label: Class id as the list states it; ``None`` where there is a label map.
+        label_map: Image of class ids; ``None`` where there is a label.
     """
 
-    split: Split
-    images: int
-    labels: int
-    pairs: int
-
-    @property
-    def complete(self) -> bool:
-        """Whether every published image is there, and none lacks its label map."""
-        return self.pairs >= self.split.count and self.pairs == self.images
-
-    def line(self) -> str:
-        """One line of the table that the tool prints."""
-        want = self.split.count
-        return (
-            f'  {self.split.name:<10} {self.images:>6} of {want:>6} images'
-            f'  {self.labels:>6} of {want:>6} labels'
-        )
+    image: Path
+    label: int | None = None
+    label_map: Path | None = None
 
 
 @dataclass(frozen=True)
-class Report:
-    """What is there of a data set.
+class Fault:
+    """Something wrong: the file (with its line, where it has one) and what is wrong with it."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f'{self.where} {self.what}'
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found of a split.
 
     Attributes:
-        source: The data set.
-        root: The folder that was looked into.
-        states: One entry a split.
-        notes: Sentences on optional parts.
+        samples: The usable samples: all of their files are there and not empty.
+        faults: Missing and empty files, malformed lines.
+        images: Number of images that are there and not empty.
+        labels: Number of label maps that are there and not empty; ``None`` where labels are ids.
     """
 
-    source: Source
-    root: Path
-    states: tuple[SplitState, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every split is complete."""
-        return all(state.complete for state in self.states)
-
-    def problem(self) -> str:
-        """What is missing, in one line; empty for a complete data set."""
-        if self.complete:
-            return ''
-        if not any(state.images or state.labels for state in self.states):
-            folders = ', '.join(str(self.root / entry) for entry in self.source.entries)
-            return f'nothing of {self.source.name} is there ({folders})'
-        lacking = [state for state in self.states if not state.complete]
-        return f'{self.source.name} in {self.root} is not complete: ' + '; '.join(
-            f'{s.split.name} has {s.images} images, {s.labels} labels, {s.pairs} of '
-            f'{s.split.count} pairs'
-            for s in lacking
-        )
-
-    def lines(self) -> list[str]:
-        """The table that the tool prints: a heading, a line a split, the notes."""
-        heading = f'{self.source.name} in {self.root}: {self.source.title}'
-        return [heading, *(state.line() for state in self.states), *self.notes]
+    samples: tuple[Sample, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    images: int = 0
+    labels: int | None = None
 
 
-def check(name: str, root: str | Path) -> Report:
-    """Count the images and label maps of each split of a data set.
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a data set; the layouts derive from it.
 
-    Files are counted, not decoded; an empty file counts as missing.
-
-    Args:
-        name: A key of :data:`~cdra_mm.data.SOURCES`.
-        root: The folder that was given to :func:`~cdra_mm.data.prepare`.
-
-    Returns:
-        The counts, and whether they are complete.
-
-    Raises:
-        DataError: If the data set is unknown, or the record of a generated one is damaged.
+    Attributes:
+        name: The split's own name, as configs write it.
+        count: Number of samples in the published split; ``None`` where none is known.
+        part: Folder of the part of the data set that it belongs to, such as a task; may be empty.
+        group: Splits of a part with the same group are counted together, for data sets of which
+            only the sum is published; the split's name by default.
+        num_classes: Number of class ids; ``None`` where it is not known.
     """
-    source, root = find_source(name), Path(root)
-    if source.name == 'demo':
-        source = _generated_counts(source, root)
-    states = tuple(_state(root, split) for split in source.splits)
-    notes: tuple[str, ...] = ()
-    voc = root / 'VOCdevkit/VOC2012'
-    if source.name == 'voc' and voc.is_dir() and not (voc / 'SegmentationClassAug').is_dir():
-        notes = ('note: ' + AUG_HINT.format(root=root),)
-    return Report(source, root, states, notes)
+
+    name: str
+    count: int | None
+    part: str = ''
+    group: str = ''
+    num_classes: int | None = None
+
+    exact: ClassVar[bool] = False
+    """Whether more samples than published are as wrong as fewer."""
+
+    def read(self, root: Path) -> Listing:
+        """What is there of the split below the root folder of the data set."""
+        raise NotImplementedError
+
+    def compare(self, root: Path, siblings: Sequence[tuple[Split, Listing]]) -> list[Fault]:
+        """What is wrong between the splits of one part; called on one of them."""
+        return []
 
 
-def _generated_counts(source: Source, root: Path) -> Source:
-    """The demo data as its own record says it was made; as by default when there is none."""
-    record = root / 'demo.json'
-    if not record.is_file():
-        return source
+def file_fault(path: Path) -> Fault | None:
+    """What is wrong with a file that should be there, without reading it."""
     try:
-        counts = json.loads(record.read_text(encoding='utf-8'))['counts']
-        splits = tuple(replace(split, count=int(counts[split.name])) for split in source.splits)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f'{record} is damaged ({error!r}): delete the data set and make it again'
-        ) from error
-    return replace(source, splits=splits)
-
-
-def _state(root: Path, split: Split) -> SplitState:
-    images = _stems(root / split.images, IMAGE_SUFFIX)
-    labels = _stems(root / split.labels, LABEL_SUFFIX)
-    if split.list_file:
-        path = root / split.list_file
-        listed = set(path.read_text(encoding='utf-8').split()) if path.is_file() else set()
-        images &= listed
-        labels &= listed
-    return SplitState(split, len(images), len(labels), len(images & labels))
-
-
-def _stems(folder: Path, suffix: str) -> set[str]:
-    """File names without their suffix, of the files that are not empty."""
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {
-            entry.name.removesuffix(suffix)
-            for entry in entries
-            if entry.name.endswith(suffix) and entry.is_file() and entry.stat().st_size > 0
-        }
+        size = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        return Fault(str(path), f'cannot be read ({error.strerror})')
+    if size is None:
+        return Fault(str(path), 'is not there')
+    return None if size else Fault(str(path), 'is empty (0 bytes)')

@@ -30,6 +30,4 @@ def optional_module(name: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise DataError(
-            f'preparing this data set needs {package}: pip install {package}'
-        ) from error
+        raise DataError(f'this data set needs {package}: pip install {package}') from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import DataError
-from .camvid import convert_camvid
-from .demo import make_demo
 from .download import download
-from .layout import Report, check
-from .sources import Source, find_source
+from .optional import optional_module
+from .report import Report, check
+from .source import Source
 from .staging import staged
-from .unpack import unpack
+from .unpack import DamagedArchiveError
 
 __all__ = ['prepare']
 
@@ -20,13 +22,15 @@ def prepare(name: str, root: str | Path, *, archive: str | Path | None = None) -
     """Bring a data set into ``root``, unless it is complete there already.
 
     Everything is made in a temporary folder, counted, and moved into place at the end; nothing that
-    exists is overwritten. A downloaded archive is removed afterwards, a given one stays.
+    exists is overwritten. Downloaded archives are removed afterwards, given ones stay. Parts that
+    are complete, such as some tasks of VTAB-1k, stay as they are while the rest is added.
 
     Args:
         name: A key of :data:`~cdra_mm.data.SOURCES`.
         root: Folder of the data set: ``data/ade`` for ade20k, ``data`` for voc, ``data/camvid``,
-            ``data/demo``.
-        archive: The publisher's archive, when it has been fetched by other means.
+            ``data/demo``, ``data/vtab-1k``, ``data/fgvc`` for the fine-grained sets.
+        archive: The publisher's archive when it has been fetched by other means; the folder that
+            holds them under the publisher's names where a data set comes in several files.
 
     Returns:
         What is there now.
@@ -34,39 +38,89 @@ def prepare(name: str, root: str | Path, *, archive: str | Path | None = None) -
     Raises:
         DataError: If the data set is unknown, cannot be fetched, or a part of it is there already.
     """
-    source, root = find_source(name), Path(root)
+    root = Path(root)
     report = check(name, root)
     if report.complete:
         return report
+    source = report.source
+    parts = report.parts()
+    whole = [part for part in parts if part and not report.part_troubles(part, parts[part])]
+    source = replace(source, entries=tuple(e for e in source.entries if e not in whole))
     for entry in source.entries:
-        if (root / entry).exists():
+        if (root / entry).exists() and not _only_kept(root / entry, source):
             raise DataError(f'{root / entry} exists, but {report.problem()}: move it away first')
-    if source.name == 'demo':
-        if archive is not None:
-            raise DataError('demo data are generated: --archive does not go with them')
-        make_demo(root)
+    if not source.entries:  # what is wrong is in parts that are not made here
+        return report
+    for module, package in source.packages:
+        optional_module(module, package)  # before anything is downloaded
+    if archive is not None:
+        _install(source, root, _given(source, Path(archive)), Path(archive))
         return check(name, root)
-    if archive is None:
-        fetched = download(
-            source.url, root / source.archive, size=source.size, checksum=source.checksum
+    if not all(file.url for file in source.files):
+        what = 'the folder of the files' if len(source.files) > 1 else 'the file'
+        raise DataError(
+            f'{name} cannot be fetched by this program: {source.by_hand}; '
+            f'name {what} with --archive'
         )
-        _install(source, root, fetched)
-        fetched.unlink()
-    else:
-        _install(source, root, Path(archive))
+    fetched = {
+        file.name: download(file.url, root / file.name, size=file.size, checksum=file.checksum)
+        for file in source.files
+    }
+    try:
+        _install(source, root, fetched, None)
+    except DamagedArchiveError as error:
+        if error.archive not in fetched.values():
+            raise
+        # Kept, it would be taken for the right one by the next run.
+        error.archive.unlink(missing_ok=True)
+        raise DataError(f'{error}; the bad copy was removed, run again') from error
+    for path in fetched.values():
+        path.unlink()
     return check(name, root)
 
 
-def _install(source: Source, root: Path, archive: Path) -> None:
-    with staged(root, source.entries) as folder:
-        if source.name == 'camvid':
-            unpack(archive, folder / 'segnet', inside=source.inside)
-            convert_camvid(folder / 'segnet', folder)
-        else:
-            target = folder / source.entries[0]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unpack(archive, target, inside=source.inside)
-        problem = check(source.name, folder).problem()
+def _given(source: Source, archive: Path) -> dict[str, Path]:
+    """The files that ``--archive`` names, by the publisher's names."""
+    names = [file.name for file in source.files]
+    if not names:
+        raise DataError(f'{source.name} data are generated: --archive does not go with them')
+    if archive.is_dir():
+        missing = [name for name in names if not (archive / name).is_file()]
+        if missing:
+            raise DataError(f'{archive} lacks {", ".join(missing)} (needed: {", ".join(names)})')
+        return {name: archive / name for name in names}
+    if not archive.is_file():
+        raise DataError(f'{archive} is not there or is no file')
+    if len(names) > 1:
+        raise DataError(
+            f'{source.name} comes in {len(names)} files ({", ".join(names)}): '
+            f'--archive takes the folder that holds them, not {archive}'
+        )
+    return {names[0]: archive}
+
+
+def _only_kept(entry: Path, source: Source) -> bool:
+    """Whether all that an entry holds are files that are used as they are."""
+    return entry.is_dir() and all(path.name in source.kept for path in entry.iterdir())
+
+
+def _install(source: Source, root: Path, files: Mapping[str, Path], given: Path | None) -> None:
+    with staged(root, source.entries, kept=source.kept) as folder:
+        for entry in source.entries:
+            for name in source.kept:
+                for place in (root / entry, given):
+                    if place is not None and (place / name).is_file():
+                        (folder / entry).mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(place / name, folder / entry / name)
+                        break
+        source.convert(files, folder)
+        made = check(source.name, folder)
+        # Parts that are in place already are not made again.
+        states = tuple(s for s in made.states if s.split.part in ('', *source.entries))
+        problem = replace(made, states=states).problem()
         if problem:
-            # The temporary folder is gone when this is read: say what the archive lacks.
-            raise DataError(f'{archive}: {problem.replace(str(folder), "this archive")}')
+            # The temporary folder is gone when this is read: say what the archives lack.
+            names = ' and '.join(str(path) for path in files.values()) or source.name
+            problem = problem.replace(f'{folder}/', '').replace(str(folder), 'this archive')
+            again = '' if given else '; delete it to fetch it again' if files else ''
+            raise DataError(f'{names}: {problem}{again}')

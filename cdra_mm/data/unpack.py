@@ -22,7 +22,7 @@ from typing import IO
 from ..core.errors import DataError
 from .progress import Progress, progress_line
 
-__all__ = ['unpack']
+__all__ = ['DamagedArchiveError', 'unpack']
 
 # What reading a damaged, encrypted or oddly compressed archive raises.
 DAMAGED = (
@@ -34,6 +34,23 @@ DAMAGED = (
     RuntimeError,
     NotImplementedError,
 )
+
+
+# A set of images hardly shrinks when it is packed: what grows more than this is made to fill disks.
+LARGEST_GROWTH = 100
+SMALL = 1 << 30  # bytes, unpacked, below which growth does not matter
+
+
+class DamagedArchiveError(DataError):
+    """An archive that cannot be used, and would not be the next time either.
+
+    Attributes:
+        archive: The archive.
+    """
+
+    def __init__(self, archive: Path, message: str) -> None:
+        super().__init__(message)
+        self.archive = archive
 
 
 @dataclass(frozen=True)
@@ -80,7 +97,8 @@ def unpack(
             _check(archive, chosen, folder.parent)
             _write(chosen, folder, show)
     except DAMAGED as error:
-        raise DataError(f'{archive} is damaged or cannot be read: {error}') from error
+        message = f'{archive} is damaged or cannot be read: {error}'
+        raise DamagedArchiveError(archive, message) from error
     except OSError as error:
         raise DataError(f'cannot unpack {archive} into {folder}: {error}') from error
     return len(chosen)
@@ -93,12 +111,13 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
         raise DataError(f'{archive} is not there or is no file')
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
+            _refuse_growth(archive, sum(info.file_size for info in file.infolist()))
             yield [_zip_member(file, info) for info in file.infolist() if not info.is_dir()]
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as file:
-            yield [_tar_member(file, info) for info in file.getmembers() if not info.isdir()]
+            yield list(_tar_members(archive, file))
     else:
-        raise DataError(f'{archive} is neither a zip nor a tar archive')
+        raise DamagedArchiveError(archive, f'{archive} is neither a zip nor a tar archive')
 
 
 def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
@@ -106,6 +125,26 @@ def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     refused = 'is a link or a special file' if kind not in (0, stat.S_IFREG) else ''
     name = info.orig_filename
     return _Member(_parts(name), info.file_size, refused or _escape(name), lambda: file.open(info))
+
+
+def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[_Member]:
+    total = 0
+    for info in file:
+        # At once: all of a packed tar has to be unpacked to find its members.
+        total += info.size
+        _refuse_growth(archive, total)
+        if not info.isdir():
+            yield _tar_member(file, info)
+
+
+def _refuse_growth(archive: Path, unpacked: int) -> None:
+    packed = archive.stat().st_size
+    if unpacked > max(SMALL, LARGEST_GROWTH * packed):
+        raise DamagedArchiveError(
+            archive,
+            f'{archive} would grow from {packed >> 20} MiB to more than {unpacked >> 20} MiB, '
+            f'over {LARGEST_GROWTH} times: no set of images does; nothing was unpacked',
+        )
 
 
 def _tar_member(file: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
@@ -141,7 +180,8 @@ def _below(archive: Path, members: list[_Member], inside: str) -> list[_Member]:
     }
     if not prefixes:
         top = ', '.join(sorted({m.parts[0] for m in members if m.parts})[:5]) or 'nothing'
-        raise DataError(f'{archive} holds no folder {inside!r} (it holds: {top})')
+        message = f'{archive} holds no folder {inside!r} (it holds: {top})'
+        raise DamagedArchiveError(archive, message)
     prefix = min(prefixes, key=lambda p: (len(p), p))
     return [
         _Member(m.parts[len(prefix) :], m.size, m.refused, m.open)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from cdra_mm import command_line
-from cdra_mm.data import SOURCES, Source
+from cdra_mm.data import SOURCES, Archive, Source
 from cdra_mm.data import sources as sources_module
 
 
@@ -44,16 +45,35 @@ def run(tool: ModuleType, capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture
 def shrink(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Source]:
-    """Sets a data set to two images a split, and whatever else a test changes of it."""
+    """Sets a data set to a few images a split, without checksums, fetched from ``address``."""
 
-    def change(name: str, **changes: object) -> Source:
+    def change(
+        name: str, *, count: int | dict[str, int] = 2, address: str = '', **changes: object
+    ) -> Source:
         source = SOURCES[name]
-        splits = tuple(replace(split, count=2) for split in source.splits)
-        source = replace(source, splits=splits, size=None, checksum=None, **changes)
+        counts = count if isinstance(count, dict) else {s.name: count for s in source.splits}
+        splits = tuple(replace(s, count=counts[s.name], **changes) for s in source.splits)
+        files = tuple(
+            Archive(file.name, address and f'{address}/{file.name}') for file in source.files
+        )
+        source = replace(source, splits=splits, files=files)
         monkeypatch.setitem(sources_module.SOURCES, name, source)
         return source
 
     return change
+
+
+@pytest.fixture
+def picture() -> Callable[..., bytes]:
+    """The bytes of a small image."""
+
+    def make(mode: str = 'RGB', size: tuple[int, int] = (12, 8), value: object = 0) -> bytes:
+        image = pytest.importorskip('PIL.Image').new(mode, size, value)
+        out = io.BytesIO()
+        image.save(out, 'jpeg' if mode == 'RGB' else 'png')
+        return out.getvalue()
+
+    return make
 
 
 @pytest.fixture

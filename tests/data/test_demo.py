@@ -53,7 +53,7 @@ def test_demo_holds_what_its_layout_promises(root: Path) -> None:
     assert [path.name for path in root.parent.iterdir()] == ['demo']
     report = check('demo', root)
     assert report.complete
-    assert {s.split.name: s.pairs for s in report.states} == SPLITS
+    assert {s.split.name: s.found for s in report.states} == SPLITS
 
 
 @pytest.mark.parametrize('split', SPLITS)

@@ -34,8 +34,11 @@ def test_prepare_data_makes_and_checks_the_demo(repository: Path, run, tmp_path:
     assert lines[2].split() == 'validation 80 of 80 images 80 of 80 labels'.split()
     assert lines[3:] == ['complete']
     made = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
-    for extra in ([], ['--check']):
-        assert run('demo', root, *extra) == (0, done.stdout, [])
+    assert run('demo', root) == (0, done.stdout, [])
+    code, output, errors = run('demo', root, '--check')
+    assert (code, output.splitlines()[:3], errors) == (0, lines[:3], [])
+    assert output.splitlines()[4].split() == ['class', 'training', 'validation']
+    assert output.splitlines()[-1] == 'complete'
     assert {p: p.stat().st_mtime_ns for p in root.rglob('*')} == made
     assert [p.name for p in tmp_path.iterdir()] == ['d']
 
@@ -55,7 +58,10 @@ WRONG = {
         ['camvd', 'x'],
         "unknown data set 'camvd', did you mean 'camvid'?",
     ),
-    'a name like none': (['zzz', 'x', '--check'], "'zzz' (known: demo, ade20k, voc, camvid)"),
+    'a name like none': (
+        ['zzz', 'x', '--check'],
+        "'zzz' (known: demo, ade20k, voc, camvid, vtab, cub",
+    ),
     'no root': (['demo'], 'the following arguments are required: ROOT'),
     'nothing': ([], 'required: NAME, ROOT'),
     'an unknown option': (['demo', 'x', '--force'], 'unrecognized arguments: --force'),
@@ -118,7 +124,7 @@ def test_ade20k_is_downloaded_unpacked_and_its_archive_removed(
     content = ade_zip(tmp_path / 'a.zip').read_bytes()
     root = tmp_path / 'data' / 'ade'
     with serve(Behaviour(content)) as server:
-        shrink('ade20k', url=server.url)
+        shrink('ade20k', address=server.url)
         code, _, errors = run('ade20k', root)
         assert (code, errors) == (0, [])
         # The second run has nothing to do.
@@ -151,44 +157,6 @@ def test_partial_data_set_is_never_overwritten(run, tmp_path: Path, shrink, tree
     assert tree(tmp_path / 'ade') == ['ADEChallengeData2016/images/training/0.jpg']
 
 
-@pytest.fixture
-def voc(tmp_path: Path, shrink) -> Path:
-    shrink('voc')
-    base = tmp_path / 'VOCdevkit/VOC2012'
-    for folder in ('JPEGImages', 'SegmentationClass', 'ImageSets/Segmentation'):
-        (base / folder).mkdir(parents=True)
-    for split in ('train', 'val'):
-        (base / f'ImageSets/Segmentation/{split}.txt').write_text(f'{split}_0\n{split}_1\n')
-        for i in range(2):
-            (base / f'JPEGImages/{split}_{i}.jpg').write_text('jpeg')
-            (base / f'SegmentationClass/{split}_{i}.png').write_text('png')
-    (base / 'JPEGImages/of_another_task.jpg').write_text('jpeg')
-    return tmp_path
-
-
-def test_voc_counts_what_its_lists_name_and_explains_the_rest(voc: Path, run) -> None:
-    code, output, errors = run('voc', voc, '--check')
-    assert (code, errors) == (0, [])
-    assert (
-        'SegmentationClassAug' in output and 'SBD' in output and f'{voc}/VOCdevkit/VOCaug' in output
-    )
-    (voc / 'VOCdevkit/VOC2012/SegmentationClassAug').mkdir()
-    assert 'SBD' not in run('voc', voc, '--check')[1]
-
-
-@pytest.mark.parametrize('how', ['missing', 'empty'])
-def test_voc_notices_one_label(how: str, voc: Path, run) -> None:
-    label = voc / 'VOCdevkit/VOC2012/SegmentationClass/val_1.png'
-    label.unlink()
-    if how == 'empty':
-        label.touch()
-    code, _, errors = run('voc', voc, '--check')
-    assert code == 2
-    assert len(errors) == 1
-    assert 'val has 2 images, 1 labels, 1 of 2 pairs' in errors[0]
-    assert 'train has' not in errors[0]
-
-
 def test_demo_record_that_is_damaged_is_named(run, tmp_path: Path) -> None:
     (tmp_path / 'demo.json').write_text('{"counts": {"training": 3')
     code, _, errors = run('demo', tmp_path, '--check')
@@ -197,10 +165,39 @@ def test_demo_record_that_is_damaged_is_named(run, tmp_path: Path) -> None:
 
 
 def test_every_source_says_where_it_comes_from() -> None:
-    assert list(SOURCES) == ['demo', 'ade20k', 'voc', 'camvid']
+    assert list(SOURCES) == [
+        *('demo', 'ade20k', 'voc', 'camvid', 'vtab'),
+        *('cub', 'nabirds', 'oxford_flowers', 'stanford_dogs', 'stanford_cars'),
+    ]
     for name, source in SOURCES.items():
         assert source.name == name
         assert source.splits and all(isinstance(split, Split) for split in source.splits)
-        assert bool(source.url) == bool(source.archive) == bool(source.inside) == (name != 'demo')
-        for split in source.splits:
-            assert any(split.images.startswith(entry) for entry in source.entries)
+        assert bool(source.files) == (name != 'demo')
+        # A program fetches all of the files, or says where they come from.
+        assert all(file.url for file in source.files) != bool(source.by_hand)
+        for file in source.files:
+            algorithm, _, digest = (file.checksum or 'none:').partition(':')
+            assert len(digest) == {'none': 0, 'md5': 32, 'sha1': 40, 'sha256': 64}[algorithm]
+        # The splits of a part stand together, and every part is an entry.
+        parts = [split.part for split in source.splits]
+        assert len(set(parts)) == sum(
+            a != b for a, b in zip(parts, ['no part', *parts[:-1]], strict=True)
+        )
+        assert set(parts) <= {'', *source.entries}
+
+
+def test_published_counts_are_those_of_the_papers() -> None:
+    vtab = SOURCES['vtab'].splits
+    assert len({split.part for split in vtab}) == 19
+    assert sum(split.count for split in vtab if split.name == 'train800val200') == 19_000
+    # As Visual Prompt Tuning counts them: training images with those held out, test images.
+    fgvc = {
+        'cub': (5994, 5794),
+        'nabirds': (23929, 24633),
+        'oxford_flowers': (2040, 6149),
+        'stanford_dogs': (12000, 8580),
+        'stanford_cars': (8144, 8041),
+    }
+    for name, (train, test) in fgvc.items():
+        counts = [split.count for split in SOURCES[name].splits]
+        assert (sum(counts[:2]), counts[2]) == (train, test)

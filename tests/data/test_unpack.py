@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from cdra_mm.core.errors import DataError
-from cdra_mm.data.unpack import unpack
+from cdra_mm.data import unpack as unpack_module
+from cdra_mm.data.unpack import DamagedArchiveError, unpack
 
 FILES = {'top/a.txt': b'a' * 5000, 'top/deep/er/b.txt': b'b', 'other/c.txt': b'c'}
 
@@ -187,6 +188,22 @@ def test_unpack_refuses_what_does_not_fit_on_the_disk(
     with pytest.raises(DataError, match='10 MiB free, 30 MiB are needed'):
         unpack(archive, out)
     assert os.listdir(out.parent) == []
+
+
+@pytest.mark.parametrize('kind', ['zip', 'w:gz', 'w:xz'])
+@pytest.mark.parametrize('inside', ['', 'small'])
+def test_unpack_refuses_what_grows_as_no_images_do(
+    kind: str, inside: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {'small/a': b'a', **{f'zeros/{i}': bytes(4 << 20) for i in range(3)}}
+    path = tmp_path / 'bomb'
+    make_zip(path, files) if kind == 'zip' else make_tar(path, files, mode=kind)
+    monkeypatch.setattr(unpack_module, 'SMALL', 10 << 20)
+    with pytest.raises(DamagedArchiveError, match='over 100 times: .*nothing was unpacked'):
+        unpack(path, out, inside=inside)
+    assert os.listdir(out.parent) == []
+    monkeypatch.setattr(unpack_module, 'SMALL', 20 << 20)
+    assert unpack(path, out) == 4
 
 
 def test_unpack_says_what_is_no_archive(tmp_path: Path, out: Path) -> None:
