@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from cdra_mm.core import ConfigError
 from cdra_mm.core.layers import PLAIN_LINEAR
 
-from .checkpoint import restore
+from .checkpoint import RECORD_KEY, restore
+from .weights.conversion import convert_on_load
+from .weights.destinations import destination_of
 
 __all__ = ['PREFIX', 'CDRABackbone', 'attach_loader', 'find_backbone', 'wrap_config']
 
@@ -40,7 +42,7 @@ class CDRABackbone:
 
 
 def attach_loader(backbone: nn.Module) -> nn.Module:
-    """Registers the loading of adapted checkpoints on a backbone; once is enough.
+    """Registers the loading of adapted checkpoints and of other projects' weights; once is enough.
 
     Args:
         backbone: The plain backbone.
@@ -51,7 +53,12 @@ def attach_loader(backbone: nn.Module) -> nn.Module:
     _register_mmcv_linear()
     if not backbone.__dict__.get('_cdra_loader'):
         backbone.__dict__['_cdra_loader'] = True
-        backbone._register_load_state_dict_pre_hook(_prepare, with_module=True)
+        handle = backbone._register_load_state_dict_pre_hook(_prepare, with_module=True)
+        # Before the backbone's own hooks, which resize what bears their names.
+        backbone._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
+        destination = destination_of(backbone)
+        if destination is not None:
+            destination.attach(backbone)
     return backbone
 
 
@@ -82,6 +89,8 @@ def wrap_config(runner: Runner) -> None:
 def _prepare(
     backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
+    if prefix + RECORD_KEY not in state_dict:
+        convert_on_load(backbone, state_dict, prefix)
     restore(backbone, state_dict, prefix)
 
 

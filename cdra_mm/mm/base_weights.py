@@ -85,8 +85,10 @@ def reproduced_names(backbone: nn.Module, source: BaseSource | None) -> set[str]
     empty = copy.deepcopy(backbone).cpu()
     with torch.no_grad():
         for tensor in empty.state_dict().values():
-            # No base holds this: what is still here afterwards was not loaded.
-            tensor.fill_(float('nan') if tensor.is_floating_point() else -12345)
+            # No base holds this: what is still here afterwards was not loaded. Tables of whole
+            # numbers (indices of relative positions) come with the backbone, not with a base.
+            if tensor.is_floating_point() or tensor.dim() == 0:
+                tensor.fill_(float('nan') if tensor.is_floating_point() else -12345)
     _replay(empty, source)
     return {
         name

@@ -1,181 +1,306 @@
-"""timm weights under mmpretrain's names: the same tokens, and nothing loaded by halves."""
+"""Weight files of other projects: read without running code, recognised, refused when not whole."""
 
+from __future__ import annotations
+
+import argparse
+import pickle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip('mmpretrain')
+pytest.importorskip('mmseg')
+pytest.importorskip('timm')
 
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from mmpretrain.models import VisionTransformer
 from safetensors.torch import save_file
 
 from cdra_mm.core.errors import CheckpointError
-from cdra_mm.mm.weights import (
-    compare_weights,
-    convert_timm_vit,
-    load_vit_weights,
-    read_vit_weights,
-    require_block_weights,
+from cdra_mm.mm.weights import compare, convert, read_common, read_state_dict
+from tests.data.archive_server import Behaviour, serve
+
+from . import weights_peers as peers
+
+
+def saved(state: Any, folder: Path, name: str = 'tiny.pth') -> Path:
+    if name.endswith('safetensors'):
+        save_file(state, folder / name)
+    else:
+        torch.save(state, folder / name)
+    return folder / name
+
+
+@pytest.fixture
+def timm_state() -> dict[str, Tensor]:
+    return dict(peers.timm_vit().state_dict())
+
+
+# Reading.
+
+
+def test_read_gives_raw_names_and_types(tmp_path: Path, timm_state: dict[str, Tensor]) -> None:
+    state = {name: tensor.half() for name, tensor in timm_state.items()}
+    args = argparse.Namespace(model='mae', folder=['a'])
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    files = [
+        saved(state, tmp_path, 'a.safetensors'),
+        saved(state, tmp_path, 'b.bin'),
+        saved({'model': state, 'args': args, 'epoch': 3}, tmp_path, 'c.pth'),
+        saved({'student': {}, 'teacher': state, 'loss': np.float64(1)}, tmp_path, 'd.pt'),
+        saved({'state_dict': state, 'message_hub': {'loss': history}}, tmp_path, 'e.pth'),
+        saved({'model': {'module': state}}, tmp_path, 'f.pth'),
+    ]
+    for file in files:
+        read = read_state_dict(file)
+        assert read.keys() == state.keys(), file
+        assert all(torch.equal(read[name], state[name]) for name in state)
+        assert {tensor.dtype for tensor in read.values()} == {torch.float16}
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (open, (str(self.path), 'w'))
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_read_never_runs_code_of_a_pickle(tmp_path: Path, legacy: bool) -> None:
+    trap = tmp_path / 'sprung'
+    file = tmp_path / 'bad.pth'
+    state = {'model': {'weight': torch.zeros(1)}, 'args': Trap(trap)}
+    torch.save(state, file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r'bad\.pth holds more than tensors .*open'):
+        read_state_dict(file)
+    file.write_bytes(pickle.dumps(state))
+    with pytest.raises(CheckpointError, match=r'bad\.pth '):
+        read_state_dict(file)
+    assert not trap.exists()
+    file = tmp_path / 'bad.npz'
+    np.savez(file, weight=np.array([Trap(trap)], dtype=object))
+    with pytest.raises(CheckpointError, match=r'bad\.npz is not a readable npz file of numbers'):
+        read_state_dict(file)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize('name', ['tiny.pth', 'tiny.safetensors', 'tiny.npz'])
+@pytest.mark.parametrize('damage', ['missing', 'truncated', 'cut to 40 bytes', 'empty', 'folder'])
+def test_unreadable_files_are_named(tmp_path: Path, name: str, damage: str) -> None:
+    path = tmp_path / name
+    if name.endswith('npz'):
+        peers.write_google_npz(peers.timm_vit(), path)
+    else:
+        saved(dict(peers.timm_vit().state_dict()), tmp_path, name)
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == 'folder':
+        path.mkdir()
+    elif damage != 'missing':
+        path.write_bytes(whole[: {'truncated': -100, 'cut to 40 bytes': 40}.get(damage, 0)])
+    with pytest.raises(
+        CheckpointError, match=rf'{name}.* (does not exist|is a folder|damaged|is n)'
+    ):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize('state', [{}, {'model': {}}, [], {'epoch': 3}])
+def test_a_file_without_weights_is_refused(tmp_path: Path, state: Any) -> None:
+    with pytest.raises(CheckpointError, match='holds no weights'):
+        read_state_dict(saved(state, tmp_path))
+
+
+# Addresses.
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    return tmp_path / 'torch' / 'hub' / 'checkpoints'
+
+
+def test_read_takes_addresses_and_keeps_the_file(
+    tmp_path: Path, hub: Path, timm_state: dict[str, Tensor]
+) -> None:
+    file = saved({'model': timm_state}, tmp_path)
+    with serve(Behaviour(file.read_bytes())) as server:
+        address = f'{server.url}/tiny.pth?download=1'
+        assert read_state_dict(address).keys() == timm_state.keys()
+        assert read_state_dict(address).keys() == timm_state.keys()
+        assert len(server.ranges) == 1
+    assert [path.name for path in hub.iterdir()] == ['tiny.pth']
+
+
+def test_a_failed_download_is_named_and_leaves_no_file(hub: Path) -> None:
+    with serve(Behaviour(b'', statuses=[404])) as server:
+        address = f'{server.url}/tiny.pth'
+        with pytest.raises(CheckpointError, match=rf'cannot download {address}.*404'):
+            read_state_dict(address)
+    assert not (hub / 'tiny.pth').exists()
+
+
+@pytest.mark.parametrize('name', ['tiny.safetensors', 'tiny.npz'])
+def test_mmengine_reads_addresses(tmp_path: Path, hub: Path, name: str) -> None:
+    peer, path = peers.timm_vit(), tmp_path / name
+    if name.endswith('npz'):
+        peers.write_google_npz(peer, path)
+    else:
+        save_file(peer.state_dict(), path)
+    with serve(Behaviour(path.read_bytes())) as server:
+        address = f'{server.url}/{name}'
+        init_cfg = dict(type='Pretrained', checkpoint=address)
+        backbone = peers.mmpretrain_vit(init_cfg=init_cfg)
+        backbone.init_weights()
+    assert (hub / name).exists()
+    assert peers.difference(peer, backbone, peers.image()) < 1e-5
+
+
+def test_other_paths_and_addresses_keep_their_loader() -> None:
+    def loader(path: str) -> str:
+        return CheckpointLoader._get_checkpoint_loader(path).__name__
+
+    ours = 'load_from_weight_file'
+    for path in ('a/b.safetensors', 'b.npz', 'http://a/b.npz', 'https://a/b.safetensors?x=1#y'):
+        assert loader(path) == ours, path
+    assert loader('a/b.pth') == 'load_from_local'
+    assert loader('https://a/b.pth') == 'load_from_http'
+    assert loader('https://a/npz/b.pth?name=c.npz') == 'load_from_http'
+    assert loader('s3://a/b.safetensors') == 'load_from_ceph'
+
+
+def test_mmengine_gets_unknown_networks_as_they_are(tmp_path: Path) -> None:
+    state = {'layer1.0.conv1.weight': torch.ones(1).half()}
+    loaded = CheckpointLoader.load_checkpoint(str(saved(state, tmp_path, 'resnet.safetensors')))
+    assert loaded['state_dict'].keys() == state.keys()
+
+
+def test_mmengine_gets_native_names_untouched(tmp_path: Path) -> None:
+    for build in (peers.mmpretrain_vit, peers.mmpretrain_beit, peers.mmpretrain_swin):
+        state = build().state_dict()
+        loaded = CheckpointLoader.load_checkpoint(str(saved(state, tmp_path, 'a.safetensors')))
+        assert loaded['state_dict'].keys() == state.keys()
+        assert all(torch.equal(loaded['state_dict'][name], state[name]) for name in state)
+
+
+# What is recognised and what is refused.
+
+
+def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(names)}
+
+
+@pytest.mark.parametrize(
+    'prefix', ['module.', 'backbone.', 'module.backbone.', 'teacher.backbone.']
 )
-
-ARCH = dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24)
-
-
-def tiny_timm(**kwargs) -> torch.nn.Module:
-    timm = pytest.importorskip('timm')
-    torch.manual_seed(0)
-    model = timm.models.vision_transformer.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=12, depth=2, num_heads=2, mlp_ratio=2, num_classes=5,
-        **kwargs,
-    )  # fmt: skip
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
-def tiny_mm(checkpoint: str | None = None, **kwargs) -> VisionTransformer:
-    init_cfg = dict(type='Pretrained', checkpoint=checkpoint) if checkpoint else None
-    settings = dict(arch=ARCH, img_size=16, patch_size=4, out_type='raw') | kwargs
-    backbone = VisionTransformer(init_cfg=init_cfg, **settings)
-    backbone.eval()  # which does not return the backbone
-    return backbone
+def test_prefixes_and_what_lies_beside_them_are_taken_off(
+    timm_state: dict[str, Tensor], prefix: str
+) -> None:
+    state = {prefix + name: tensor for name, tensor in timm_state.items()}
+    state |= {'student.backbone.cls_token': torch.zeros(1), prefix + 'dino_head.mlp.0.weight': 0}
+    state['dino_head.last_layer.weight'] = torch.zeros(1)
+    converted = convert({'teacher': state}, peers.mmpretrain_vit())
+    plain = convert(timm_state, peers.mmpretrain_vit())
+    assert converted.weights.keys() == plain.weights.keys()
+    assert {
+        'student.backbone.cls_token',
+        'dino_head.last_layer.weight',
+        f'{prefix}head.bias',
+    } <= set(converted.dropped)
 
 
-@torch.no_grad()
-def tokens_differ(timm_model: torch.nn.Module, mm_model: torch.nn.Module, size: int) -> float:
-    image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    image = image.to(mm_model.pos_embed.dtype)
-    expected = timm_model.forward_features(image)
-    assert expected.std() > 0.1
-    return (mm_model(image)[0] - expected).abs().max().item()
-
-
-def test_init_cfg_reads_safetensors_through_stock_mmengine(tmp_path: Path) -> None:
-    timm_model = tiny_timm()
-    path = str(tmp_path / 'tiny.safetensors')
-    save_file(timm_model.state_dict(), path)
-    backbone = tiny_mm(path)
-    backbone.init_weights()
-    assert tokens_differ(timm_model, backbone, 16) < 1e-5
-
-
-def test_layer_scale_is_renamed() -> None:
-    timm_model = tiny_timm(init_values=1e-2)
-    backbone = tiny_mm(layer_scale_init_value=1e-5)
-    backbone.load_state_dict(convert_timm_vit(timm_model.state_dict()), strict=True)
-    assert tokens_differ(timm_model, backbone, 16) < 1e-5
-
-
-def test_swiglu_is_renamed() -> None:
-    backbone = tiny_mm(layer_cfgs=dict(ffn_type='swiglu_fused'), layer_scale_init_value=1.0)
-    outer = ('cls_token', 'pos_embed', 'mask_token', 'patch_embed.proj.weight', 'norm.weight')
-    block = ('norm1.weight', 'attn.qkv.bias', 'mlp.w12.weight', 'mlp.w3.bias', 'ls2.gamma')
-    names = [*outer, *(f'blocks.{i}.{name}' for i in (0, 1) for name in block)]
-    converted = convert_timm_vit({name: torch.zeros(1) for name in names})
-    assert len(converted) == len(names) - 1
-    assert converted.keys() <= backbone.state_dict().keys()
-
-
-def test_half_precision_becomes_float32_and_the_classifier_is_dropped() -> None:
-    state_dict = {name: tensor.half() for name, tensor in tiny_timm().state_dict().items()}
-    converted = convert_timm_vit(state_dict)
-    assert {tensor.dtype for tensor in converted.values()} == {torch.float32}
-    assert not any('head' in name for name in converted)
-
-
-def test_names_of_mmpretrain_pass_through(tmp_path: Path) -> None:
-    state_dict = tiny_mm().state_dict()
-    save_file(state_dict, tmp_path / 'mm.safetensors')
-    assert read_vit_weights(tmp_path / 'mm.safetensors').keys() == state_dict.keys()
-
-
-def test_addresses_keep_their_own_loader() -> None:
-    loader = CheckpointLoader._get_checkpoint_loader
-    assert loader('folder/a.safetensors').__name__ == 'load_from_safetensors'
-    assert loader('https://example.org/a.safetensors').__name__ == 'load_from_http'
-    assert loader('folder/a.pth').__name__ == 'load_from_local'
-
-
-def without(state_dict: dict, *names: str) -> dict:
-    return {name: tensor for name, tensor in state_dict.items() if not name.startswith(names)}
+def test_half_precision_becomes_float32(timm_state: dict[str, Tensor]) -> None:
+    state = {name: tensor.half() for name, tensor in timm_state.items()}
+    converted = convert(state, peers.mmpretrain_vit())
+    assert {tensor.dtype for tensor in converted.weights.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda s: without(s, 'blocks.1.mlp.fc2.bias'), r'blocks 0 and 1 differ in ffn\.layers\.1'),
+        (lambda s: without(s, 'blocks.1.mlp.fc2.bias'), r'blocks\.1 differ in mlp\.fc2\.bias'),
         (lambda s: without(s, 'blocks.0.'), r'blocks are missing: the file holds only \[1\]'),
-        (lambda s: without(s, 'blocks.'), r'no block: expected names such as blocks\.0'),
-        (lambda s: s | {'blocks.0.attn.q_bias': s['cls_token']}, r'blocks\.0\.attn\.q_bias has no'),
-        (lambda s: s | {'reg_token': s['cls_token'].clone()}, r'no register tokens'),
+        (lambda s: without(s, 'blocks.'), r'unknown network \(cls_token'),
+        (
+            lambda s: s | {'blocks.0.cross.weight': s['cls_token']},
+            r'blocks\.0\.cross\.weight is no',
+        ),
+        (
+            lambda s: s | {'layer1.conv.weight': s['cls_token']},
+            r'layer1\.conv\.weight is no weight',
+        ),
+        (lambda s: {'layer1.0.conv1.weight': s['cls_token']}, r'unknown network \(layer1'),
+        (lambda s: {}, r'unknown network'),
     ],
 )
-def test_incomplete_or_foreign_blocks_are_refused(tmp_path: Path, change, message: str) -> None:
-    path = tmp_path / 'odd.safetensors'
-    save_file({k: v.clone() for k, v in change(tiny_timm().state_dict()).items()}, path)
-    with pytest.raises(CheckpointError, match=rf'odd\.safetensors: .*{message}'):
-        read_vit_weights(path)
+def test_foreign_or_incomplete_files_are_refused(
+    timm_state: dict[str, Tensor], change: Any, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_common(change(timm_state))
 
 
 @pytest.mark.parametrize(
-    ('other', 'word'),
+    ('build_peer', 'build', 'settings', 'message'),
     [
-        (dict(arch=ARCH | dict(num_layers=3)), 'missing'),
-        (dict(arch=ARCH | dict(num_layers=1)), 'unexpected'),
-        (dict(arch=ARCH | dict(feedforward_channels=36)), 'reshaped'),
-        (dict(layer_scale_init_value=1.0), 'missing'),
+        ('timm_vit', 'mmpretrain_vit', dict(arch=peers.ARCH | dict(num_layers=3)), '12 .*missing'),
+        (
+            'timm_vit',
+            'mmpretrain_vit',
+            dict(arch=peers.ARCH | dict(num_layers=1)),
+            '12 .*unexpected',
+        ),
+        ('timm_vit', 'mmpretrain_vit', dict(patch_size=8), r'reshaped \(first: patch_embed'),
+        ('timm_vit', 'mmpretrain_vit', dict(layer_scale_init_value=1.0), 'missing.*gamma1'),
+        (
+            'timm_vit',
+            'mmpretrain_vit',
+            dict(qkv_bias=False),
+            r'unexpected \(first: layers\.0\.attn',
+        ),
+        ('timm_vit', 'mmseg_vit', dict(patch_bias=False), r'set patch_bias=True.*unexpected'),
+        ('timm_vit', 'mmseg_vit', dict(mlp_ratio=3), 'reshaped'),
+        ('timm_dinov2', 'mmpretrain_vit', {}, r'set layer_scale_init_value .*unexpected'),
+        ('timm_dinov2', 'mmseg_vit', {}, r'no layer scale there: use mmpretrain'),
+        ('timm_swiglu', 'mmpretrain_dinov2', {}, r'swiglu_fused'),
+        ('timm_distilled', 'mmpretrain_vit', {}, r'unexpected \(first: dist_token'),
+        ('timm_distilled', 'mmseg_vit', {}, r'dist_token .*mmpretrain\.DistilledVision'),
+        ('timm_beit', 'mmpretrain_vit', {}, r'it is a BEiT'),
+        ('timm_vit', 'mmseg_beit', {}, r'blocks\.0|pos_embed|unexpected'),
+        ('timm_swin', 'mmpretrain_vit', {}, r'no counterpart there'),
+        ('timm_vit', 'mmpretrain_swin', {}, r'no counterpart there'),
+        ('timm_swin', 'mmseg_swin', dict(depths=(2, 2, 1)), r'13 weights are missing'),
     ],
 )
-def test_weights_of_another_architecture_are_refused(tmp_path: Path, other, word: str) -> None:
-    path = tmp_path / 'tiny.safetensors'
-    save_file(tiny_timm().state_dict(), path)
-    backbone = tiny_mm(**other)
-    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    with pytest.raises(CheckpointError, match=rf'block weights are {word} \(first: layers\.'):
-        load_vit_weights(backbone, path)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+def test_weights_of_another_architecture_are_refused(
+    build_peer: str, build: str, settings: dict[str, Any], message: str
+) -> None:
+    extra = dict(use_abs_pos_emb=False, use_rel_pos_bias=True) if build_peer == 'timm_beit' else {}
+    state = getattr(peers, build_peer)(**extra).state_dict()
+    with pytest.raises(CheckpointError, match=message):
+        convert(state, getattr(peers, build)(**settings))
 
 
-def test_comparison_counts_what_lies_outside_the_blocks() -> None:
-    backbone = tiny_mm()
-    state_dict = without(backbone.state_dict(), 'ln1') | {'fc_norm.weight': torch.ones(12)}
-    match = require_block_weights(backbone, state_dict)
-    assert match == compare_weights(backbone, state_dict)
-    assert match.missing == ('ln1.weight', 'ln1.bias')
-    assert '2 missing (ln1.weight, ln1.bias), 1 unexpected (fc_norm.weight)' in str(match)
+def test_register_tokens_are_refused_with_what_to_use() -> None:
+    state = peers.timm_vit(reg_tokens=2).state_dict()
+    with pytest.raises(
+        CheckpointError, match='reg_token.*register tokens are known to .*timm only'
+    ):
+        convert(state, peers.mmpretrain_vit())
 
 
-def test_position_embedding_of_another_image_size_is_resized(tmp_path: Path) -> None:
-    save_file(tiny_timm().state_dict(), tmp_path / 'tiny.safetensors')
-    backbone = tiny_mm(img_size=32)
-    match = load_vit_weights(backbone, tmp_path / 'tiny.safetensors')
-    assert not match.reshaped and backbone.pos_embed.shape == (1, 65, 12)
-    assert backbone.pos_embed.abs().max() > 0
+def test_other_backbones_take_nothing(timm_state: dict[str, Tensor]) -> None:
+    with pytest.raises(CheckpointError, match='Linear takes no weights of other projects'):
+        convert(timm_state, torch.nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize('damage', ['missing', 'truncated', 'empty'])
-def test_unreadable_files_are_named(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / 'tiny.safetensors'
-    if damage != 'missing':
-        save_file(tiny_timm().state_dict(), path)
-        path.write_bytes(path.read_bytes()[: -100 if damage == 'truncated' else 0])
-    message = 'does not exist: put it there' if damage == 'missing' else 'is not a readable'
-    with pytest.raises(CheckpointError, match=rf'tiny\.safetensors {message}'):
-        tiny_mm(str(path)).init_weights()
-
-
-@pytest.mark.shared
-def test_deit_tiny_gives_the_tokens_that_timm_gives(shared: Path) -> None:
-    timm = pytest.importorskip('timm')
-    path = shared / 'models/deit_tiny_in1k_timm.safetensors'
-    from safetensors.torch import load_file
-
-    reference = timm.create_model('deit_tiny_patch16_224').eval()
-    reference.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=True)
-    backbone = tiny_mm(str(path), arch='deit-tiny', img_size=224, patch_size=16)
-    backbone.init_weights()
-    assert not compare_weights(backbone, read_vit_weights(path)).missing
-    # Tokens of this file reach 200: in single precision rounding alone may come near 1e-5.
-    assert tokens_differ(reference.double(), backbone.double(), 224) < 1e-5
+def test_comparison_tells_what_stays_initialised(timm_state: dict[str, Tensor]) -> None:
+    match = compare(without(timm_state, 'norm.'), peers.mmpretrain_vit()).match
+    assert match.initial == ('ln1.weight', 'ln1.bias') and not match.missing
+    assert '2 left as initialised (ln1.weight, ln1.bias)' in str(match)
+    match = compare(without(timm_state, 'cls_token'), peers.mmpretrain_vit()).match
+    assert match.missing == ('cls_token',)
