@@ -3,6 +3,7 @@
 Read in the order of the data:
 
 ========================  ==============================================
+`families`                where each family of transformers holds its weights
 `targets`                 which weights compete, and their names
 `scores`                  Eq. 3: mean squared per-sample gradients
 `parameter_watch`         which operation uses a weight, and its scored form

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from .attention import attend
 from .errors import ScoreError
-from .scored_ops import SquareSink, scored_layer_norm, scored_linear, scored_scale
+from .scored_ops import Shift, SquareSink, scored_layer_norm, scored_linear, scored_scale
 
 __all__ = ['ParameterWatch']
 
@@ -37,11 +37,13 @@ class ParameterWatch(TorchFunctionMode):
         self.anchor = torch.zeros((), requires_grad=True)
         self.used: set[str] = set()
         self.views: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        self.joins: dict[int, tuple[tuple[Shift, ...], Tensor]] = {}
 
     def begin(self) -> None:
         """Starts a new batch."""
         self.used.clear()
         self.views.clear()
+        self.joins.clear()
         device = next(iter(self.sink.sums.values())).device if self.sink.sums else None
         self.anchor = torch.zeros((), requires_grad=True, device=device)
 
@@ -55,20 +57,21 @@ class ParameterWatch(TorchFunctionMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        if isinstance(out, Tensor) and out.requires_grad:
+        # Several results, as of chunk, are as much a use as one.
+        if any(isinstance(part, Tensor) and part.requires_grad for part in _flat((out,))):
             for value in _flat((*args, *kwargs.values())):
                 name = self.name(value)
                 if name and not isinstance(out, nn.Parameter):
-                    raise ScoreError(
-                        f'{name} is used by {getattr(func, "__name__", func)}, which cannot be '
-                        'scored exactly: leave it out of `targets`, or add an operation to '
-                        'cdra_mm/core/parameter_watch.py'
-                    )
+                    raise _unknown_use(name, func)
         return out
 
     def name(self, value: Any) -> str:
-        """The name of a competing parameter or a view of one, '' for anything else."""
-        return self.names.get(id(self.origin(value)), '') if isinstance(value, Tensor) else ''
+        """The name of a competing parameter or of what is made of some, '' for anything else."""
+        if not isinstance(value, Tensor):
+            return ''
+        if id(value) in self.joins:
+            return ', '.join(shift.name for shift in self.joins[id(value)][0])
+        return self.names.get(id(self.origin(value)), '')
 
     def origin(self, value: Tensor) -> Tensor:
         """The parameter that a noted view shows, or the value itself."""
@@ -79,17 +82,45 @@ class ParameterWatch(TorchFunctionMode):
         self.views[id(view)] = (parameter, view)  # held, so that its id stays its own
         return view
 
+    def note_join(self, shifts: tuple[Shift, ...], joined: Tensor) -> Tensor:
+        """Remembers a bias that was put together from several vectors."""
+        self.joins[id(joined)] = (shifts, joined)
+        return joined
+
     def use(self, *values: Any) -> list[str]:
         """The names of the values, each noted as used once in this batch."""
         found = [self.name(value) for value in values]
-        for name in filter(None, found):
-            if name in self.used:
-                raise ScoreError(
-                    f'{name} is used twice in one forward: the squares of its uses do not add up '
-                    'to the square of its gradient; leave shared weights out of `targets`'
-                )
-            self.used.add(name)
+        for name, value in zip(found, values, strict=True):
+            if id(value) in self.joins:
+                raise _unknown_use(name, 'something else than a bias')
+            if name:
+                self._mark(name)
         return found
+
+    def use_bias(self, bias: Any) -> tuple[Shift, ...]:
+        """The competing vectors that a bias consists of, each noted as used once."""
+        if id(bias) in self.joins:
+            shifts = self.joins[id(bias)][0]
+        else:
+            shifts = (Shift(self.name(bias)),) if self.name(bias) else ()
+        for shift in shifts:
+            self._mark(shift.name)
+        return shifts
+
+    def _mark(self, name: str) -> None:
+        if name in self.used:
+            raise ScoreError(
+                f'{name} is used twice in one forward: the squares of its uses do not add up '
+                'to the square of its gradient; leave shared weights out of `targets`'
+            )
+        self.used.add(name)
+
+
+def _unknown_use(name: str, func: Any) -> ScoreError:
+    return ScoreError(
+        f'{name} is used by {getattr(func, "__name__", func)}, which cannot be scored exactly: '
+        'leave it out of `targets`, or add an operation to cdra_mm/core/parameter_watch.py'
+    )
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
@@ -101,10 +132,10 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _linear(watch: ParameterWatch, input: Tensor, weight: Tensor, bias: Any = None) -> Any:
-    weight_name, bias_name = watch.use(weight, bias)
-    if not (weight_name or bias_name):
+    (weight_name,), shifts = watch.use(weight), watch.use_bias(bias)
+    if not (weight_name or shifts):
         return NotImplemented
-    return scored_linear(watch.anchor, input, weight, bias, watch.sink, weight_name, bias_name)
+    return scored_linear(watch.anchor, input, weight, bias, watch.sink, weight_name, shifts)
 
 
 def _layer_norm(
@@ -121,6 +152,19 @@ def _layer_norm(
     return scored_layer_norm(
         watch.anchor, input, weight, bias, eps, watch.sink, scale_name, shift_name
     )
+
+
+def _rms_norm(
+    watch: ParameterWatch,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Any = None,
+    eps: Any = None,
+) -> Any:
+    if not watch.name(weight) or len(normalized_shape) != 1:
+        return NotImplemented
+    normed = F.rms_norm(input, normalized_shape, None, eps)
+    return scored_scale(watch.anchor, normed, weight, watch.sink, *watch.use(weight))
 
 
 def _multiply(watch: ParameterWatch, input: Any, other: Any) -> Any:
@@ -143,6 +187,20 @@ def _reshape(watch: ParameterWatch, input: Any, *shape: Any, **kwargs: Any) -> A
         return NotImplemented
     out = input.view(*shape) if shape else input.view(*kwargs.values())
     return watch.note_view(input, out)
+
+
+def _join(watch: ParameterWatch, tensors: Any, dim: Any = 0, **kwargs: Any) -> Any:
+    """``torch.cat`` of vectors into a bias: BEiT's of query and value, with zeros for the key."""
+    if kwargs or not any(watch.name(tensor) for tensor in tensors):
+        return NotImplemented
+    if any(tensor.dim() != 1 or id(tensor) in watch.joins for tensor in tensors):
+        return NotImplemented
+    shifts, start = [], 0
+    for tensor in tensors:
+        if watch.name(tensor):
+            shifts.append(Shift(watch.name(tensor), slice(start, start + len(tensor))))
+        start += len(tensor)
+    return watch.note_join(tuple(shifts), torch.cat(tuple(tensors), dim))
 
 
 def _attention(
@@ -183,7 +241,8 @@ def _attention(
     for what, given in odd.items():
         if given:
             raise ScoreError(f'nn.MultiheadAttention with {what} cannot be scored exactly')
-    in_w, in_b, out_w, out_b = watch.use(*uses)
+    in_w, in_b, out_w = watch.use(*uses[:3])
+    out_shifts = watch.use_bias(out_proj_bias)
     width = embed_dim_to_check
     projected = []
     same = key is query and value is query
@@ -192,12 +251,17 @@ def _attention(
         x = tokens.transpose(0, 1)
         bias = None if in_proj_bias is None else in_proj_bias.detach()[rows]
         weight = in_proj_weight.detach()[rows]
-        projected.append(scored_linear(watch.anchor, x, weight, bias, watch.sink, in_w, in_b, rows))
+        shifts = (Shift(in_b, rows=rows),) if in_b else ()
+        projected.append(
+            scored_linear(watch.anchor, x, weight, bias, watch.sink, in_w, shifts, rows)
+        )
     q, k, v = projected[0].chunk(3, dim=-1) if same else projected
     # Dropout is off: scoring runs in evaluation mode.
     average = kwargs.get('average_attn_weights', True)
     out, weights = attend(q, k, v, num_heads, need_weights=need_weights, average_weights=average)
-    out = scored_linear(watch.anchor, out, out_proj_weight, out_proj_bias, watch.sink, out_w, out_b)
+    out = scored_linear(
+        watch.anchor, out, out_proj_weight, out_proj_bias, watch.sink, out_w, out_shifts
+    )
     return out.transpose(0, 1), weights
 
 
@@ -205,6 +269,9 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.cat: _join,
+    torch.concat: _join,
     torch.mul: _multiply,
     Tensor.mul: _multiply,
     Tensor.mul_: _multiply,

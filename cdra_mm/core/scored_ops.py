@@ -14,7 +14,7 @@ records it although no weight asks for a gradient and the input may be constant.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,23 @@ from torch.nn import functional as F
 from .errors import ScoreError
 from .squares import add_squares
 
-__all__ = ['SquareSink', 'scored_layer_norm', 'scored_linear', 'scored_scale']
+__all__ = ['Shift', 'SquareSink', 'scored_layer_norm', 'scored_linear', 'scored_scale']
+
+ALL = slice(None)
+
+
+class Shift(NamedTuple):
+    """A scored vector that is added to the output of an operation, or a part of it.
+
+    Attributes:
+        name: Key of the sink's sums.
+        columns: Channels of the output that it is added to.
+        rows: Entries of the named vector that are added there.
+    """
+
+    name: str
+    columns: slice = ALL
+    rows: slice = ALL
 
 
 class SquareSink:
@@ -58,17 +74,17 @@ class SquareSink:
         else:
             self.sums[name][rows].add_(grads.mean(0).square_())
 
-    def add_shift(self, name: str, rows: slice, grad: Tensor) -> None:
-        """Adds the squares of a bias's gradients, grad ``[B, T, O]``, and notes which are finite.
+    def add_shifts(self, shifts: tuple[Shift, ...], grad: Tensor) -> None:
+        """Adds the squares of biases' gradients, grad ``[B, T, O]``, and notes which are finite.
 
-        Without a name (a layer with no bias, or none that is scored) it only takes note.
+        Without a shift (a layer with no bias, or none that is scored) it only takes note.
         """
         summed = grad.sum(1, dtype=torch.float32)
         # A sum is NaN or infinite where a term is; reading it is cheaper than reading the terms.
         finite = torch.isfinite(summed.sum(1))
         self.finite = finite if self.finite is None else self.finite & finite
-        if name:
-            self.add_vector(name, rows, summed)
+        for shift in shifts:
+            self.add_vector(shift.name, shift.rows, summed[:, shift.columns])
 
     def per_sample_view(self, tensor: Tensor, name: str) -> Tensor:
         """``[B, ..., n]`` or windows ``[B * windows, ..., n]`` as ``[B, T, n]``."""
@@ -93,26 +109,26 @@ class _ScoredLinear(torch.autograd.Function):
         bias: Tensor | None,
         sink: SquareSink,
         weight_name: str,
-        bias_name: str,
+        shifts: tuple[Shift, ...],
         rows: slice,
     ) -> Tensor:
         y = F.linear(x, weight, bias)
         # Under autocast the product ran in y's dtype; keeping x in it halves what is saved.
         ctx.save_for_backward(x.to(y.dtype) if weight_name else x.new_empty(0), weight)
-        ctx.sink, ctx.names, ctx.rows, ctx.x_dtype = sink, (weight_name, bias_name), rows, x.dtype
+        ctx.sink, ctx.name, ctx.shifts = sink, weight_name, shifts
+        ctx.rows, ctx.x_dtype = rows, x.dtype
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        weight_name, bias_name = ctx.names
         sink: SquareSink = ctx.sink
-        name = weight_name or bias_name
+        name = ctx.name or ctx.shifts[0].name
         grad_bt = sink.per_sample_view(grad, name)
-        if weight_name:
-            sink.add_matrix(weight_name, ctx.rows, sink.per_sample_view(x, name), grad_bt)
-        sink.add_shift(bias_name, ctx.rows, grad_bt)
+        if ctx.name:
+            sink.add_matrix(name, ctx.rows, sink.per_sample_view(x, name), grad_bt)
+        sink.add_shifts(ctx.shifts, grad_bt)
         dx = (grad @ weight.to(grad.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[1] else None
         return None, dx, None, None, None, None, None, None
 
@@ -149,8 +165,8 @@ class _ScoredLayerNorm(torch.autograd.Function):
             # sum_t grad_t (x_t - mean_t) rstd_t: the last factor, one per token, by a product.
             product = sink.per_sample_view((x.float() - mean).mul_(grad), scale_name)
             per_token = rstd.reshape(product.shape[0], 1, -1).to(product.dtype)
-            sink.add_vector(scale_name, slice(None), (per_token @ product).squeeze(1).float())
-        sink.add_shift(shift_name, slice(None), grad_bt)
+            sink.add_vector(scale_name, ALL, (per_token @ product).squeeze(1).float())
+        sink.add_shifts((Shift(shift_name),) if shift_name else (), grad_bt)
         dx = None
         if ctx.needs_input_grad[1]:
             only_dx = [True, False, False]
@@ -177,8 +193,8 @@ class _ScoredScale(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         sink: SquareSink = ctx.sink
         product = sink.per_sample_view(grad * x, ctx.name)
-        sink.add_vector(ctx.name, slice(None), product.sum(1, dtype=torch.float32))
-        sink.add_shift('', slice(None), sink.per_sample_view(grad, ctx.name))
+        sink.add_vector(ctx.name, ALL, product.sum(1, dtype=torch.float32))
+        sink.add_shifts((), sink.per_sample_view(grad, ctx.name))
         dx = (grad * scale).to(x.dtype) if ctx.needs_input_grad[1] else None
         return None, dx, None, None, None
 
@@ -190,8 +206,8 @@ def scored_linear(
     bias: Tensor | None,
     sink: SquareSink,
     weight_name: str,
-    bias_name: str,
-    rows: slice = slice(None),
+    shifts: tuple[Shift, ...],
+    rows: slice = ALL,
 ) -> Tensor:
     """``F.linear(x, weight, bias)``; its backward scores the named parameters.
 
@@ -202,10 +218,10 @@ def scored_linear(
         bias: ``[O]`` or None.
         sink: Where the squares go.
         weight_name: Key of ``sink.sums`` for the weight, '' not to score it.
-        bias_name: Likewise for the bias.
-        rows: Rows of the named parameters that ``weight`` and ``bias`` are.
+        shifts: The scored vectors that ``bias`` consists of, none not to score it.
+        rows: Rows of the named weight that ``weight`` is.
     """
-    out: Tensor = _ScoredLinear.apply(anchor, x, weight, bias, sink, weight_name, bias_name, rows)
+    out: Tensor = _ScoredLinear.apply(anchor, x, weight, bias, sink, weight_name, shifts, rows)
     return out
 
 

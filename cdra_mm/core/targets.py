@@ -9,53 +9,23 @@ parameter; a fused matrix (query, key and value in one) is seen as its parts:
             blocks.0.attn.qkv.weight:v   rows 2E .. 3E-1
 
 Blocks are found by structure, never by name: a block is the innermost member
-of a ``ModuleList`` or ``Sequential`` that holds an attention module. The tables
-``FUSED`` and ``ATTENTION`` are all there is to know about a backbone family.
+of a ``ModuleList`` or ``Sequential`` that holds an attention module. What there is
+to know about a backbone family is an entry of `families`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 
 from .errors import PlanError
+from .families import FAMILIES, GATED, QKV, families_of
 
 __all__ = ['Target', 'find_targets', 'parameter_of', 'resolve', 'view_of']
-
-QKV = ('q', 'k', 'v')
-SWIGLU = ('w1', 'w2')
-
-
-def _is_fused_qkv(module: nn.Module) -> bool:
-    qkv = getattr(module, 'qkv', None)
-    return isinstance(qkv, nn.Linear) and qkv.out_features == 3 * qkv.in_features
-
-
-def _is_fused_swiglu(module: nn.Module) -> bool:
-    w12, w3 = getattr(module, 'w12', None), getattr(module, 'w3', None)
-    if not (isinstance(w12, nn.Linear) and isinstance(w3, nn.Linear)):
-        return False
-    return w12.out_features == 2 * w3.in_features
-
-
-# A fused matrix: (does this module own one?, parameter path below it, its parts top to bottom).
-FUSED: tuple[tuple[Callable[[nn.Module], bool], str, tuple[str, ...]], ...] = (
-    (_is_fused_qkv, 'qkv.weight', QKV),
-    (_is_fused_swiglu, 'w12.weight', SWIGLU),
-    (lambda m: isinstance(m, nn.MultiheadAttention), 'in_proj_weight', QKV),
-)
-
-# What marks a module as an attention.
-ATTENTION: tuple[Callable[[nn.Module], bool], ...] = (
-    _is_fused_qkv,
-    lambda m: isinstance(m, nn.MultiheadAttention),
-    lambda m: all(isinstance(getattr(m, p, None), nn.Linear) for p in ('q', 'k', 'v')),
-    lambda m: all(isinstance(getattr(m, p + '_proj', None), nn.Linear) for p in QKV),
-)
 
 
 @dataclass(frozen=True)
@@ -118,8 +88,9 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
 
     Matrices are the weights of the linear layers and of
     ``nn.MultiheadAttention``; vectors are the biases and the 1-D weights of
-    norms and layer scales. Patch and position embeddings, tokens, relative
-    position tables, norms outside the blocks and heads do not compete.
+    norms and layer scales, and those that `families` names. Patch and position
+    embeddings, tokens, relative position tables and networks, norms outside the
+    blocks and heads do not compete.
 
     Args:
         model: Any module that holds transformer blocks.
@@ -132,7 +103,7 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     """
     found: dict[str, Target] = {}
     for block in _blocks(model):
-        for path, module in model.get_submodule(block).named_modules(prefix=block):
+        for path, module in _modules_of(model, block):
             for name in _competing_parameters(module):
                 for target in _views(model, path, name, block):
                     found.setdefault(target.name, target)
@@ -141,7 +112,7 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
             f'no adaptable weight in {type(model).__name__}: expected transformer blocks, that is '
             'members of a ModuleList or Sequential that hold an attention (a fused qkv, separate '
             'q, k, v linear layers or nn.MultiheadAttention); describe a new family in '
-            'cdra_mm/core/targets.py'
+            'cdra_mm/core/families.py'
         )
     return found
 
@@ -172,7 +143,8 @@ def resolve(model: nn.Module, name: str) -> Target:
     if not part:
         return _whole(module_path, parameter, weight, _role(model, module_path, parameter, ''))
     # A fused layer may stand alone, its owner outside the model.
-    alone = next((parts for _, _, parts in FUSED if part in parts), ())
+    known = (parts for family in FAMILIES for parts in family.fused.values())
+    alone = next((parts for parts in known if part in parts), ())
     parts = _parts_of(model, module_path, parameter) or alone
     if part not in parts or weight.dim() != 2 or weight.shape[0] % len(parts):
         raise PlanError(f'{path!r} of shape {tuple(weight.shape)} has no part {part!r}')
@@ -187,7 +159,7 @@ def _blocks(model: nn.Module) -> Iterator[str]:
         if isinstance(owner, nn.ModuleList | nn.Sequential)
         for child, module in owner.named_children()
     }
-    attentions = [p for p, m in model.named_modules() if any(test(m) for test in ATTENTION)]
+    attentions = [path for path, module in model.named_modules() if _width(module)]
     seen: set[str] = set()
     for attention in attentions:
         path = attention
@@ -198,26 +170,35 @@ def _blocks(model: nn.Module) -> Iterator[str]:
             yield path
 
 
+def _modules_of(model: nn.Module, block: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a block, without those that its families exclude."""
+    excluded: set[nn.Module] = set()
+    for path, module in model.get_submodule(block).named_modules(prefix=block):
+        if module in excluded:
+            continue
+        yield path, module
+        for family in families_of(module):
+            for name in family.excluded:
+                excluded.update(module.get_submodule(name).modules())
+
+
 def _competing_parameters(module: nn.Module) -> Iterator[str]:
     if getattr(module, 'is_adapter', False):
         return
+    # Of other modules a bare parameter competes only if the table says so: it is used by code
+    # that we cannot see.
+    vectors = {name for family in families_of(module) for name in family.vectors}
+    matrices = {name for family in families_of(module) for name in family.fused}
     for name, parameter in module._parameters.items():
         if parameter is None:
             continue
-        if parameter.dim() == 1 and isinstance(module, _VECTOR_OWNERS) or _is_scale(module, name):
+        if parameter.dim() == 1:
+            competes = isinstance(module, nn.Linear | nn.LayerNorm) or name in vectors
+            competes = competes or _is_scale(module, name)
+        else:
+            competes = isinstance(module, nn.Linear) or name in matrices
+        if competes and parameter.dim() <= 2:
             yield name
-        elif parameter.dim() == 2 and (
-            isinstance(module, nn.Linear)
-            or isinstance(module, nn.MultiheadAttention)
-            and name == 'in_proj_weight'
-        ):
-            yield name
-
-
-# Modules whose 1-D parameters are used in a way that can be scored exactly. A bare vector of
-# another module (BEiT's separate query and value biases) is used by code we cannot see: it
-# stays frozen.
-_VECTOR_OWNERS = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
 
 
 def _is_scale(module: nn.Module, name: str) -> bool:
@@ -252,10 +233,11 @@ def _part(module: str, parameter: str, weight: Tensor, part: str, parts: tuple[s
 
 def _parts_of(model: nn.Module, module: str, parameter: str) -> tuple[str, ...]:
     path = _join(module, parameter)
-    for test, below, parts in FUSED:
-        owner, found = _strip_suffix(path, below)
-        if found and test(model.get_submodule(owner)):
-            return parts
+    for family in FAMILIES:
+        for below, parts in family.fused.items():
+            owner, found = _strip_suffix(path, below)
+            if found and family.owns(model.get_submodule(owner)):
+                return parts
     return ()
 
 
@@ -271,16 +253,16 @@ def _role(model: nn.Module, path: str, parameter: str, block: str) -> str:
     if weight.dim() == 1:
         if isinstance(module, nn.LayerNorm):
             return 'norm'
-        return 'scale' if _is_scale(module, parameter) else 'bias'
+        named = (family.vectors.get(parameter) for family in families_of(module))
+        return next(filter(None, named), 'scale' if _is_scale(module, parameter) else 'bias')
     parent, _, attribute = path.rpartition('.')
     owner = model.get_submodule(parent)
-    if any(test(owner) for test in ATTENTION):
+    if _width(owner):
         return attribute.removesuffix('_proj') if attribute.removesuffix('_proj') in QKV else 'proj'
-    if _is_fused_swiglu(owner):
-        return attribute
+    if any(GATED in family.fused.values() for family in families_of(owner)):
+        return 'w3'
     # Two linear layers that widen and narrow again are an FFN, however they are called.
-    inside = model.get_submodule(block) if block else None
-    width = _embed_dims(inside)
+    width = next(filter(None, map(_width, model.get_submodule(block).modules())), 0) if block else 0
     if width and weight.shape[1] == width and weight.shape[0] != width:
         return 'fc1'
     if width and weight.shape[0] == width and weight.shape[1] != width:
@@ -288,12 +270,7 @@ def _role(model: nn.Module, path: str, parameter: str, block: str) -> str:
     return path.removeprefix(block).removeprefix('.') or attribute
 
 
-def _embed_dims(block: nn.Module | None) -> int:
-    if block is None:
-        return 0
-    for module in block.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            return int(module.embed_dim)
-        if _is_fused_qkv(module):
-            return int(cast(nn.Linear, module.qkv).in_features)
-    return 0
+def _width(module: nn.Module) -> int:
+    """The width of an attention's tokens, 0 for any other module."""
+    widths = (family.width(module) for family in families_of(module) if family.width)
+    return next(widths, 0)
