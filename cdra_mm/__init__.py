@@ -1,7 +1,8 @@
 """cdra_mm: fine-tune vision transformers by touching half a percent of their weights.
 
 An OpenMMLab extension that implements CDRA-SPT (CVPR 2025). `cdra_mm.core` is
-the method on plain torch; `CDRAHook` and `CDRABackbone` put it into mmengine.
+the method on plain torch; `CDRAHook` and `CDRABackbone` put it into mmengine, and
+`bases` makes our configs the bases of others.
 Importing this package imports neither torch nor OpenMMLab.
 """
 
@@ -9,9 +10,9 @@ from importlib import import_module
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['CDRABackbone', 'CDRAHook', '__version__']
+__all__ = ['CDRABackbone', 'CDRAHook', '__version__', 'bases']
 
-_LAZY = {'CDRAHook': '.mm.hook', 'CDRABackbone': '.mm.backbone'}
+_LAZY = {'CDRAHook': '.mm.hook', 'CDRABackbone': '.mm.backbone', 'bases': '.mm.packages'}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
-"""Every shipped config loads, builds its model, and reads its paths from the environment."""
+"""Every shipped segmentation config loads, builds its model, and reads its paths from outside."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,57 +9,108 @@ import pytest
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
-from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 
-REPO = Path(__file__).parents[1]
-CONFIGS = sorted((REPO / 'configs/cdra').glob('*.py'))
-NAMES = [path.stem for path in CONFIGS]
-# Percent of the backbone's parameters that each config's plan may train.
-BUDGETS = {
-    'deit_tiny_caltech101': 0.49,
-    'deit_tiny_caltech101_final': 0.49,
-    'deit_tiny_camvid': 0.5,
-    'demo': 1.0,
-    'dinov2_ade20k': 0.82,
-    'dinov2_voc': 0.7,
+FOLDER = Path(__file__).parents[1] / 'configs/cdra'
+NAMES = sorted(str(path.relative_to(FOLDER).with_suffix('')) for path in FOLDER.rglob('*.py'))
+# Tested beside the data sets of classification, in test_configs_classification.py.
+CLASSIFICATION = ['deit_tiny_caltech101', 'deit_tiny_cifar10']
+SEGMENTATION = [name for name in NAMES if name not in CLASSIFICATION]
+SIZES = ('small', 'base', 'large', 'giant')
+DATA = ('ade20k', 'voc')
+DINOV2 = {
+    f'dinov2_{size}_{head}_{data}': (size, head, data)
+    for size, head, data in product(SIZES, ('linear', 'linear4', 'upernet'), DATA)
 }
+# The two that come first are named for short.
+DINOV2 |= {f'dinov2_{data}': DINOV2.pop(f'dinov2_base_linear_{data}') for data in DATA}
+THROUGH_TIMM = [
+    f'{model}_{size}_linear_{data}'
+    for model in ('dinov2_reg', 'dinov3')
+    for size, data in (('base', 'ade20k'), ('base', 'voc'), ('large', 'ade20k'))
+]
+PAPER = [f'paper/dinov2_base_{data}' for data in DATA]
+CAMVID = ['deit_tiny_camvid', 'deit_tiny_upernet_camvid']
+# Percent of the backbone's parameters that the plan may train.
+BUDGETS = {'ade20k': 0.82, 'voc': 0.7, 'camvid': 0.5, 'demo': 1.0}
+# mmpretrain's checkpoints, and the millions of parameters that DINOv2's model card names.
+DINOV2_FACTS = {
+    'small': ('5641ca5a', 22, [2, 5, 8, 11], [8, 9, 10, 11]),
+    'base': ('ba246503', 87, [2, 5, 8, 11], [8, 9, 10, 11]),
+    'large': ('f3302d9e', 304, [5, 11, 17, 23], [20, 21, 22, 23]),
+    'giant': ('2934a630', 1136, [9, 19, 29, 39], [36, 37, 38, 39]),
+}
+# Where data and weights come from: variable, and the value it moves.
+PATHS = [
+    ('demo', 'CDRA_DEMO_ROOT', 'train_dataloader.dataset.data_root'),
+    ('demo', 'CDRA_DEMO_ROOT', 'test_dataloader.dataset.data_root'),
+    ('demo', 'CDRA_VIT_TINY32', 'model.backbone.init_cfg.checkpoint'),
+    ('deit_tiny_camvid', 'CDRA_CAMVID_ROOT', 'train_dataloader.dataset.data_root'),
+    ('deit_tiny_upernet_camvid', 'CDRA_CAMVID_ROOT', 'test_dataloader.dataset.data_root'),
+    ('deit_tiny_upernet_camvid', 'CDRA_DEIT_TINY', 'model.backbone.init_cfg.checkpoint'),
+    ('dinov2_ade20k', 'CDRA_ADE20K_ROOT', 'train_dataloader.dataset.data_root'),
+    ('dinov3_base_linear_ade20k', 'CDRA_ADE20K_ROOT', 'val_dataloader.dataset.data_root'),
+    ('paper/dinov2_base_ade20k', 'CDRA_ADE20K_ROOT', 'test_dataloader.dataset.data_root'),
+    ('dinov2_voc', 'CDRA_VOC_ROOT', 'train_dataloader.dataset.datasets.0.data_root'),
+    ('dinov3_base_linear_voc', 'CDRA_VOC_ROOT', 'train_dataloader.dataset.datasets.1.data_root'),
+    ('dinov2_voc', 'CDRA_VOC_ROOT', 'val_dataloader.dataset.data_root'),
+    ('paper/dinov2_base_voc', 'CDRA_VOC_ROOT', 'train_dataloader.dataset.data_root'),
+    *(
+        (name, f'CDRA_DINOV2_{size.upper()}', 'model.backbone.init_cfg.checkpoint')
+        for name, (size, _, data) in DINOV2.items()
+        if data == 'voc'
+    ),
+    *(
+        (name, f'CDRA_{name.partition("_linear")[0].upper()}', 'model.backbone.init_cfg.checkpoint')
+        for name in THROUGH_TIMM
+    ),
+]
 
 
 def load(name: str) -> Config:
-    return Config.fromfile(REPO / f'configs/cdra/{name}.py')
+    return Config.fromfile(FOLDER / f'{name}.py')
 
 
-def build_model(cfg: Config) -> torch.nn.Module:
+def build_without_memory(cfg: Config) -> torch.nn.Module:
+    """The model with tensors that have shapes only: the largest holds 1.1 billion parameters."""
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.pop('init_cfg')
-    return MODELS.build(cfg.model)
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+def heads(cfg: Config) -> list:
+    return [cfg.model[key] for key in ('decode_head', 'auxiliary_head') if key in cfg.model]
 
 
 def test_configs_found_are_the_ones_known_here() -> None:
-    assert len(CONFIGS) == 6
-    assert NAMES == sorted(BUDGETS)
+    assert len(SEGMENTATION) == 35
+    assert SEGMENTATION == sorted([*DINOV2, *THROUGH_TIMM, *PAPER, *CAMVID, 'demo'])
+    assert NAMES == sorted([*SEGMENTATION, *CLASSIFICATION])
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', SEGMENTATION)
 def test_config_states_its_command_memory_and_result(name: str) -> None:
-    text = (REPO / f'configs/cdra/{name}.py').read_text(encoding='utf-8')
-    docstring = text.split('"""')[1]
+    docstring = (FOLDER / f'{name}.py').read_text(encoding='utf-8').split('"""')[1]
     assert f'python tools/train.py configs/cdra/{name}.py' in docstring
     assert 'Memory:' in docstring and re.search(r'[Rr]esult:', docstring)
+    assert name == 'demo' or re.search(r'Data: CDRA_\w+_ROOT, see configs/\S+\.py', docstring)
+    for mentioned in re.findall(r'configs/\S+\.py', docstring):
+        assert (FOLDER.parents[1] / mentioned).is_file()
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', SEGMENTATION)
 def test_config_carries_the_hook_with_its_budget(name: str) -> None:
     hook = load(name).default_hooks.cdra
     assert hook.type == 'cdra_mm.CDRAHook'
-    assert hook.budget_percent == BUDGETS[name]
+    assert hook.budget_percent == BUDGETS[name.rpartition('_')[2]]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ['demo', 'dinov2_ade20k', 'dinov3_base_linear_voc', *PAPER])
 @pytest.mark.parametrize('method', ['linear', 'full'])
 def test_config_method_is_one_option_on_the_command_line(name: str, method: str) -> None:
     cfg = load(name)
@@ -67,53 +119,90 @@ def test_config_method_is_one_option_on_the_command_line(name: str, method: str)
     assert cfg.default_hooks.checkpoint.type == 'CheckpointHook'
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_config_text_round_trips(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize('name', SEGMENTATION)
+def test_config_text_round_trips(
+    monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path
+) -> None:
+    # Laying the text out takes a second and changes no value.
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
     cfg = load(name)
     cfg.dump(tmp_path / 'dumped.py')
     assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_config_builds_its_model(name: str) -> None:
-    model = build_model(load(name))
-    head = model.decode_head if hasattr(model, 'decode_head') else model.head
-    assert head.in_channels == model.backbone.embed_dims
+@pytest.mark.parametrize('name', SEGMENTATION)
+def test_config_builds_a_model_whose_parts_fit(name: str) -> None:
+    cfg = load(name)
+    model = build_without_memory(cfg)
+    height, width = cfg.model.data_preprocessor.size
+    with torch.no_grad():
+        maps = model.extract_feat(torch.empty(2, 3, height, width, device='meta'))
+        for key in ('decode_head', 'auxiliary_head'):
+            if key in cfg.model:
+                scores = getattr(model, key)(maps)
+                assert scores.shape[:2] == (2, cfg.model[key].num_classes)
+    # Heads work at the size of the patches, UPerNet's pyramid starts at four times it.
+    patch = cfg.model.backbone.get('patch_size') or model.backbone.patch_size
+    factor = 4 if 'upernet' in name else 1
+    assert scores.shape[2:] == (height // patch, width // patch)
+    assert model.decode_head(maps).shape[2:] == (height // patch * factor, width // patch * factor)
 
 
-@pytest.mark.parametrize('name', ['demo', 'deit_tiny_camvid', 'dinov2_ade20k', 'dinov2_voc'])
-def test_segmentation_config_agrees_on_classes_and_patches(name: str) -> None:
+@pytest.mark.parametrize('name', DINOV2)
+def test_dinov2_config_has_the_size_layers_and_weights_of_its_name(name: str) -> None:
+    size, head, _ = DINOV2[name]
+    digest, millions, quarters, last_four = DINOV2_FACTS[size]
+    cfg = load(name)
+    checkpoint = cfg.model.backbone.init_cfg
+    address = f'vit-{size}-p14_dinov2-pre_3rdparty_20230426-{digest}.pth'
+    assert checkpoint.checkpoint.endswith(f'/mmpretrain/v1.0/dinov2/{address}')
+    assert checkpoint.prefix == 'backbone.'
+    backbone = build_without_memory(cfg).backbone
+    assert round(sum(p.numel() for p in backbone.parameters()) / 1e6) == millions
+    layers = {'linear': [len(backbone.layers) - 1], 'linear4': last_four, 'upernet': quarters}
+    assert list(backbone.out_indices) == layers[head]
+    # Every returned layer is normalised: mmpretrain's own class does so with the last alone.
+    assert (type(backbone).__name__ == 'MultiLayerViT') == (head != 'linear')
+
+
+@pytest.mark.parametrize('name', THROUGH_TIMM)
+def test_timm_config_names_weights_that_timm_knows(name: str) -> None:
+    cfg = load(name)
+    family, size = name.partition('_linear')[0].rsplit('_', 1)
+    tail = {'dinov2_reg': 'patch14_reg4_dinov2.lvd142m', 'dinov3': 'patch16_dinov3.lvd1689m'}
+    assert cfg.model.backbone.model_name == f'vit_{size}_{tail[family]}'
+    known = timm.get_pretrained_cfg(cfg.model.backbone.model_name)
+    assert known is not None and known.has_weights
+    mean, std = cfg.model.data_preprocessor.mean, cfg.model.data_preprocessor.std
+    assert [value / 255 for value in mean] == pytest.approx(known.mean)
+    assert [value / 255 for value in std] == pytest.approx(known.std)
+
+
+@pytest.mark.parametrize('name', SEGMENTATION)
+def test_config_agrees_on_classes_sizes_and_void(name: str) -> None:
     cfg = load(name)
     dataset = cfg.val_dataloader.dataset
     metainfo = dataset.get('metainfo') or DATASETS.get(dataset.type).METAINFO
-    assert len(metainfo['classes']) == len(metainfo['palette']) == cfg.model.decode_head.num_classes
-    height, width = cfg.model.data_preprocessor.size
-    assert height % cfg.model.backbone.patch_size == width % cfg.model.backbone.patch_size == 0
+    classes = len(metainfo['classes'])
+    assert len(metainfo['palette']) == classes
     padding = cfg.model.data_preprocessor.seg_pad_val
-    assert padding == cfg.model.decode_head.get('ignore_index', 255)
-    assert padding == cfg.val_evaluator.get('ignore_index', 255)
-    assert padding == cfg.test_evaluator.get('ignore_index', 255)
+    for head in heads(cfg):
+        assert head.num_classes == classes
+        assert head.get('ignore_index', 255) == padding
+    assert cfg.val_evaluator.get('ignore_index', 255) == padding
+    assert cfg.test_evaluator.get('ignore_index', 255) == padding
+    size = cfg.model.data_preprocessor.size
+    assert size == cfg.get('crop_size', size) == cfg.model.test_cfg.get('crop_size', size)
+    train = cfg.train_dataloader.dataset
+    for part in train.get('datasets', [train]):
+        for step in part.pipeline:
+            assert step.get('crop_size', size) == size
+    for step in dataset.pipeline:
+        if step['type'] == 'Resize':
+            assert min(step['scale']) == size[0]
 
 
-@pytest.mark.parametrize(
-    ('name', 'variable', 'path'),
-    [
-        ('demo', 'CDRA_DEMO_ROOT', 'train_dataloader.dataset.data_root'),
-        ('demo', 'CDRA_DEMO_ROOT', 'test_dataloader.dataset.data_root'),
-        ('deit_tiny_camvid', 'CDRA_CAMVID_ROOT', 'train_dataloader.dataset.data_root'),
-        ('deit_tiny_camvid', 'CDRA_CAMVID_ROOT', 'test_dataloader.dataset.data_root'),
-        ('dinov2_ade20k', 'CDRA_ADE20K_ROOT', 'train_dataloader.dataset.data_root'),
-        ('dinov2_ade20k', 'CDRA_ADE20K_ROOT', 'val_dataloader.dataset.data_root'),
-        ('dinov2_voc', 'CDRA_VOC_ROOT', 'train_dataloader.dataset.datasets.1.data_root'),
-        ('dinov2_voc', 'CDRA_VOC_ROOT', 'val_dataloader.dataset.data_root'),
-        ('deit_tiny_caltech101', 'CDRA_VTAB_ROOT', 'train_dataloader.dataset.data_root'),
-        ('deit_tiny_caltech101_final', 'CDRA_VTAB_ROOT', 'val_dataloader.dataset.data_root'),
-        ('demo', 'CDRA_VIT_TINY32', 'model.backbone.init_cfg.checkpoint'),
-        ('deit_tiny_camvid', 'CDRA_DEIT_TINY', 'model.backbone.init_cfg.checkpoint'),
-        ('deit_tiny_caltech101', 'CDRA_DEIT_TINY', 'model.backbone.init_cfg.checkpoint'),
-        ('dinov2_voc', 'CDRA_DINOV2_BASE', 'model.backbone.init_cfg.checkpoint'),
-    ],
-)
+@pytest.mark.parametrize(('name', 'variable', 'path'), PATHS)
 def test_environment_variable_moves_data_or_weights(
     monkeypatch: pytest.MonkeyPatch, name: str, variable: str, path: str
 ) -> None:
@@ -129,60 +218,60 @@ def test_environment_variable_moves_data_or_weights(
     assert value().startswith('/elsewhere')
 
 
-def test_cosine_ends_where_training_ends_and_warm_up_multiplies_it() -> None:
-    cfg = load('demo')
-    for iterations in (20, 200):
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        optimizer = torch.optim.AdamW([parameter], lr=1e-3)
-        built = [
-            PARAM_SCHEDULERS.build(
-                {'end': iterations, **scheduler}, default_args=dict(optimizer=optimizer)
-            )
-            for scheduler in cfg.param_scheduler
-        ]
-        rates = []
-        for _ in range(iterations):
-            rates.append(optimizer.param_groups[0]['lr'])
-            optimizer.step()
-            for scheduler in built:
-                scheduler.step()
-        assert rates[0] == pytest.approx(1e-6)
-        assert 0 <= rates[-1] < 1e-5
-        if iterations == 200:
-            assert rates[100] == pytest.approx(5e-4)
+def test_voc_trains_on_its_own_and_on_the_additional_labels() -> None:
+    parts = load('dinov2_voc').train_dataloader.dataset.datasets
+    assert [(part.data_prefix.seg_map_path, Path(part.ann_file).name) for part in parts] == [
+        ('SegmentationClass', 'train.txt'),
+        ('SegmentationClassAug', 'aug.txt'),
+    ]
 
 
-def test_final_config_trains_on_all_and_tests_once() -> None:
-    chosen, final = load('deit_tiny_caltech101'), load('deit_tiny_caltech101_final')
-    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-    assert [chosen[name].dataset.split for name in loaders] == ['train800', 'val200', 'test']
-    assert [final[name].dataset.split for name in loaders] == ['train800val200', 'test', 'test']
-    assert final.train_cfg.val_interval > final.train_cfg.max_epochs
-    assert final.train_cfg.max_epochs == chosen.train_cfg.max_epochs == 100
-
-
-@pytest.mark.shared
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['deit_tiny_camvid', 'deit_tiny_caltech101'])
-def test_config_trains_and_validates_without_the_hook(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: Path, name: str
-) -> None:
-    monkeypatch.setenv('CDRA_CAMVID_ROOT', str(shared / 'data/camvid'))
-    monkeypatch.setenv('CDRA_VTAB_ROOT', str(shared / 'data/vtab-1k'))
-    monkeypatch.setenv('CDRA_DEIT_TINY', str(shared / 'models/deit_tiny_in1k_timm.safetensors'))
+@pytest.mark.parametrize('name', PAPER)
+def test_paper_protocol_is_what_the_cited_code_does(name: str) -> None:
     cfg = load(name)
-    del cfg.default_hooks['cdra']
-    cfg.work_dir = str(tmp_path)
-    cfg.experiment_name = f'{name}_{tmp_path.name}'
-    for loop in ('train', 'val'):
-        loader = cfg[f'{loop}_dataloader']
-        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-        loader.dataset.indices = 4
-    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
-    cfg.param_scheduler = []
-    runner = Runner.from_cfg(cfg)
-    before = runner.model.backbone.layers[0].attn.qkv.weight.clone()
-    runner.train()
-    assert not torch.equal(runner.model.backbone.layers[0].attn.qkv.weight, before)
-    metric = 'mIoU' if name == 'deit_tiny_camvid' else 'accuracy/top1'
-    assert 0 <= runner.message_hub.get_scalar(f'val/{metric}').current() <= 100
+    assert cfg.train_dataloader.batch_size == 12
+    assert cfg.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=3e-4, weight_decay=1e-2)
+    assert 'datasets' not in cfg.train_dataloader.dataset  # VOC without SBD's labels
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        steps = {step.type: step for step in loader.dataset.pipeline}
+        assert set(steps) == {'LoadImageFromFile', 'LoadAnnotations', 'Resize', 'PackSegInputs'}
+        assert steps['Resize'] == dict(type='Resize', scale=(490, 490), keep_ratio=False)
+    # An ignored pixel counts for nothing, as in PyTorch's own cross-entropy.
+    assert cfg.model.decode_head.loss_decode.avg_non_ignore
+    head = build_without_memory(cfg).decode_head
+    assert isinstance(head.convs, torch.nn.Identity) and head.dropout is None
+    assert head.conv_seg.kernel_size == (1, 1)
+    assert cfg.model.test_cfg == dict(mode='whole')
+
+
+@pytest.mark.parametrize(
+    ('name', 'length', 'first', 'highest', 'middle', 'last'),
+    [
+        # Warm-up multiplies the cosine: the highest share is the cosine's where warm-up ends.
+        ('demo', 200, 1e-3, 0.854, (100, 0.5), 0),
+        ('dinov2_ade20k', 8000, 1e-3, 0.916, (4000, 0.5), 0),
+        # Warm-up of 20 epochs, then a cosine from the whole rate to a tenth.
+        ('paper/dinov2_base_voc', 100, 0.05, 1.0, (60, 0.55), 0.1),
+    ],
+)
+def test_rate_warms_up_and_ends_where_training_ends(
+    name: str, length: int, first: float, highest: float, middle: tuple[int, float], last: float
+) -> None:
+    cfg = load(name)
+    rate = cfg.optim_wrapper.optimizer.lr
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    schedulers = [
+        PARAM_SCHEDULERS.build({'end': length, **scheduler}, default_args=dict(optimizer=optimizer))
+        for scheduler in cfg.param_scheduler
+    ]
+    shares = []
+    for _ in range(length):
+        shares.append(optimizer.param_groups[0]['lr'] / rate)
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert shares[0] == pytest.approx(first)
+    assert max(shares) == pytest.approx(highest, abs=0.01)
+    assert shares[middle[0]] == pytest.approx(middle[1], abs=0.02)
+    assert shares[-1] == pytest.approx(last, abs=2e-3)

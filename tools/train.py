@@ -2,6 +2,7 @@
 
 A config that adapts:              python tools/train.py configs/cdra/demo.py
 Any other config, adapted too:     python tools/train.py CONFIG --cfg-options cdra.gamma=0.01
+The one run whose figure counts:   python tools/train.py configs/vtab/cifar.py --final
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help="go on from a checkpoint; without a name (or 'auto') from the latest one in the work "
         'directory, or from the start where there is none',
+    )
+    parser.add_argument(
+        '--final',
+        action='store_true',
+        help='train once on training and validation images together and test at the end, as the '
+        "config's final_run says; the default work directory ends in _final",
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument(
@@ -50,14 +57,15 @@ def main() -> None:
     )
     from cdra_mm.mm.rebuild import plain_model
 
-    cfg = prepare_config(load_config(args.config, args.cfg_options))
+    cfg = prepare_config(load_config(args.config, args.cfg_options, final_run=args.final))
     if args.amp:
         set_amp(cfg)
     require_amp_device(cfg)
     if args.auto_scale_lr:
         set_auto_scale_lr(cfg)
     check_inputs(cfg, 'train')
-    set_work_dir(cfg, args.config, args.work_dir)
+    suffix = '_final' if args.final else ''
+    set_work_dir(cfg, args.config, args.work_dir, suffix=suffix)
     if args.resume:
         set_resume(cfg, args.resume)
     start_processes(cfg, args.launcher)

@@ -2,18 +2,21 @@
 
 ========================  ==================================================
 `launch`, `inputs`        a config becomes a run; its inputs are looked for first
+`packages`                ``package::`` names in configs
 `hook`                    when what happens in a run
 `scoring`                 the run's own data and loss as batches
 `scoring_state`, `labels` the state of a run while it is scored; labels that fit
 `plans`                   a plan from a file, and the same plan on every process
 `rebuild`                 optimizer, schedulers, DDP, EMA after the model changed
 `backbone`                the registered wrapper; loading adapted checkpoints
+`backbones`               timm's transformers as dense backbones; DINOv2's multi-layer features
 `checkpoint`, `slim_hook` slim checkpoints and their record
 `base_weights`            where a frozen base came from, and how to bring it back
 `merging`                 an adapted checkpoint becomes a plain one
 `report`, `summary`       what was planned, what it cost and gave
 `datasets`, `heads`       data sets and heads that OpenMMLab lacks
 `weights`                 weights of other projects under OpenMMLab's names
+`compatibility`           what the original mmengine needs with today's torch
 ========================  ==================================================
 """
 
@@ -25,3 +28,7 @@ except ImportError as error:
         'installed: pip install "cdra-mm[onedl]" (the maintained forks) or "cdra-mm[openmmlab]" '
         '(the original packages); one environment holds one of the two'
     ) from error
+
+from .compatibility import allow_mmengine_checkpoints
+
+allow_mmengine_checkpoints()

@@ -16,19 +16,18 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.utils import is_installed
 
 from cdra_mm.core import ConfigError
 from cdra_mm.methods import CDRA, did_you_mean
 
+from .packages import drop_own_scope, register_packages
+
 __all__ = [
     'build_runner',
     'load_config',
-    'patch_onedl_package_names',
     'plain_config',
     'prepare_config',
     'require_amp_device',
@@ -42,36 +41,31 @@ SCOPES = ('mmseg', 'mmpretrain')
 AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
 
 
-def patch_onedl_package_names() -> None:
-    """Lets ``_base_ = ['mmseg::...']`` find the maintained fork of mmsegmentation.
-
-    mmengine looks configs up under the distribution name ``mmsegmentation``, which
-    does not exist where only ``onedl-mmsegmentation`` is installed.
-    """
-    if not is_installed('mmsegmentation') and is_installed('onedl-mmsegmentation'):
-        MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, final_run: bool = False
+) -> Config:
     """Reads a config file.
 
     Args:
         path: The file.
         overrides: ``key=value`` texts, as ``--cfg-options`` takes them.
+        final_run: Whether to put the config's ``final_run`` over it, before the overrides.
 
     Raises:
-        ConfigError: If the file is missing or cannot be read, or an override is
-            no ``key=value`` or does not fit.
+        ConfigError: If the file is missing or cannot be read, has no usable ``final_run``
+            where that is asked for, or an override is no ``key=value`` or does not fit.
     """
     path = Path(path)
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob('*.py')])
         raise ConfigError(f'config {path} does not exist{near}')
-    patch_onedl_package_names()
+    register_packages()
     try:
-        cfg = Config.fromfile(path)
+        cfg = drop_own_scope(Config.fromfile(path))
     except Exception as error:  # a config is a program
         raise ConfigError(f'config {path}: {type(error).__name__}: {error}') from error
+    if final_run:
+        _select_final_run(cfg, path)
     options = argparse.Namespace(values={})
     for text in overrides:
         if '=' not in text:
@@ -148,13 +142,23 @@ def plain_config(cfg: Config) -> Config:
     return plain
 
 
-def set_work_dir(cfg: Config, config: str | Path, work_dir: str | None) -> None:
+def set_work_dir(
+    cfg: Config, config: str | Path, work_dir: str | None, *, suffix: str = ''
+) -> None:
     """Sets and makes the work directory: the option, the config's own, or by the config's name.
+
+    Args:
+        cfg: The config, changed in place.
+        config: Its file.
+        work_dir: The option, None where it is not given.
+        suffix: Ends the name unless the option gives it, so that runs of another kind do not
+            write into the same folder.
 
     Raises:
         ConfigError: If it cannot be written.
     """
-    cfg.work_dir = work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(config).stem}'
+    default = str(cfg.get('work_dir') or f'./work_dirs/{Path(config).stem}').rstrip('/')
+    cfg.work_dir = work_dir or default.removesuffix(suffix) + suffix
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as error:
@@ -202,6 +206,27 @@ def start_processes(cfg: Config, launcher: str) -> None:
 def build_runner(cfg: Config) -> Runner:
     """The runner of a config, of the class that it asks for."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _select_final_run(cfg: Config, path: Path) -> None:
+    """Puts the dict ``final_run`` of a config over the config itself.
+
+    With it a config says how the run differs whose figure is reported: settings are chosen on a
+    validation split, then one run trains on training and validation images and tests once.
+    """
+    changes = cfg.get('final_run')
+    if not isinstance(changes, Mapping) or not changes:
+        raise ConfigError(
+            f'config {path} has no final_run: expected a dict of what the final run changes, as '
+            'configs/_base_/datasets/vtab.py has it; leave --final out, or add it'
+        )
+    unknown = [key for key in changes if key not in cfg]
+    if unknown:
+        raise ConfigError(
+            f'final_run of config {path} changes {", ".join(unknown)}, which the config does not '
+            f'have{did_you_mean(unknown[0], list(cfg.keys()))}'
+        )
+    cfg.merge_from_dict(dict(changes))
 
 
 def _register(cfg: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def merge_checkpoint(cfg: Config, path: str) -> Merged:
     init_default_scope(plain.get('default_scope', 'mmengine'))
     loaded = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     state, record = _adapted_state(loaded, path)
-    model = MODELS.build(plain.model)
+    model = _build(plain.model)
     backbone = attach_loader(find_backbone(model))
     _load(model, state, path)
     num_adapters = len(adapters(backbone))
@@ -72,7 +73,7 @@ def merge_checkpoint(cfg: Config, path: str) -> Merged:
     merge_adapters(backbone)
     remove_adapters(backbone)
 
-    stock = MODELS.build(plain.model)
+    stock = _build(plain.model)
     stock.load_state_dict(model.state_dict(), strict=True)
     after = _outputs(stock, image)
     scale = max(float(output.abs().max()) for output in before)
@@ -106,6 +107,12 @@ def _adapted_state(loaded: Any, path: str) -> tuple[dict[str, Tensor], Record | 
     raise CheckpointError(
         f'{path} was trained with the method {record.method!r}, which has no adapters to merge'
     )
+
+
+def _build(config: Mapping[str, Any]) -> nn.Module:
+    """A model; of a copy, as mmseg writes `pretrained` into the backbone's part of the config."""
+    model: nn.Module = MODELS.build(copy.deepcopy(config))
+    return model
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: str) -> None:

@@ -24,7 +24,14 @@ from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from cdra_mm.core import CDRAError, DataError, ScoreError, estimate_scores, find_targets
+from cdra_mm.core import (
+    CDRAError,
+    ConfigError,
+    DataError,
+    ScoreError,
+    estimate_scores,
+    find_targets,
+)
 from cdra_mm.core.scores import evaluation_mode
 
 from .labels import check_labels
@@ -134,6 +141,10 @@ def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
     Args:
         model: An OpenMMLab model with ``extract_feat`` and ``loss``.
         data: A collated batch, as the data loader gives it.
+
+    Raises:
+        ConfigError: If the loss does not begin with ``extract_feat``.
+        DataError: See `check_labels`.
     """
     data = model.data_preprocessor(data, True)
     inputs, samples = data['inputs'], data['data_samples']
@@ -143,11 +154,25 @@ def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
             sample.gt_score = sample.gt_score.float()
     features = model.extract_feat(inputs)
     losses = []
-    for n in range(len(samples)):
-        with patched(model, 'extract_feat', lambda *_, n=n, **__: _slice(features, n)):
-            total, _ = model.parse_losses(model.loss(inputs[n : n + 1], samples[n : n + 1]))
-        losses.append(total)
+    with patched(model.backbone, 'forward', _refuse_second_run(model)):
+        for n in range(len(samples)):
+            with patched(model, 'extract_feat', lambda *_, n=n, **__: _slice(features, n)):
+                total, _ = model.parse_losses(model.loss(inputs[n : n + 1], samples[n : n + 1]))
+            losses.append(total)
     return torch.stack(losses)
+
+
+def _refuse_second_run(model: nn.Module) -> Callable[..., None]:
+    """What a backbone does where the loss runs it, past the features of the sample."""
+
+    def forward(*_: Any, **__: Any) -> None:
+        raise ConfigError(
+            f'the loss of {type(model).__name__} runs the backbone itself, as self-supervised '
+            'pretraining does: CDRAHook scores models whose loss begins with extract_feat, such '
+            'as segmentors and classifiers'
+        )
+
+    return forward
 
 
 def _draw(size: int, num_samples: int, seed: int, logger: MMLogger) -> list[int]:

@@ -1,7 +1,7 @@
 """What every classification run shares: environment, hooks, log and metric."""
 
 default_scope = 'mmpretrain'
-# Lets mmengine read .safetensors weights.
+# Lets mmengine read weights of other projects (.safetensors, .npz).
 custom_imports = dict(imports=['cdra_mm.mm.weights'], allow_failed_imports=False)
 
 env_cfg = dict(

@@ -8,22 +8,9 @@ Frozen backbone or full fine-tuning for comparison:
     --cfg-options default_hooks.cdra.method.type=linear  (or full)
 """
 
-_base_ = [
-    '../_base_/models/deit_tiny_linear.py',
-    '../_base_/datasets/camvid.py',
-    '../_base_/schedules/adamw_cosine_iters.py',
-    '../_base_/default_runtime_seg.py',
-]
+_base_ = ['../_base_/models/deit_tiny_linear.py', '../_base_/recipes/cdra_camvid.py']
 
 model = dict(
     data_preprocessor=dict(seg_pad_val=_base_.ignore_index),
     decode_head=dict(num_classes=11, ignore_index=_base_.ignore_index),
-)
-val_evaluator = dict(ignore_index=_base_.ignore_index)
-test_evaluator = dict(ignore_index=_base_.ignore_index)
-# These weights have activations in the hundreds: at the head's rate the backbone forgets.
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
-default_hooks = dict(
-    checkpoint=dict(interval=500),
-    cdra=dict(type='cdra_mm.CDRAHook', method=dict(type='cdra'), budget_percent=0.5),
 )

@@ -1,5 +1,6 @@
 """VTAB-1k lists: what loads, and what is refused with which words."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmpretrain.registry import DATASETS
 
 from cdra_mm.core.errors import ConfigError, DataError
-from cdra_mm.mm.datasets import SPLITS, VTAB1k
+from cdra_mm.mm.datasets import TASK_CLASSES, VTAB1k
 
+SPLITS = VTAB1k.SPLITS
 LINES = ['images/a.jpg 0', 'images/b c.jpg 2', 'images/d.jpg 1']
 
 
@@ -74,9 +76,10 @@ def test_vtab_ignores_blank_lines_byte_order_mark_and_windows_line_ends(tmp_path
         ('images/d.jpg -1', r'train800\.txt:3: label -1 is out of range'),
         ('images/a.jpg 0', r'train800\.txt:3: images/a\.jpg is listed already on line 1'),
         ('images/../images/a.jpg 0', r'train800\.txt:3: .* is listed already on line 1'),
-        ('../d.jpg 1', r'train800\.txt:3: \.\./d\.jpg leaves the task folder'),
-        ('images/../../d.jpg 1', r'train800\.txt:3: .* leaves the task folder'),
-        ('/etc/d.jpg 1', r'train800\.txt:3: /etc/d\.jpg leaves the task folder'),
+        ('../d.jpg 1', r'train800\.txt:3: \.\./d\.jpg leaves the data folder'),
+        ('images/../../d.jpg 1', r'train800\.txt:3: .* leaves the data folder'),
+        ('images/d.jpg 99999999999999999999', r'train800\.txt:3: expected "path label"'),
+        ('/etc/d.jpg 1', r'train800\.txt:3: /etc/d\.jpg leaves the data folder'),
     ],
 )
 def test_vtab_names_file_and_line_of_a_bad_entry(tmp_path: Path, line: str, message: str) -> None:
@@ -139,13 +142,42 @@ def test_vtab_refuses_contradictory_settings(tmp_path: Path, settings: dict, mes
 
 
 def test_vtab_knows_its_tasks_and_takes_class_names(tmp_path: Path) -> None:
-    assert VTAB1k(str(make_task(tmp_path / 'dtd')), 'train800').num_classes == 47
+    known = VTAB1k(str(make_task(tmp_path / 'dtd')), 'train800')
+    assert known.num_classes == 47 and known.CLASSES[::23] == ('banded', 'marbled', 'zigzagged')
     named = VTAB1k(str(tmp_path / 'dtd'), 'train800', classes=['x', 'y', 'z'])
     assert (named.num_classes, named.CLASSES) == (3, ('x', 'y', 'z'))
+    numbered = VTAB1k(str(tmp_path / 'dtd'), 'train800', num_classes=3)
+    assert (numbered.num_classes, numbered.CLASSES) == (3, ('0', '1', '2'))
+
+
+@pytest.mark.parametrize('task', TASK_CLASSES)
+def test_vtab_names_every_class_of_a_task_once(task: str) -> None:
+    names = VTAB1k.known_classes(task)
+    assert names is not None and len(names) == len(set(names)) == TASK_CLASSES[task]
+    assert all(name == name.strip() != '' for name in names)
+    assert (names[0] == '0') == (task in ('svhn', 'dmlab'))  # digits, and labels without names
+
+
+def test_vtab_bins_are_those_of_the_protocol() -> None:
+    # task_adaptation: label = floor(value * 16 / number of values), in float.
+    for task, values in (('dsprites_loc', 32), ('dsprites_ori', 40)):
+        for label, name in enumerate(VTAB1k.known_classes(task) or ()):
+            members = [v for v in range(values) if int(v // (values / 16)) == label]
+            assert f' {members[0]} to {members[-1]} of 0 to {values - 1}' in name
+    for label, name in enumerate(VTAB1k.known_classes('clevr_count') or ()):
+        assert name == f'{label + 3} objects'
 
 
 @pytest.mark.shared
-def test_vtab_reads_the_real_lists(shared: Path) -> None:
-    root = shared / 'data/vtab-1k/caltech101'
-    sizes = {split: len(VTAB1k(str(root), split)) for split in SPLITS}
-    assert sizes == {'train800': 800, 'val200': 200, 'train800val200': 1000, 'test': 1020}
+@pytest.mark.parametrize(('task', 'tested'), [('caltech101', 1020), ('cifar10', 3000)])
+def test_vtab_reads_the_real_lists(shared: Path, task: str, tested: int) -> None:
+    root = shared / 'data/vtab-1k' / task
+    classes = json.loads((root / 'classes.json').read_text())
+    splits = {split: VTAB1k(str(root), split, num_classes=len(classes)) for split in SPLITS}
+    sizes = {name: len(split) for name, split in splits.items()}
+    assert sizes == {'train800': 800, 'val200': 200, 'train800val200': 1000, 'test': tested}
+    labels = {name: np.bincount(split.get_gt_labels()) for name, split in splits.items()}
+    assert (labels['train800'] + labels['val200'] == labels['train800val200']).all()
+    assert len(labels['test']) == len(classes) and labels['test'].min() == labels['test'].max()
+    if task == 'caltech101':  # folder names, as the task's own names are
+        assert splits['test'].CLASSES == tuple(name.lower() for name in classes)

@@ -1,168 +1,149 @@
-"""Configs of the installed mmseg and mmpretrain packages, with nothing but the one line.
-
-Sizes are reduced so that a CPU finishes; the structure is the config's own.
-"""
+"""Stock configs with nothing but the one line: scored, trained, resumed, tested and merged."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from PIL import Image
+from torch import Tensor
 
-from cdra_mm.core import Plan, adapters
+from cdra_mm.core import CDRAError, ConfigError, Plan, adapters
+from cdra_mm.mm.inputs import check_inputs
+from cdra_mm.mm.launch import plain_config
+from cdra_mm.mm.merging import merge_checkpoint
 
-from . import toy
-
-ONE_LINE = {'default_hooks.cdra.type': 'cdra_mm.CDRAHook'}
-
-
-def stock(package: str, path: str) -> Config:
-    (location,) = find_spec(package).submodule_search_locations
-    return Config.fromfile(Path(location, '.mim/configs', path))
+from .stock import ONE_LINE, Stock, runner_of, write_data
+from .stock_table import REFUSED, STOCK
 
 
-def finish(cfg: Config, folder: Path, load_from: str | None = None) -> Runner:
-    cfg.work_dir, cfg.log_level, cfg.load_from = str(folder), 'WARNING', load_from
-    cfg.experiment_name = f'stock_{np.random.randint(1 << 30)}'
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.num_workers, loader.persistent_workers = 0, False
-    return Runner.from_cfg(cfg)
+@pytest.fixture
+def repeatable(monkeypatch):
+    """Augmentation and dropout depend on the sample alone: mmengine restores no random state."""
+    original = BaseDataset.__getitem__
+
+    def seeded(self, index):
+        random.seed(index)
+        np.random.seed(index)
+        torch.manual_seed(index)
+        return original(self, index)
+
+    monkeypatch.setattr(BaseDataset, '__getitem__', seeded)
 
 
-def check_training(runner: Runner, folder: Path) -> set[str]:
-    """What was trained; returns the roles of the adapted matrices."""
+@pytest.fixture
+def unformatted(monkeypatch):
+    """Dumped configs have one line a key: to make them pretty takes most of a short run's time."""
+
+    def text(cfg):
+        return ''.join(f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
+
+    monkeypatch.setattr(Config, 'pretty_text', property(text))
+
+
+@pytest.mark.usefixtures('repeatable', 'unformatted')
+@pytest.mark.parametrize('stock', STOCK, ids=lambda stock: stock.name)
+def test_stock_config_is_scored_trained_resumed_tested_and_merged(stock, tmp_path):
+    write_data(stock.package, tmp_path)
+    stock.write_base(tmp_path)
+    cfg = stock.reduced(tmp_path)
+
+    runner = runner_of(cfg, tmp_path / 'run')
+    runner.train()
+    check_plan(runner, tmp_path / 'run', stock)
+    half, last = sorted((tmp_path / 'run').glob('*_[0-9].pth'))
+    check_checkpoint(runner, half, last, stock)
+
+    resumed = runner_of(cfg, tmp_path / 'resumed', resume=True, load_from=str(half))
+    resumed.train()
+    assert_same(resumed.model.state_dict(), runner.model.state_dict())
+
+    tested = runner_of(cfg, tmp_path / 'tested', load_from=str(last))
+    metrics = tested.test()
+    # Where weights are averaged, the average is what is tested.
+    if 'ema_state_dict' not in torch.load(last, weights_only=False):
+        assert_same(tested.model.state_dict(), runner.model.state_dict())
+    check_merge(stock, cfg, last, tested, metrics, tmp_path)
+
+
+@pytest.mark.usefixtures('unformatted')
+@pytest.mark.parametrize(('stock', 'reason'), REFUSED, ids=[stock.name for stock, _ in REFUSED])
+def test_stock_config_that_cannot_be_adapted_is_refused_with_the_reason(stock, reason, tmp_path):
+    write_data(stock.package, tmp_path)
+    with pytest.raises(CDRAError, match=reason):
+        runner_of(stock.reduced(tmp_path), tmp_path / 'run').train()
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_headless_config_of_a_backbone_lacks_what_training_needs():
+    """mmpretrain's DINOv2 configs hold a backbone and nothing to train it with."""
+    cfg = Stock('mmpretrain', 'dinov2/vit-base-p14_dinov2-pre_headless.py').load()
+    cfg.merge_from_dict(ONE_LINE)
+    with pytest.raises(ConfigError, match='has no train_cfg.*needed to train'):
+        check_inputs(cfg, 'train')
+
+
+def check_plan(runner: Runner, folder: Path, stock: Stock) -> None:
+    """Something was adapted, it is what the plan says, and it moved."""
     plan = Plan.from_json((folder / 'cdra_plan.json').read_text())
     backbone = runner.model.backbone
     assert plan.blocks
     assert plan.num_trainable == sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    assert not stock.roles or stock.roles & {b.name.rpartition(':')[2] for b in plan.blocks}
+    names = {block.name for block in plan.blocks} | {vector.name for vector in plan.vectors}
     for name, adapter in adapters(backbone).items():
-        assert any(bool(p.any()) for n, p in adapter.named_parameters() if n != 'down')
-        assert name in {b.name for b in plan.blocks} | {v.name for v in plan.vectors}
-    return {b.name.rpartition(':')[2] for b in plan.blocks}
+        assert name in names
+        # All but the first factor start at zero.
+        assert all(p.any() for n, p in adapter.named_parameters() if n != 'down'), name
 
 
-def test_mmseg_vit_upernet_ade20k(tmp_path):
-    """mmseg's own ViT: nn.MultiheadAttention, whose weights are used without a module call."""
-    root = tmp_path / 'ade'
-    for split, count in (('training', 4), ('validation', 2)):
-        for kind in ('images', 'annotations'):
-            (root / kind / split).mkdir(parents=True)
-        for i in range(count):
-            rng = np.random.default_rng(i)
-            image = rng.integers(0, 255, (64, 80, 3), dtype=np.uint8)
-            Image.fromarray(image).save(root / f'images/{split}/{i}.jpg')
-            mask = np.kron(rng.integers(0, 151, (8, 10)), np.ones((8, 8))).astype(np.uint8)
-            Image.fromarray(mask).save(root / f'annotations/{split}/{i}.png')
-
-    def config() -> Config:
-        cfg = stock('mmseg', 'vit/vit_deit-s16_upernet_8xb2-80k_ade20k-512x512.py')
-        small = dict(img_size=(64, 64), embed_dims=32, num_heads=2, num_layers=12)
-        cfg.merge_from_dict(
-            {
-                **ONE_LINE,
-                **{f'model.backbone.{key}': value for key, value in small.items()},
-                'model.pretrained': str(tmp_path / 'base.pth'),
-                'model.data_preprocessor.size': (64, 64),
-                'model.decode_head.in_channels': [32] * 4,
-                'model.decode_head.channels': 16,
-                'model.auxiliary_head.in_channels': 32,
-                'model.auxiliary_head.channels': 16,
-                'model.test_cfg': dict(mode='whole', _delete_=True),
-                'default_hooks.cdra.num_samples': 4,
-                'default_hooks.cdra.budget_percent': 5.0,
-                'train_cfg.max_iters': 2,
-                'train_cfg.val_interval': 2,
-                'default_hooks.checkpoint.interval': 2,
-            }
-        )
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            loader.dataset.data_root = str(root)
-        for step in cfg.train_dataloader.dataset.pipeline:
-            if 'crop_size' in step:
-                step.crop_size = (64, 64)
-            if step.type == 'RandomResize':
-                step.scale = (128, 64)
-        return cfg
-
-    torch.manual_seed(0)
-    from mmengine.registry import MODELS, DefaultScope
-
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        first = dict(config().model.backbone)
-        backbone = MODELS.build(first)
-    backbone.init_weights()
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    torch.save(backbone.state_dict(), tmp_path / 'base.pth')
-
-    runner = finish(config(), tmp_path / 'run')
-    runner.train()
-    roles = check_training(runner, tmp_path / 'run')
-    assert roles & {'q', 'k', 'v'}
-    stored = torch.load(tmp_path / 'run/iter_2.pth', weights_only=False)['state_dict']
-    assert 'backbone.layers.0.attn.attn.in_proj_weight' not in stored
-
-    tested = finish(config(), tmp_path / 'tested', str(tmp_path / 'run/iter_2.pth'))
-    tested.test()
-    ours, theirs = tested.model.state_dict(), runner.model.state_dict()
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+def check_checkpoint(runner: Runner, half: Path, last: Path, stock: Stock) -> None:
+    """Without the frozen base where a file brings it back; training went on after the half."""
+    states = [torch.load(path, weights_only=False)['state_dict'] for path in (half, last)]
+    frozen = {
+        f'backbone.{name}'
+        for name, parameter in runner.model.backbone.named_parameters()
+        if not parameter.requires_grad
+    }
+    assert frozen
+    assert not frozen & set(states[1]) if stock.base else frozen <= set(states[1])
+    ups = [key for key in states[1] if key.endswith('.up')]
+    assert ups and not all(torch.equal(states[0][key], states[1][key]) for key in ups)
 
 
-def test_mmpretrain_deit_imagenet(tmp_path):
-    """mixup, cutmix, label smoothing, repeated augmentation, a head that starts at zero."""
-    root = tmp_path / 'imagenet'
-    lines = []
-    for label, name in enumerate(('n01440764', 'n01443537')):
-        (root / 'train' / name).mkdir(parents=True)
-        for i in range(3):
-            image = Image.fromarray(toy.picture(i)[0]).resize((64, 64))
-            image.save(root / 'train' / name / f'{i}.JPEG')
-            lines.append(f'{name}/{i}.JPEG {label}')
-    (root / 'list.txt').write_text('\n'.join(lines))
-
-    def config() -> Config:
-        cfg = stock('mmpretrain', 'deit/deit-tiny_4xb256_in1k.py')
-        cfg.merge_from_dict(
-            {
-                **ONE_LINE,
-                'model.backbone.img_size': 32,
-                'model.head.in_channels': 32,
-                'default_hooks.cdra.num_samples': 4,
-                'default_hooks.cdra.budget_percent': 5.0,
-                'train_cfg.max_epochs': 1,
-                'train_dataloader.batch_size': 2,
-                'val_dataloader.batch_size': 2,
-                'test_dataloader.batch_size': 2,
-            }
-        )
-        cfg.model.backbone.arch = toy.ARCH
-        cfg.param_scheduler = cfg.param_scheduler[:1]  # the others begin after one epoch
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            loader.dataset.data_root = str(root)
-            loader.dataset.split = ''
-            loader.dataset.data_prefix = 'train'
-            loader.dataset.ann_file = 'list.txt'
-            for step in loader.dataset.pipeline:
-                if step.type in ('RandomResizedCrop', 'CenterCrop'):
-                    step['scale' if step.type == 'RandomResizedCrop' else 'crop_size'] = 32
-        return cfg
-
-    runner = finish(config(), tmp_path / 'run')
-    runner.train()
-    check_training(runner, tmp_path / 'run')
-    tested = finish(config(), tmp_path / 'tested', str(tmp_path / 'run/epoch_1.pth'))
-    tested.test()
-    ours, theirs = tested.model.state_dict(), runner.model.state_dict()
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+def check_merge(stock: Stock, cfg, path: Path, tested: Runner, metrics, folder: Path) -> None:
+    """The merged checkpoint is the stock model's own and predicts what the adapted one does."""
+    merged = merge_checkpoint(cfg, str(path))
+    plain = plain_config(cfg)
+    torch.save(merged.checkpoint, folder / 'merged.pth')
+    runner = runner_of(plain, folder / 'merged', load_from=str(folder / 'merged.pth'))
+    runner.model.load_state_dict(merged.checkpoint['state_dict'], strict=True)
+    assert runner.test() == pytest.approx(metrics, rel=1e-3, abs=1e-3)
+    adapted = predictions(tested)
+    difference = (predictions(runner) - adapted).abs().max()
+    assert difference <= 1e-4 * adapted.abs().max()
+    with DefaultScope.overwrite_default_scope(stock.package):
+        fresh = MODELS.build(plain.model)
+    assert set(fresh.state_dict()) == set(merged.checkpoint['state_dict'])
 
 
-@pytest.fixture(autouse=True)
-def _few_threads():
-    torch.set_num_threads(1)
+@torch.no_grad()
+def predictions(runner: Runner) -> Tensor:
+    """Logits, or probabilities, of the first test batch."""
+    runner.call_hook('before_test_epoch')  # puts averaged weights in
+    runner.model.eval()
+    samples = runner.model.test_step(next(iter(runner.test_loop.dataloader)))
+    parts = [s.seg_logits.data if 'seg_logits' in s else s.pred_score for s in samples]
+    return torch.stack(parts)
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key

@@ -7,11 +7,9 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from cdra_mm.core import CheckpointError, ConfigError, DataError
-from cdra_mm.mm import launch
 from cdra_mm.mm.inputs import check_inputs, check_weight_file, named_downloads
 from cdra_mm.mm.launch import (
     load_config,
@@ -133,22 +131,6 @@ def test_config_of_installed_mmseg_resolves(tmp_path):
     path = tmp_path / 'stock.py'
     path.write_text("_base_ = ['mmseg::_base_/default_runtime.py']\ncdra = dict(gamma=0.1)\n")
     assert load_config(path).default_scope == 'mmseg'
-
-
-@pytest.mark.parametrize(
-    ('installed', 'expected'),
-    [
-        ({'onedl-mmsegmentation'}, 'onedl-mmsegmentation'),
-        ({'mmsegmentation'}, 'mmsegmentation'),
-        ({'mmsegmentation', 'onedl-mmsegmentation'}, 'mmsegmentation'),
-        (set(), 'mmsegmentation'),
-    ],
-)
-def test_package_table_is_touched_for_the_fork_alone(installed, expected, monkeypatch):
-    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
-    monkeypatch.setattr(launch, 'is_installed', lambda name: name in installed)
-    launch.patch_onedl_package_names()
-    assert MODULE2PACKAGE['mmseg'] == expected
 
 
 def test_overrides_change_nested_settings(tmp_path):

@@ -4,12 +4,10 @@ Trained at 32 x 32 pixels and run at 64 x 64: the position embedding is resized 
 are loaded. Weights: ``CDRA_VIT_TINY32``, or the path below (relative to where the run starts).
 """
 
-_base_ = './linear_segmentor.py'
+_base_ = ['./segmentor.py', './heads/linear.py']
 
 model = dict(
-    data_preprocessor=dict(
-        size=(64, 64),
-    ),
+    data_preprocessor=dict(size=(64, 64)),
     backbone=dict(
         type='mmpretrain.VisionTransformer',
         arch=dict(embed_dims=192, num_layers=6, num_heads=3, feedforward_channels=768),
@@ -22,5 +20,5 @@ model = dict(
             prefix='backbone.',
         ),
     ),
-    decode_head=dict(in_channels=192, num_classes=11),
+    decode_head=dict(_base_.linear, in_channels=192, num_classes=11),
 )

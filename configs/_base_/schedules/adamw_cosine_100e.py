@@ -1,6 +1,6 @@
-"""SPT's VTAB-1k schedule: AdamW 1e-3, weight decay 1e-4, 100 epochs, 10 of them warm-up, cosine.
+"""SPT's schedule for VTAB-1k and FGVC: AdamW 1e-3, weight decay 1e-4, 100 epochs, cosine.
 
-The cosine's end is ``train_cfg.max_epochs``, filled in by mmengine.
+Ten epochs are warm-up. The cosine's end is ``train_cfg.max_epochs``, filled in by mmengine.
 """
 
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-4))

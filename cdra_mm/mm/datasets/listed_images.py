@@ -1,0 +1,174 @@
+"""A split whose list names its images and their labels: what VTAB-1k and FGVC share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmpretrain.datasets import BaseDataset
+
+from cdra_mm.core.errors import ConfigError, DataError
+
+__all__ = ['ListedImages', 'check_relative', 'read_text']
+
+# Missing images that a message names before it only counts the rest.
+NAMED_IMAGES = 3
+
+
+class ListedImages(BaseDataset):
+    """One split of a data set of listed images.
+
+    Everything a list can get wrong is found when it is loaded, before any training: see Raises.
+
+    Args:
+        data_root: Folder of the set.
+        split: One of ``SPLITS``.
+        num_classes: Labels run from 0 to ``num_classes - 1``. ``None``: the number of ``classes``,
+            or that of the known set whose name the folder bears.
+        classes: Class names in label order. ``None``: those of the known set, where it has names
+            and ``num_classes`` says nothing else; otherwise the labels serve as names.
+        pipeline: Transforms, as in every mmpretrain dataset.
+        check_images: Whether to look for every image file once, when the list is loaded.
+        **kwargs: Passed on to mmpretrain's ``BaseDataset`` (``test_mode``, ``lazy_init``, ...).
+
+    Raises:
+        ConfigError: If the split is unknown, or the number of classes is unknown or contradictory.
+        DataError: If the folder or the list is missing, the list is empty or malformed, a label
+            is out of range, a path is repeated or leaves the folder, or (with ``check_images``)
+            an image is missing.
+    """
+
+    # What a subclass says of its family of data sets.
+    TITLE: ClassVar[str]
+    SPLITS: ClassVar[tuple[str, ...]]
+    WHERE_FROM: ClassVar[str]
+
+    def __init__(
+        self,
+        data_root: str,
+        split: str,
+        *,
+        num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
+        pipeline: Sequence[Any] = (),
+        check_images: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if split not in self.SPLITS:
+            known = ', '.join(self.SPLITS)
+            raise ConfigError(f'unknown {self.TITLE} split {split!r}; choose from {known}')
+        root = Path(data_root).expanduser()
+        self.split = split
+        self.check_images = check_images
+        names = self._class_names(num_classes, classes, root.name)
+        self.num_classes = len(names)
+        super().__init__(
+            ann_file='', data_root=str(root), classes=names, pipeline=pipeline, **kwargs
+        )
+
+    @classmethod
+    def known_classes(cls, folder: str) -> tuple[str, ...] | None:
+        """Class names of the known set that a folder of this name holds.
+
+        Args:
+            folder: Name of the folder, without the path.
+
+        Returns:
+            Names in label order, or None where no known set has that name.
+        """
+        raise NotImplementedError
+
+    def read_split(self, root: Path) -> tuple[Path, list[tuple[str, int]]]:
+        """Reads and checks the list of the split.
+
+        Args:
+            root: Folder of the set; it exists.
+
+        Returns:
+            The folder that image paths are relative to, and each image's path and label.
+        """
+        raise NotImplementedError
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Reads and checks the list of the split.
+
+        Returns:
+            One ``{'img_path', 'gt_label'}`` for each image, in the order of the list.
+        """
+        root = Path(self.data_root)
+        if not root.is_dir():
+            raise DataError(f'{self.TITLE} folder {root} does not exist. {self.WHERE_FROM}')
+        images, samples = self.read_split(root)
+        if self.check_images:
+            self._require_images(images, [path for path, _ in samples])
+        return [dict(img_path=str(images / path), gt_label=label) for path, label in samples]
+
+    def missing_list(self, file: Path) -> DataError:
+        """The error for a list file that is not there; names those that are."""
+        present = sorted(path.name for path in file.parent.glob(f'*{file.suffix}')) or 'none'
+        return DataError(
+            f'list file {file} does not exist (lists there: {present}). {self.WHERE_FROM}'
+        )
+
+    def _class_names(
+        self, number: int | None, classes: Sequence[str] | None, folder: str
+    ) -> tuple[str, ...]:
+        """Names from the setting, the number, or the name of the folder, in this order."""
+        if isinstance(classes, str):
+            raise ConfigError(f'classes must be a list of names, not the text {classes!r}')
+        if classes is not None and number is not None and len(classes) != number:
+            raise ConfigError(f'num_classes={number}, but classes holds {len(classes)} names')
+        known = self.known_classes(folder)
+        names = tuple(classes) if classes is not None else known
+        if number is None and names is None:
+            raise ConfigError(
+                f'{folder!r} is no {self.TITLE} data set that is known here: set num_classes'
+            )
+        if (number is not None and number < 1) or names == ():
+            raise ConfigError(f'num_classes must be positive, got {number or 0}')
+        if names is None or (number is not None and len(names) != number):
+            return tuple(map(str, range(number or 0)))
+        return names
+
+    def _require_images(self, folder: Path, paths: Sequence[str]) -> None:
+        """Raises when an image is missing; the message names the first few."""
+        missing = [path for path in paths if not (folder / path).is_file()]
+        if missing:
+            named = ', '.join(missing[:NAMED_IMAGES])
+            rest = f' and {len(missing) - NAMED_IMAGES} more' if len(missing) > NAMED_IMAGES else ''
+            raise DataError(
+                f'{len(missing)} of {len(paths)} listed images are missing under {folder}: '
+                f'{named}{rest}. {self.WHERE_FROM}'
+            )
+
+
+def read_text(file: Path) -> str:
+    """Text of a list file, with or without a byte order mark.
+
+    Raises:
+        DataError: If it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise DataError(f'{file} is not UTF-8 text (byte {error.start})') from None
+
+
+def check_relative(path: str, where: str) -> str:
+    """The normal form of a listed path, by which repeated entries are found.
+
+    Args:
+        path: Path as the list gives it.
+        where: File and line, for the message.
+
+    Raises:
+        DataError: If the path is absolute, leaves the folder of the data set, or is empty.
+    """
+    normal = os.path.normpath(path)
+    if os.path.isabs(path) or normal.split(os.sep)[0] == os.pardir:
+        raise DataError(f'{where}: {path} leaves the data folder; paths are relative to it')
+    if not path.strip() or '\0' in path:
+        raise DataError(f'{where}: {path!r} is no path')
+    return normal

@@ -1,0 +1,99 @@
+"""Names of packages in configs: ``_base_ = ['mmseg::...', 'cdra_mm::...']``."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+
+from cdra_mm.core import ConfigError
+from cdra_mm.methods import did_you_mean
+
+__all__ = ['bases', 'drop_own_scope', 'register_packages']
+
+SCOPE = __name__.partition('.')[0]
+# Where OpenMMLab's packages carry their configs; ours leads to configs/ of the repository.
+CONFIGS = Path(__file__).resolve().parents[1] / '.mim' / 'configs'
+
+
+def register_packages() -> None:
+    """Lets ``package::`` bases find the maintained forks of OpenMMLab, and our own configs.
+
+    mmengine looks the configs of a package up under the name of a distribution, from a table of
+    its own. That table knows the original distributions alone: with ``onedl-mmsegmentation``
+    ``mmseg::`` fails, and it has no entry for us. Nothing else is changed, an original
+    distribution that is installed keeps its entry, and a second call finds nothing to do.
+    """
+    for module, package in MODULE2PACKAGE.items():
+        fork = f'onedl-{package}'
+        if find_spec(module) and not _is_distribution(package) and _is_distribution(fork):
+            MODULE2PACKAGE[module] = fork
+    MODULE2PACKAGE.setdefault(SCOPE, SCOPE)
+
+
+def bases(*names: str) -> list[str]:
+    """Bases for a config that other programs than ours read.
+
+    OpenMMLab's own ``train.py`` imports nothing of ours before it reads a config, but it
+    evaluates what stands behind ``_base_``, so that the config itself can.
+
+    Args:
+        names: Paths and ``package::`` names, as in ``_base_``.
+
+    Returns:
+        The same, ours as absolute paths; those of other packages can be found now.
+
+    Raises:
+        ConfigError: If a config of ours does not exist.
+
+    Example:
+        ``_base_ = __import__('cdra_mm').bases('cdra_mm::cdra/demo.py', './my_data.py')``
+    """
+    register_packages()
+    return [_own_path(name) if name.startswith(f'{SCOPE}::') else name for name in names]
+
+
+def drop_own_scope(cfg: Config) -> Config:
+    """Takes the mark out that mmengine puts on all that comes from a ``cdra_mm::`` base.
+
+    mmengine would look its types up among ours; they are mmseg's or mmpretrain's, as the config's
+    ``default_scope`` says.
+
+    Args:
+        cfg: A config, changed in place.
+
+    Returns:
+        The config.
+    """
+    for value in cfg.values():
+        _drop_scope(value)
+    return cfg
+
+
+def _drop_scope(value: Any) -> None:
+    if isinstance(value, dict) and value.get('_scope_') == SCOPE:
+        del value['_scope_']
+    if isinstance(value, dict | list | tuple):
+        for entry in value.values() if isinstance(value, dict) else value:
+            _drop_scope(entry)
+
+
+def _own_path(name: str) -> str:
+    path = CONFIGS / name.partition('::')[2]
+    if not path.is_file():
+        known = [str(p.relative_to(CONFIGS)) for p in sorted(CONFIGS.glob('*/**/*.py'))]
+        near = did_you_mean(name.partition('::')[2], known)
+        raise ConfigError(f'{name}: there is no such config in {CONFIGS}{near}')
+    return str(path)
+
+
+def _is_distribution(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,19 @@
+"""CDRA on CamVid for 1000 iterations, label 11 ignored; a config adds the model.
+
+The head or heads ignore label 11 too: ``ignore_index=_base_.ignore_index``.
+"""
+
+_base_ = [
+    '../datasets/camvid.py',
+    '../schedules/adamw_cosine_iters.py',
+    '../default_runtime_seg.py',
+]
+
+val_evaluator = dict(ignore_index=_base_.ignore_index)
+test_evaluator = dict(ignore_index=_base_.ignore_index)
+# DeiT's weights have activations in the hundreds: at the head's rate the backbone forgets.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
+default_hooks = dict(
+    checkpoint=dict(interval=500),
+    cdra=dict(type='cdra_mm.CDRAHook', method=dict(type='cdra'), budget_percent=0.5),
+)

@@ -1,0 +1,19 @@
+"""CDRA of DeiT-Tiny on 1000 images of CIFAR-10, listed as VTAB-1k lists its tasks (it is none).
+
+Command: python tools/train.py configs/cdra/deit_tiny_cifar10.py
+    For the figure to report: once more with --final (train on all 1000 images, test at the end).
+Data: CDRA_VTAB_ROOT/cifar10 with the four lists of a task: see configs/_base_/datasets/vtab.py.
+Memory: not measured; as deit_tiny_caltech101.py, 3.5 GB. Result: not yet measured.
+Frozen backbone or full fine-tuning for comparison:
+    --cfg-options default_hooks.cdra.method.type=linear  (or full)
+"""
+
+_base_ = '../_base_/recipes/cdra_deit_tiny_vtab.py'
+
+classes = [
+    'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck',
+]  # fmt: skip
+model = dict(head=dict(num_classes=10))
+train_dataloader = val_dataloader = test_dataloader = dict(
+    dataset=dict(data_root=f'{_base_.vtab_root}/cifar10', classes=classes)
+)

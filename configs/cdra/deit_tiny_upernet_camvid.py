@@ -1,0 +1,17 @@
+"""CDRA of DeiT-Tiny under UPerNet on CamVid, beside the linear head of deit_tiny_camvid.py.
+
+Command: python tools/train.py configs/cdra/deit_tiny_upernet_camvid.py
+Data: CDRA_CAMVID_ROOT, see configs/_base_/datasets/camvid.py.
+Memory: not measured.
+Result: not yet measured.
+Frozen backbone or full fine-tuning for comparison:
+    --cfg-options default_hooks.cdra.method.type=linear  (or full)
+"""
+
+_base_ = ['../_base_/models/deit_tiny_upernet.py', '../_base_/recipes/cdra_camvid.py']
+
+model = dict(
+    data_preprocessor=dict(seg_pad_val=_base_.ignore_index),
+    decode_head=dict(num_classes=11, ignore_index=_base_.ignore_index),
+    auxiliary_head=dict(num_classes=11, ignore_index=_base_.ignore_index),
+)

@@ -1,0 +1,15 @@
+"""CDRA of DINOv2 ViT-g/14 under UPerNet on ADE20K.
+
+Command: python tools/train.py configs/cdra/dinov2_giant_upernet_ade20k.py (16 images a step; on N
+    GPUs add --cfg-options train_dataloader.batch_size=<16 / N>)
+Data: CDRA_ADE20K_ROOT, see configs/_base_/datasets/ade20k.py.
+Memory: 106 to 131 GB in fp32, estimated from the bytes saved for the backward pass (with no
+    adapters, with the widest); not measured.
+Result: not yet measured. In fp32 this does not fit one GPU of 80 GB: take several, or try --amp.
+"""
+
+_base_ = [
+    '../_base_/models/dinov2_giant_upernet.py',
+    '../_base_/datasets/ade20k_518.py',
+    '../_base_/recipes/cdra_ade20k.py',
+]

@@ -1,0 +1,17 @@
+"""CDRA of DINOv2 ViT-B/14 with registers and a linear head on PASCAL VOC 2012 (train + SBD labels).
+
+Command: python tools/train.py configs/cdra/dinov2_reg_base_linear_voc.py (one GPU, 16 images a
+    step; on N GPUs add --cfg-options train_dataloader.batch_size=<16 / N>)
+Data: CDRA_VOC_ROOT, see configs/_base_/datasets/voc_aug.py.
+Memory: 10 to 13 GB in fp32, estimated from the bytes saved for the backward pass (with no adapters,
+    with the widest); not measured.
+Result: not yet measured.
+"""
+
+_base_ = [
+    '../_base_/models/dinov2_reg_base_linear.py',
+    '../_base_/datasets/voc_aug_518.py',
+    '../_base_/recipes/cdra_voc.py',
+]
+
+model = dict(decode_head=dict(num_classes=21))

@@ -1,0 +1,16 @@
+"""CDRA of DINOv2 ViT-S/14 with a linear head on ADE20K.
+
+Command: python tools/train.py configs/cdra/dinov2_small_linear_ade20k.py (one GPU, 16 images a
+    step; on N GPUs add --cfg-options train_dataloader.batch_size=<16 / N>)
+Data: CDRA_ADE20K_ROOT, see configs/_base_/datasets/ade20k.py.
+Memory: 12 to 14 GB in fp32, estimated from the bytes saved for the backward pass (with no adapters,
+    with the widest); not measured.
+Result: not yet measured. The frozen backbone with this head is published at 44.3 mIoU (DINOv2,
+    linear head), which CDRA should pass.
+"""
+
+_base_ = [
+    '../_base_/models/dinov2_small_linear.py',
+    '../_base_/datasets/ade20k_518.py',
+    '../_base_/recipes/cdra_ade20k.py',
+]

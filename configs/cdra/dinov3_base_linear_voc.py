@@ -1,0 +1,18 @@
+"""CDRA of DINOv3 ViT-B/16 with a linear head on PASCAL VOC 2012 (train + SBD labels).
+
+Command: python tools/train.py configs/cdra/dinov3_base_linear_voc.py (one GPU, 16 images a step; on
+    N GPUs add --cfg-options train_dataloader.batch_size=<16 / N>)
+Data: CDRA_VOC_ROOT, see configs/_base_/datasets/voc_aug.py.
+Memory: 9 to 12 GB in fp32, estimated from the bytes saved for the backward pass (with no adapters,
+    with the widest); not measured.
+Result: not yet measured.
+Weights: under a licence that one must accept, see configs/_base_/models/dinov3_base_linear.py.
+"""
+
+_base_ = [
+    '../_base_/models/dinov3_base_linear.py',
+    '../_base_/datasets/voc_aug_512.py',
+    '../_base_/recipes/cdra_voc.py',
+]
+
+model = dict(decode_head=dict(num_classes=21))

@@ -1,0 +1,16 @@
+"""CDRA of DINOv3 ViT-L/16 with a linear head on ADE20K.
+
+Command: python tools/train.py configs/cdra/dinov3_large_linear_ade20k.py (one GPU, 16 images a
+    step; on N GPUs add --cfg-options train_dataloader.batch_size=<16 / N>)
+Data: CDRA_ADE20K_ROOT, see configs/_base_/datasets/ade20k.py.
+Memory: 28 to 36 GB in fp32, estimated from the bytes saved for the backward pass (with no adapters,
+    with the widest); not measured.
+Result: not yet measured.
+Weights: under a licence that one must accept, see configs/_base_/models/dinov3_large_linear.py.
+"""
+
+_base_ = [
+    '../_base_/models/dinov3_large_linear.py',
+    '../_base_/datasets/ade20k_512.py',
+    '../_base_/recipes/cdra_ade20k.py',
+]

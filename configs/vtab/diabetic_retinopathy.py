@@ -1,0 +1,15 @@
+"""CDRA of ViT-B/16 on VTAB-1k Diabetic Retinopathy.
+
+Command: python tools/train.py configs/vtab/diabetic_retinopathy.py
+    For the figure to report: once more with --final.
+Data: CDRA_VTAB_ROOT/diabetic_retinopathy, see configs/_base_/datasets/vtab.py.
+Memory: 8.3 GB in the paper (Table 8), not measured here.
+Result: not yet measured; 76.0 in the paper (Table 1).
+"""
+
+_base_ = '../_base_/recipes/cdra_vit_base_vtab.py'
+
+model = dict(head=dict(num_classes=5))
+train_dataloader = val_dataloader = test_dataloader = dict(
+    dataset=dict(data_root=f'{_base_.vtab_root}/diabetic_retinopathy')
+)

@@ -1,0 +1,15 @@
+"""CDRA of ViT-B/16 on VTAB-1k KITTI/distance.
+
+Command: python tools/train.py configs/vtab/kitti.py
+    For the figure to report: once more with --final.
+Data: CDRA_VTAB_ROOT/kitti, see configs/_base_/datasets/vtab.py.
+Memory: 8.3 GB in the paper (Table 8), not measured here.
+Result: not yet measured; 82.1 in the paper (Table 1).
+"""
+
+_base_ = '../_base_/recipes/cdra_vit_base_vtab.py'
+
+model = dict(head=dict(num_classes=4))
+train_dataloader = val_dataloader = test_dataloader = dict(
+    dataset=dict(data_root=f'{_base_.vtab_root}/kitti')
+)

@@ -1,0 +1,148 @@
+"""torch's strict reader takes the checkpoints of mmengine, and nothing that could run code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmengine')
+
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import checkpoint
+from mmengine.utils import digit_version
+
+from cdra_mm.mm import compatibility
+from cdra_mm.mm.compatibility import allow_mmengine_checkpoints, checkpoint_types
+
+if digit_version(torch.__version__) < digit_version(compatibility.STRICT_TORCH):
+    pytest.skip('this torch reads everything', allow_module_level=True)
+
+
+class Call:
+    """Pickled as a call of ``function``."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.reduced = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
+@pytest.fixture(autouse=True)
+def nothing_allowed() -> Iterator[None]:
+    """What the process allows is put aside for a test."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+@pytest.fixture
+def original_mmengine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in 0.10.7: nothing in mmengine tells torch what its checkpoints hold."""
+    monkeypatch.delattr(checkpoint, 'get_torch_safe_globals', raising=False)
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """Weights, and beside them what a run has logged."""
+    hub = MessageHub('compatibility')
+    for value in (0.5, np.float32(0.25), torch.tensor(0.125)):
+        hub.update_scalar('train/loss', value)
+    hub.update_info('best_score', np.float64(71.5))
+    meta = dict(area=np.arange(3), seen=np.ones(2, bool), mean=np.zeros(2, np.float32))
+    weights = OrderedDict(weight=torch.ones(2))
+    torch.save(
+        dict(state_dict=weights, message_hub=hub.state_dict(), meta=meta), tmp_path / 'a.pth'
+    )
+    return tmp_path / 'a.pth'
+
+
+def renamed(path: Path, old: str, new: str) -> Path:
+    """A copy of a file of torch.save in which a module has another name."""
+    copy = path.with_name('renamed.pth')
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, 'w') as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith('data.pkl'):
+                assert f'c{old}\n'.encode() in content
+                content = content.replace(f'c{old}\n'.encode(), f'c{new}\n'.encode())
+            target.writestr(name, content)
+    return copy
+
+
+def test_strict_reading_gives_back_what_a_run_logged(run_file, original_mmengine):
+    with pytest.raises(UnpicklingError):
+        torch.load(run_file)
+    allow_mmengine_checkpoints()
+    loaded = torch.load(run_file)
+    losses = loaded['message_hub']['log_scalars']['train/loss']
+    assert isinstance(losses, HistoryBuffer)
+    assert losses.data[0].tolist() == [0.5, 0.25, 0.125] and losses.statistics('max') == 0.5
+    assert loaded['message_hub']['runtime_info']['best_score'] == 71.5
+    assert loaded['meta']['area'].tolist() == [0, 1, 2] and loaded['meta']['seen'].all()
+
+
+@pytest.mark.parametrize('module', ['numpy.core.multiarray', 'numpy._core.multiarray'])
+def test_arrays_of_either_numpy_are_read(run_file, module, original_mmengine):
+    own = np.empty(0).__reduce__()[0].__module__
+    allow_mmengine_checkpoints()
+    loaded = torch.load(renamed(run_file, own, module))
+    assert loaded['meta']['area'].tolist() == [0, 1, 2]
+    assert loaded['message_hub']['runtime_info']['best_score'] == 71.5
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        Call(getattr, HistoryBuffer, '__init__'),
+        Call(getattr, np.ndarray, 'tofile'),
+        Call(eval, '1 + 1'),
+        Call(Path, 'a'),
+    ],
+)
+def test_nothing_else_is_allowed(tmp_path, call, original_mmengine):
+    allow_mmengine_checkpoints()
+    torch.save(call, tmp_path / 'a.pth')
+    with pytest.raises(UnpicklingError):
+        torch.load(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('version', ['2.5.1', '2.6.0', '2.12.1+cpu', '2.15.0'])
+def test_only_a_strict_torch_is_told(version, original_mmengine, monkeypatch):
+    monkeypatch.setattr(torch, '__version__', version)
+    allow_mmengine_checkpoints()
+    expected = set() if version == '2.5.1' else set(checkpoint_types())
+    assert set(torch.serialization.get_safe_globals()) == expected
+
+
+def test_an_mmengine_that_tells_torch_itself_is_left_alone(monkeypatch):
+    monkeypatch.setattr(checkpoint, 'get_torch_safe_globals', list, raising=False)
+    allow_mmengine_checkpoints()
+    assert torch.serialization.get_safe_globals() == []
+
+
+def test_import_of_the_package_allows_what_the_process_needs(repository, run_file):
+    """In a fresh process, by mmengine's own loader, whichever mmengine is installed."""
+    code = (
+        'import sys, cdra_mm.mm; from mmengine.runner import CheckpointLoader\n'
+        'loaded = CheckpointLoader.load_checkpoint(sys.argv[1], map_location="cpu")\n'
+        'print(loaded["message_hub"]["runtime_info"]["best_score"])'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code, str(run_file)],
+        cwd=repository, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == '71.5'
