@@ -12,11 +12,24 @@ BENCH_ARGS ?= all --json work_dirs/benchmark.json
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.setup.stamp
 
+# The original OpenMMLab packages have an environment of their own (docs/upstream.md). mmcv 2.1.0
+# is compiled in it: as C++17, which the headers of torch 2.14 refuse, and by a setup.py that
+# imports pkg_resources, which newer releases of setuptools lack.
+UPSTREAM ?= .venv-upstream
+UPSTREAM_TORCH ?= torch==2.12.1 torchvision==0.27.1
+# What make test-upstream runs: everything that meets OpenMMLab, and the core below it
+UPSTREAM_TESTS ?= cdra_mm/mm tests/core tests/mm tests/tools tests/test_configs.py
+# Compilers at a time, about 1.5 GB of memory each
+MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+
+UPSTREAM_RUN := $(UPSTREAM)/bin/python
+UPSTREAM_SETUP := $(UPSTREAM)/.setup.stamp
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench format clean
+.PHONY: help setup demo test test-upstream lint bench format clean
 
 help: ## List these commands
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(SETUP) ## Make the environment in .venv with everything needed (about 2 minutes, 6 GB)
 
@@ -36,6 +49,22 @@ demo: $(SETUP) ## Fine-tune a small ViT on generated segmentation data, end to e
 test: $(SETUP) ## Run the tests and the doctests
 	@$(RUN) -m pytest $(PYTEST_ARGS)
 
+test-upstream: $(UPSTREAM_SETUP) ## Test with the original OpenMMLab packages (the first time compiles mmcv: 20 to 40 minutes)
+	@$(UPSTREAM_RUN) -m pytest $(PYTEST_ARGS) $(UPSTREAM_TESTS)
+
+# mmcv comes before the rest: pip would compile it apart from torch, and so without its operators.
+$(UPSTREAM_SETUP): pyproject.toml
+	@command -v c++ >/dev/null && $(PYTHON) -c 'import os, sys, sysconfig; \
+	  sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "error: mmcv needs a C++ compiler and the headers of $(PYTHON) (Debian: apt-get install g++ python3-dev)" >&2; exit 2; }
+	@test -x $(UPSTREAM_RUN) || $(PYTHON) -m venv $(UPSTREAM)
+	@echo "Installing into $(UPSTREAM) (7 GB; compiling mmcv takes 20 to 40 minutes the first time) ..."
+	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) 'setuptools<81' ninja $(UPSTREAM_TORCH)
+	@MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=$(MAX_JOBS) \
+	  $(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) --no-build-isolation mmcv==2.1.0
+	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) -e '.[openmmlab,test]'
+	@touch $@
+
 lint: $(SETUP) ## Check style, format and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
@@ -50,6 +79,6 @@ format: $(SETUP) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-clean: ## Remove the environment, caches and build output; data and work_dirs stay
+clean: ## Remove .venv, caches and build output; data, work_dirs and .venv-upstream stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find cdra_mm tests tools configs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core import CheckpointError, ConfigError, DataError
 from cdra_mm.data import SOURCES
+from cdra_mm.data.pairs import PairSplit
 
 __all__ = ['check_inputs', 'check_weight_file', 'named_downloads', 'refuse_foreign_weights']
 
@@ -182,17 +183,29 @@ def _looks_after_itself(cfg: Config, dataset: Mapping[str, Any]) -> bool:
 
 
 def _remedy(cfg: Config, where: str, root: str) -> str:
-    if cfg.get('prepare_data'):
-        return f'make it with {cfg.prepare_data}'
-    for source in SOURCES.values():
-        if Path(root).name == source.name:
-            return f'make it with python tools/prepare_data.py {source.name} {root}'
-        for entry in source.entries:
-            if Path(root).parts[-len(Path(entry).parts) :] == Path(entry).parts:
-                folder = Path(*Path(root).parts[: -len(Path(entry).parts)])
-                return f'make it with python tools/prepare_data.py {source.name} {folder}'
+    command = cfg.get('prepare_data') or _prepare_command(Path(root))
+    if command and Path(root).expanduser().exists():
+        return f'see what else is missing with {command} --check'
+    if command:
+        return f'make it with {command}'
     setting = f'{where}.data_root' if root else f'data_root or data_prefix of {where}'
     return f'put the data there, or set {setting} to where they are'
+
+
+def _prepare_command(root: Path) -> str:
+    """The command that makes a folder of images and label maps; '' for a folder nobody knows."""
+    for source in SOURCES.values():
+        # Our own data sets of listed images look for their files themselves.
+        if not all(isinstance(split, PairSplit) for split in source.splits):
+            continue
+        if root.name == source.name:
+            return f'python tools/prepare_data.py {source.name} {root}'
+        # One entry is the data set; several (images, annotations) are anybody's names.
+        parts = Path(source.entries[0]).parts
+        if len(source.entries) == 1 and root.parts[-len(parts) :] == parts:
+            folder = Path(*root.parts[: -len(parts)])
+            return f'python tools/prepare_data.py {source.name} {folder}'
+    return ''
 
 
 def _pretrained(config: Any, where: str) -> Iterator[tuple[str, str]]:

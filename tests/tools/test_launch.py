@@ -201,6 +201,25 @@ def test_missing_data_set_that_is_known_names_its_command(root, command, tmp_pat
     assert str(caught.value).endswith(command) and root.rstrip('/') in str(caught.value)
 
 
+@pytest.mark.parametrize('root', ['data/mine/images', 'data/dtd', 'data/mine/img_dir'])
+def test_missing_folder_with_a_common_name_is_not_taken_for_a_known_data_set(
+    root, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cfg = config(test_dataloader=loader(data_root=root))
+    with pytest.raises(DataError, match='set test_dataloader.dataset.data_root to where they are'):
+        check_inputs(cfg, 'test')
+
+
+def test_part_of_a_data_set_that_is_missing_is_left_to_the_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data/VOCdevkit/VOC2012/JPEGImages').mkdir(parents=True)
+    parts = dict(img_path='JPEGImages', seg_map_path='SegmentationClassAug')
+    cfg = config(test_dataloader=loader(data_root='data/VOCdevkit/VOC2012', data_prefix=parts))
+    with pytest.raises(DataError, match='Aug .* missing with .*prepare_data.py voc data --check'):
+        check_inputs(cfg, 'test')
+
+
 def test_command_that_the_config_states_comes_first(tmp_path):
     root = str(tmp_path / 'gone')
     cfg = config(test_dataloader=loader(data_root=root), prepare_data='make data')
