@@ -58,8 +58,8 @@ $(UPSTREAM_SETUP): pyproject.toml
 	  sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' || \
 	  { echo "error: mmcv needs a C++ compiler and the headers of $(PYTHON) (Debian: apt-get install g++ python3-dev)" >&2; exit 2; }
 	@test -x $(UPSTREAM_RUN) || $(PYTHON) -m venv $(UPSTREAM)
-	@echo "Installing into $(UPSTREAM) (7 GB; compiling mmcv takes 20 to 40 minutes the first time) ..."
-	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) 'setuptools<81' ninja $(UPSTREAM_TORCH)
+	@echo "Installing into $(UPSTREAM) (6 GB; compiling mmcv takes 20 to 40 minutes the first time) ..."
+	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) 'setuptools>=77,<81' ninja $(UPSTREAM_TORCH)
 	@MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=$(MAX_JOBS) \
 	  $(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) --no-build-isolation mmcv==2.1.0
 	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) -e '.[openmmlab,test]'

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import checkpoint
+from mmengine.runner import CheckpointLoader, checkpoint
 from mmengine.utils import digit_version
 
 # The first release of torch whose default is weights_only=True.
@@ -23,23 +23,43 @@ STATISTICS = ('min', 'max', 'current', 'mean')
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Lets ``torch.load`` read what mmengine writes, for the rest of the process.
+    """Lets mmengine read its own checkpoint files again.
 
-    Nothing is done where mmengine or torch needs no help. Only names that cannot run foreign code
-    are allowed, so that a checkpoint still cannot bring any along.
+    Its loader of local files is registered anew, the way mmengine provides for. Nothing is done
+    where mmengine or torch needs no help, and ``torch.load`` itself stays as it is.
     """
     helps_itself = hasattr(checkpoint, 'get_torch_safe_globals')
     if not helps_itself and digit_version(torch.__version__) >= digit_version(STRICT_TORCH):
-        torch.serialization.add_safe_globals(checkpoint_types())
+        CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """mmengine's loader of that name, with what its checkpoints hold allowed meanwhile.
+
+    Args:
+        filename: Path of the file.
+        map_location: Where the tensors go, as in ``torch.load``.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UnpicklingError: If it holds a type that could run code, or is no checkpoint.
+    """
+    with torch.serialization.safe_globals(checkpoint_types()):
+        return checkpoint.load_from_local(filename, map_location)
 
 
 def checkpoint_types() -> list[tuple[Callable[..., Any], str]]:
     """The types and functions in mmengine's checkpoints beyond torch's own.
 
+    None of them can run foreign code, so a checkpoint still cannot bring any along.
+
     Returns:
         Pairs of what to call and the name that stands for it in the file, the form that
-        ``torch.serialization.add_safe_globals`` takes. numpy's functions appear under the
-        names that numpy 1 and numpy 2 write.
+        ``torch.serialization.safe_globals`` takes. numpy's functions appear under the names
+        that numpy 1 and numpy 2 write.
     """
     numbers = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
     dtypes = {type(np.dtype(code)) for code in numbers} - {np.dtype}

@@ -221,6 +221,8 @@ def test_interrupted_download_leaves_its_part_and_one_line(target: Path, reposit
             env={**os.environ, 'PYTHONPATH': str(repository), 'no_proxy': '127.0.0.1'},
             stderr=subprocess.PIPE,
             text=True,
+            # A shell's background job ignores Ctrl-C, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         while process.poll() is None and not (part.is_file() and part.stat().st_size):
             time.sleep(0.01)

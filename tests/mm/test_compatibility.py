@@ -6,7 +6,6 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,11 +17,11 @@ import torch
 pytest.importorskip('mmengine')
 
 from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.runner import checkpoint
+from mmengine.runner import CheckpointLoader, checkpoint
 from mmengine.utils import digit_version
 
 from cdra_mm.mm import compatibility
-from cdra_mm.mm.compatibility import allow_mmengine_checkpoints, checkpoint_types
+from cdra_mm.mm.compatibility import allow_mmengine_checkpoints
 
 if digit_version(torch.__version__) < digit_version(compatibility.STRICT_TORCH):
     pytest.skip('this torch reads everything', allow_module_level=True)
@@ -39,19 +38,20 @@ class Call:
 
 
 @pytest.fixture(autouse=True)
-def nothing_allowed() -> Iterator[None]:
-    """What the process allows is put aside for a test."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    yield
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(before)
-
-
-@pytest.fixture
 def original_mmengine(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in 0.10.7: nothing in mmengine tells torch what its checkpoints hold."""
+
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
+        return torch.load(filename, map_location=map_location)
+
     monkeypatch.delattr(checkpoint, 'get_torch_safe_globals', raising=False)
+    monkeypatch.setattr(checkpoint, 'load_from_local', load_from_local)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+def load(path: Path) -> Any:
+    return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
 
 
 @pytest.fixture
@@ -82,11 +82,11 @@ def renamed(path: Path, old: str, new: str) -> Path:
     return copy
 
 
-def test_strict_reading_gives_back_what_a_run_logged(run_file, original_mmengine):
+def test_strict_reading_gives_back_what_a_run_logged(run_file):
     with pytest.raises(UnpicklingError):
-        torch.load(run_file)
+        load(run_file)
     allow_mmengine_checkpoints()
-    loaded = torch.load(run_file)
+    loaded = load(run_file)
     losses = loaded['message_hub']['log_scalars']['train/loss']
     assert isinstance(losses, HistoryBuffer)
     assert losses.data[0].tolist() == [0.5, 0.25, 0.125] and losses.statistics('max') == 0.5
@@ -95,10 +95,10 @@ def test_strict_reading_gives_back_what_a_run_logged(run_file, original_mmengine
 
 
 @pytest.mark.parametrize('module', ['numpy.core.multiarray', 'numpy._core.multiarray'])
-def test_arrays_of_either_numpy_are_read(run_file, module, original_mmengine):
+def test_arrays_of_either_numpy_are_read(run_file, module):
     own = np.empty(0).__reduce__()[0].__module__
     allow_mmengine_checkpoints()
-    loaded = torch.load(renamed(run_file, own, module))
+    loaded = load(renamed(run_file, own, module))
     assert loaded['meta']['area'].tolist() == [0, 1, 2]
     assert loaded['message_hub']['runtime_info']['best_score'] == 71.5
 
@@ -112,25 +112,38 @@ def test_arrays_of_either_numpy_are_read(run_file, module, original_mmengine):
         Call(Path, 'a'),
     ],
 )
-def test_nothing_else_is_allowed(tmp_path, call, original_mmengine):
+def test_nothing_else_is_allowed(tmp_path, call):
     allow_mmengine_checkpoints()
     torch.save(call, tmp_path / 'a.pth')
     with pytest.raises(UnpicklingError):
-        torch.load(tmp_path / 'a.pth')
+        load(tmp_path / 'a.pth')
+
+
+def test_torch_itself_stays_strict(run_file):
+    before = torch.serialization.get_safe_globals()
+    allow_mmengine_checkpoints()
+    load(run_file)
+    assert torch.serialization.get_safe_globals() == before
+    with pytest.raises(UnpicklingError):
+        torch.load(run_file)
 
 
 @pytest.mark.parametrize('version', ['2.5.1', '2.6.0', '2.12.1+cpu', '2.15.0'])
-def test_only_a_strict_torch_is_told(version, original_mmengine, monkeypatch):
+def test_only_a_strict_torch_is_told(run_file, version, monkeypatch):
     monkeypatch.setattr(torch, '__version__', version)
     allow_mmengine_checkpoints()
-    expected = set() if version == '2.5.1' else set(checkpoint_types())
-    assert set(torch.serialization.get_safe_globals()) == expected
+    if version == '2.5.1':
+        with pytest.raises(UnpicklingError):
+            load(run_file)
+    else:
+        assert load(run_file)['state_dict'].keys() == {'weight'}
 
 
-def test_an_mmengine_that_tells_torch_itself_is_left_alone(monkeypatch):
+def test_an_mmengine_that_tells_torch_itself_is_left_alone(run_file, monkeypatch):
     monkeypatch.setattr(checkpoint, 'get_torch_safe_globals', list, raising=False)
     allow_mmengine_checkpoints()
-    assert torch.serialization.get_safe_globals() == []
+    with pytest.raises(UnpicklingError):
+        load(run_file)
 
 
 def test_import_of_the_package_allows_what_the_process_needs(repository, run_file):
