@@ -15,8 +15,11 @@ Read in the order of the data:
 `ranks`                   Eq. 7: its rank
 `plan`, `planning`        the record of it all, and how it is made
 `budget`                  the threshold whose plan fits a budget
-`layers`                  Eq. 6: adapters and the modules that carry them
-`compact_linear`          their forward and backward
+`adapter`                 what an adapter is, and which kinds there are
+`low_rank`                Eq. 6: the low-rank adapter of a compact block
+`compact_linear`          its forward and backward
+`entries`                 single trained entries
+`layers`                  the modules that carry adapters
 `attention`               attention between adapted or scored projections
 `adapt`                   plan + model: apply, merge, unmerge
 `state_keys`              adapters built from the keys of a state dict
@@ -34,6 +37,7 @@ from .adapt import (
     remove_adapters,
     unmerge_adapters,
 )
+from .adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
 from .compaction import compact
 from .errors import (
     CDRAError,
@@ -45,7 +49,7 @@ from .errors import (
 )
 from .files import load_adapter, save_adapter, write_atomically, write_text
 from .fingerprints import fingerprint, fingerprint_of
-from .plan import Block, Plan, Vector
+from .plan import Block, Part, Plan, SparseMatrix, Vector
 from .planning import make_plan, plan_from_masks
 from .ranks import dynamic_rank
 from .scores import estimate_scores
@@ -54,14 +58,19 @@ from .state_keys import build_adapters
 from .targets import Target, find_targets, resolve
 
 __all__ = [
+    'Adapter',
     'Block',
     'CDRAError',
+    'CallAdapter',
     'CheckpointError',
     'ConfigError',
     'DataError',
+    'ParameterAdapter',
+    'Part',
     'Plan',
     'PlanError',
     'ScoreError',
+    'SparseMatrix',
     'Target',
     'Vector',
     'adapters',
@@ -80,6 +89,7 @@ __all__ = [
     'merge_adapters',
     'plan_from_masks',
     'plan_of',
+    'register_kind',
     'remove_adapters',
     'resolve',
     'save_adapter',

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .adapter import Adapter, CallAdapter, find_kind
+from .entries import Entries
 from .errors import PlanError
 from .fingerprints import fingerprint
-from .layers import Adapter, AdapterSet, Entries, LowRank, adapt_module
-from .plan import Plan
+from .layers import AdapterSet, adapt_module
+from .low_rank import LowRank
+from .plan import Plan, SparseMatrix, Vector
 from .targets import Target, parameter_of, resolve
 
 __all__ = [
     'adapters',
     'apply_plan',
+    'build_adapter',
     'check_fits',
     'count_parameters',
     'freeze_rest',
     'merge_adapters',
     'plan_of',
+    'planned_adapters',
     'remove_adapters',
     'unmerge_adapters',
 ]
+
+# Path of a module, suffix in its `AdapterSet`, adapter.
+Place = tuple[str, str, Adapter]
 
 
 def apply_plan(
@@ -47,19 +55,64 @@ def apply_plan(
         PlanError: If the model is adapted already, or the plan's names, shapes
             or base fingerprint do not fit it. The model is then unchanged.
     """
-    targets = check_fits(model, plan)
+    check_fits(model, plan)
     kept = [_submodule(model, path) for path in keep_trainable]
     generator = torch.Generator().manual_seed(seed)
-    for block in plan.blocks:
-        target = targets[block.name]
-        rows, cols = torch.tensor(block.rows), torch.tensor(block.cols)
-        low_rank = add_low_rank(model, target, rows, cols, block.rank)
-        low_rank.reset(generator)
-    for vector in plan.vectors:
-        if vector.indices is not None:
-            add_entries(model, targets[vector.name], torch.tensor(vector.indices))
+    for path, suffix, adapter in planned_adapters(model, plan):
+        adapter.reset(generator)
+        adapt_module(model.get_submodule(path), suffix, adapter)
     freeze_rest(model, plan, kept)
     return model
+
+
+def planned_adapters(model: nn.Module, plan: Plan) -> list[Place]:
+    """The adapters that a plan asks for, built but not yet put on.
+
+    Args:
+        model: The plain model.
+        plan: The plan; see `check_fits`.
+
+    Returns:
+        Path of the module, suffix in its `AdapterSet` and adapter of each.
+
+    Raises:
+        PlanError: If one cannot be built on this model.
+    """
+    wanted: list[tuple[str, str, Mapping[str, Any]]] = []
+    for block in plan.blocks:
+        rows, cols = torch.tensor(block.rows), torch.tensor(block.cols)
+        sizes = dict(rows=rows, cols=cols, rank=block.rank, scale=block.scale)
+        wanted.append((block.name, LowRank.kind, sizes))
+    single: tuple[Vector | SparseMatrix, ...] = (*plan.vectors, *plan.sparse)
+    for record in single:
+        if record.indices is not None:
+            wanted.append((record.name, Entries.kind, dict(index=torch.tensor(record.indices))))
+    wanted += [(part.name, part.kind, part.sizes) for part in plan.parts]
+    return [build_adapter(model, name, find_kind(kind), sizes) for name, kind, sizes in wanted]
+
+
+def build_adapter(
+    model: nn.Module, name: str, kind: type[Adapter], sizes: Mapping[str, Any]
+) -> Place:
+    """One adapter, built but not yet put on; see `planned_adapters`.
+
+    Raises:
+        PlanError: If the model has no such place, or the kind does not fit it.
+    """
+    try:
+        if issubclass(kind, CallAdapter):
+            path, _, suffix = name.rpartition('.')
+            if suffix != kind.kind:
+                raise ValueError(f'expected a name that ends with {kind.kind}')
+            build = cast(Any, kind)
+            return path, suffix, build(model.get_submodule(path), **sizes)
+        target = resolve(model, name)
+        build = cast(Any, kind)
+        return target.module, target.suffix, build(target, parameter_of(model, target), **sizes)
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, PlanError):
+            raise
+        raise PlanError(f'{name} ({kind.kind}) cannot be put on this model: {error}') from None
 
 
 def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) -> None:
@@ -77,6 +130,9 @@ def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) ->
     for parameter in model.parameters():
         if id(parameter) not in untouched:
             parameter.requires_grad_(id(parameter) in trained)
+    present = adapters(model)
+    for block in plan.blocks:
+        cast(LowRank, present[block.name]).dropout = block.dropout
     model._cdra_plan = plan  # type: ignore[assignment]
 
 
@@ -88,7 +144,7 @@ def check_fits(model: nn.Module, plan: Plan) -> dict[str, Target]:
         plan: The plan.
 
     Returns:
-        The targets of its blocks and vectors.
+        The targets of its blocks, vectors and sparse matrices.
 
     Raises:
         PlanError: See `apply_plan`.
@@ -100,6 +156,13 @@ def check_fits(model: nn.Module, plan: Plan) -> dict[str, Target]:
     targets = {block.name: _fitting(model, block.name, block.shape) for block in plan.blocks}
     for vector in plan.vectors:
         targets[vector.name] = _fitting(model, vector.name, (vector.length,))
+    for matrix in plan.sparse:
+        targets[matrix.name] = _fitting(model, matrix.name, matrix.shape)
+    for part in plan.parts:
+        _, _, adapter = build_adapter(model, part.name, find_kind(part.kind), part.sizes)
+        count = sum(p.numel() for p in adapter.parameters())
+        if count != part.num_params:
+            raise PlanError(f'{part.name} has {count} parameters, the plan says {part.num_params}')
     for name, numel in plan.also_train.items():
         shape = tuple(parameter_of(model, resolve(model, name)).shape)
         if torch.Size(shape).numel() != numel:
@@ -129,14 +192,23 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds every adapter to its base weight, in place; merged ones are skipped.
+    """Puts every adapter into its plain weights, in place; merged ones are skipped.
 
     A merged model computes exactly what a plain one computes with the merged
     weights, and its state dict holds no adapter.
+
+    Raises:
+        PlanError: If one is of a kind that does not merge; the model is then unchanged.
     """
-    for name, adapter in adapters(model).items():
+    fixed = [name for name, adapter in adapters(model).items() if not adapter.can_merge]
+    if fixed:
+        raise PlanError(
+            f'{len(fixed)} adapters do not merge into plain weights (the first is {fixed[0]}): '
+            'the model needs them, and this package, for inference'
+        )
+    for module, adapter in _carried(model):
         if not adapter.merged:
-            adapter.merge_(parameter_of(model, resolve(model, name)))
+            adapter.merge_(module)
 
 
 def unmerge_adapters(model: nn.Module) -> None:
@@ -145,9 +217,9 @@ def unmerge_adapters(model: nn.Module) -> None:
     The base comes back up to one rounding of its type per merge: within
     ``2 * eps * max(|W|, |W'|)`` of each entry.
     """
-    for name, adapter in adapters(model).items():
+    for module, adapter in _carried(model):
         if adapter.merged:
-            adapter.merge_(parameter_of(model, resolve(model, name)), sign=-1)
+            adapter.merge_(module, sign=-1)
 
 
 def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
@@ -174,27 +246,19 @@ def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
     model.__dict__.pop('_cdra_plan', None)
 
 
+def _carried(model: nn.Module) -> Iterator[tuple[nn.Module, Adapter]]:
+    """Every adapted module with each of its adapters."""
+    for module in model.modules():
+        if hasattr(type(module), 'base_class'):
+            for adapter in cast(AdapterSet, module.cdra).children():
+                yield module, cast(Adapter, adapter)
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trainable and all base parameters: ``(trainable, total without adapters)``."""
     own = {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in model.parameters() if id(p) not in own)
-
-
-def add_low_rank(
-    model: nn.Module, target: Target, rows: Tensor, cols: Tensor, rank: int
-) -> LowRank:
-    """Puts a low-rank adapter on a target."""
-    weight = parameter_of(model, target)
-    low_rank = LowRank(target.parameter, target.start, rows, cols, rank, weight)
-    adapt_module(model.get_submodule(target.module), target.suffix, low_rank)
-    return low_rank
-
-
-def add_entries(model: nn.Module, target: Target, index: Tensor) -> None:
-    """Puts single trained entries on a target."""
-    entries = Entries(target.parameter, index, parameter_of(model, target))
-    adapt_module(model.get_submodule(target.module), target.suffix, entries)
 
 
 def _fitting(model: nn.Module, name: str, shape: tuple[int, ...]) -> Target:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .adapt import adapters, apply_plan, check_fits, plan_of
+from .adapt import adapters, apply_plan, check_fits, plan_of, planned_adapters
 from .errors import CheckpointError
 from .plan import Plan
 from .state_keys import adapter_prefix
@@ -106,16 +106,11 @@ def _trained(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor]]:
 
 def _expected_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
-    for block in plan.blocks:
-        prefix = adapter_prefix(block.name)
-        shapes[prefix + 'down'] = (block.rank, len(block.cols))
-        shapes[prefix + 'up'] = (len(block.rows), block.rank)
-    for vector in plan.vectors:
-        if vector.indices is None:
-            shapes[vector.name] = (vector.length,)
-        else:
-            shapes[adapter_prefix(vector.name) + 'value'] = (len(vector.indices),)
-    for name in plan.also_train:
+    for path, suffix, adapter in planned_adapters(model, plan):
+        prefix = adapter_prefix(f'{path}.{suffix}')
+        shapes |= {prefix + key: tuple(p.shape) for key, p in adapter.named_parameters()}
+    whole = [vector.name for vector in plan.vectors if vector.indices is None]
+    for name in (*whole, *plan.also_train):
         shapes[name] = tuple(parameter_of(model, resolve(model, name)).shape)
     return shapes
 

@@ -1,20 +1,17 @@
-"""Compact adapters and the modules that carry them (CDRA-SPT, Eq. 6).
-
-    W' = W + scale * scatter_{R,C}( up @ down )        up [|R|, r], down [r, |C|]
+"""The modules that carry adapters.
 
 An adapted module keeps its identity, its base parameters and their names; only
 its class changes to a subclass made here, and a child ``cdra`` holds the
 adapters. Reading ``module.weight`` gives the effective weight W', so that code
 that uses the weight without calling the module (attention implemented
 functionally, say) is adapted too; ``named_parameters()`` and ``state_dict()``
-give the base W under its unchanged key.
+give the base W under its unchanged key. Calling the module takes a path that
+makes no gradient of the whole weight.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, cast
 
@@ -23,150 +20,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
 
+from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .attention import attend
 from .compact_linear import compact_linear
+from .entries import Entries, entries_linear, pass_entries_gradient
+from .low_rank import LowRank
 
-__all__ = ['PLAIN_LINEAR', 'Adapter', 'AdapterSet', 'Entries', 'LowRank', 'adapt_module']
+__all__ = ['PLAIN_LINEAR', 'AdapterSet', 'adapt_module']
 
 # Linear classes whose forward is nothing but F.linear: they take the fast path. Other subclasses
 # keep their own forward and read the effective weight. A framework adds its own here.
 PLAIN_LINEAR: set[type[nn.Module]] = {nn.Linear, NonDynamicallyQuantizableLinear}
 
 
-class Adapter(nn.Module, ABC):
-    """A change of one base parameter, or of some rows of it.
-
-    Attributes:
-        parameter: Name of the base parameter in the adapted module.
-        merged: Whether the base holds the change; then nothing is added and
-            nothing of the adapter goes into a state dict.
-    """
-
-    is_adapter = True
-
-    def __init__(self, parameter: str) -> None:
-        super().__init__()
-        self.parameter = parameter
-        self.merged = False
-
-    @abstractmethod
-    def added_to(self, base: Tensor) -> Tensor:
-        """The base plus the change, differentiable, a new tensor."""
-
-    @torch.no_grad()
-    def merge_(self, base: Tensor, sign: int = 1) -> None:
-        """Adds (or subtracts) the change to the base in place."""
-        change = self.added_to(torch.zeros_like(base, dtype=torch.float64))
-        base.copy_((base.double() + sign * change).to(base.dtype))
-        self.merged = sign > 0
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if not self.merged:
-            super()._save_to_state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        held = any(key.startswith(prefix) for key in state_dict)
-        if self.merged and not held:
-            return  # a merged state for a merged model
-        # The base that comes with an adapter does not hold its change.
-        self.merged = False
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-class LowRank(Adapter):
-    """The low-rank adapter of one compact block (Eq. 6).
-
-    Args:
-        parameter: Name of the base parameter.
-        start: First row of the target in the base parameter.
-        rows: Rows of the block in the target, int64 ``[|R|]``.
-        cols: Columns of the block, int64 ``[|C|]``.
-        rank: r.
-        scale: Factor of the update; the paper has none.
-        like: Tensor that gives device and floating type of the factors.
-    """
-
-    rows: Tensor
-    cols: Tensor
-
-    def __init__(
-        self,
-        parameter: str,
-        start: int,
-        rows: Tensor,
-        cols: Tensor,
-        rank: int,
-        like: Tensor,
-        scale: float = 1.0,
-    ) -> None:
-        super().__init__(parameter)
-        self.start, self.scale = start, scale
-        dtype = _master_dtype(like)
-        self.register_buffer('rows', rows.to(like.device))
-        self.register_buffer('cols', cols.to(like.device))
-        self.down = nn.Parameter(torch.zeros(rank, len(cols), device=like.device, dtype=dtype))
-        self.up = nn.Parameter(torch.zeros(len(rows), rank, device=like.device, dtype=dtype))
-
-    @torch.no_grad()
-    def reset(self, generator: torch.Generator) -> None:
-        """``down`` Kaiming-uniform (a = sqrt 5), ``up`` zero: the update starts at zero."""
-        bound = 1 / math.sqrt(self.down.shape[1])
-        values = torch.rand(self.down.shape, generator=generator) * 2 - 1
-        self.down.copy_(values * bound)
-        self.up.zero_()
-
-    def delta_weight(self) -> Tensor:
-        """The update of the block, ``[|R|, |C|]``."""
-        return self.scale * (self.up @ self.down)
-
-    def added_to(self, base: Tensor) -> Tensor:
-        """See `Adapter.added_to`."""
-        index = ((self.rows + self.start)[:, None], self.cols[None, :])
-        return base.index_put(index, self.delta_weight().to(base.dtype), accumulate=True)
-
-    def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
-        rank, cols = self.down.shape
-        return f'{self.parameter}, block={len(self.rows)}x{cols}, rank={rank}'
-
-
-class Entries(Adapter):
-    """Single trained entries of a vector (SPT's rule for sparse vectors, D9).
-
-    Args:
-        parameter: Name of the base parameter.
-        index: Trained entries, int64 ``[n]``.
-        like: Tensor that gives device and floating type of the values.
-    """
-
-    index: Tensor
-
-    def __init__(self, parameter: str, index: Tensor, like: Tensor) -> None:
-        super().__init__(parameter)
-        self.register_buffer('index', index.to(like.device))
-        self.value = nn.Parameter(
-            torch.zeros(len(index), device=like.device, dtype=_master_dtype(like))
-        )
-
-    def added_to(self, base: Tensor) -> Tensor:
-        """See `Adapter.added_to`."""
-        return base.index_add(0, self.index, self.value.to(base.dtype))
-
-    def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
-        return f'{self.parameter}, entries={len(self.index)}'
-
-
 class AdapterSet(nn.Module):
-    """The adapters of one module, by target suffix (``weight``, ``weight:q`` ...)."""
+    """The adapters of one module, by parameter (``weight``, ``weight:q`` ...) or kind."""
 
-    def of(self, parameter: str) -> Iterator[Adapter]:
+    def of(self, parameter: str) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter."""
         for adapter in self._modules.values():
-            if cast(Adapter, adapter).parameter == parameter and not cast(Adapter, adapter).merged:
-                yield cast(Adapter, adapter)
+            if (
+                isinstance(adapter, ParameterAdapter)
+                and adapter.parameter == parameter
+                and not adapter.merged
+            ):
+                yield adapter
+
+    def calls(self) -> Iterator[CallAdapter]:
+        """The unmerged adapters of what the module computes."""
+        for adapter in self._modules.values():
+            if isinstance(adapter, CallAdapter) and not adapter.merged:
+                yield adapter
 
     def effective(self, parameter: str, base: Tensor) -> Tensor:
         """The base parameter with its adapters added."""
@@ -181,13 +65,15 @@ def adapt_module(module: nn.Module, suffix: str, adapter: Adapter) -> None:
         module.add_module('cdra', AdapterSet())
     adapters = cast(AdapterSet, module.cdra)
     adapters.add_module(suffix, adapter)
-    names = sorted({cast(Adapter, child).parameter for child in adapters.children()})
+    children = list(adapters.children())
+    names = sorted({a.parameter for a in children if isinstance(a, ParameterAdapter)})
+    calls = any(isinstance(a, CallAdapter) for a in children)
     base = getattr(type(module), 'base_class', type(module))
-    module.__class__ = _adapted_class(cast(Hashable, base), tuple(names))
+    module.__class__ = _adapted_class(cast(Hashable, base), tuple(names), calls)
 
 
 @functools.cache
-def _adapted_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+def _adapted_class(base: type[nn.Module], names: tuple[str, ...], calls: bool) -> type[nn.Module]:
     """The subclass of `base` whose `names` read as effective parameters."""
     namespace: dict[str, Any] = {name: _effective_parameter(name) for name in names}
     namespace['base_class'] = base
@@ -195,18 +81,23 @@ def _adapted_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
     # A class made at run time cannot be found by name: copy and pickle rebuild it.
     namespace['__reduce_ex__'] = lambda self, _: (
         _new_adapted,
-        (base, names),
+        (base, names, calls),
         self.__dict__,
     )
+    forward: Callable[..., Any] | None = None
     if base in PLAIN_LINEAR:
-        namespace['forward'] = _linear_forward
+        forward = _linear_forward
     elif base is nn.MultiheadAttention:
-        namespace['forward'] = _attention_forward
+        forward = _attention_forward
+    if calls:
+        forward = _adapted_call(forward or cast(Any, base).forward)
+    if forward is not None:
+        namespace['forward'] = forward
     return type(f'Adapted{base.__name__}', (base,), namespace)
 
 
-def _new_adapted(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    cls = _adapted_class(cast(Hashable, base), names)
+def _new_adapted(base: type[nn.Module], names: tuple[str, ...], calls: bool) -> nn.Module:
+    cls = _adapted_class(cast(Hashable, base), names, calls)
     return cls.__new__(cls)
 
 
@@ -223,15 +114,55 @@ def _linear_forward(module: nn.Module, x: Tensor) -> Tensor:
     return _adapted_product(module, 'weight', x, cast('Tensor | None', module.bias))
 
 
+def _adapted_call(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward `plain` of a module inside those of its call adapters."""
+
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        inner = functools.partial(plain, module)
+        for adapter in cast(AdapterSet, module.cdra).calls():
+            inner = functools.partial(adapter.call, inner)
+        return inner(*args, **kwargs)
+
+    return forward
+
+
 def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear(x, module.<name>, bias)`` without making the effective weight's gradient."""
     weight = cast(Tensor, module._parameters[name])
-    adapters = [cast(LowRank, a) for a in cast(AdapterSet, module.cdra).of(name)]
-    if not adapters:
-        return F.linear(x, weight, bias)
+    adapters = list(cast(AdapterSet, module.cdra).of(name))
+    entries = [a for a in adapters if isinstance(a, Entries)]
+    low_rank = [a for a in adapters if isinstance(a, LowRank)]
+    if len(entries) + len(low_rank) < len(adapters):
+        return F.linear(x, cast(Tensor, getattr(module, name)), bias)
+    index = torch.cat([a.flat for a in entries]) if entries else None
+    value = torch.cat([a.value for a in entries]) if entries else None
+    if index is None or value is None:
+        return (
+            _low_rank_product(x, weight, bias, low_rank) if low_rank else F.linear(x, weight, bias)
+        )
+    if not low_rank:
+        return entries_linear(x, weight, bias, index, value)
+    with torch.no_grad():
+        base = weight
+        for adapter in entries:
+            base = adapter.added_to(base)
+    y = _low_rank_product(x, base, bias, low_rank)
+    return pass_entries_gradient(y, x, index, value, weight.shape)
+
+
+def _low_rank_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, adapters: list[LowRank]
+) -> Tensor:
+    dropped = [a for a in adapters if a.training and a.dropout]
+    if dropped:  # the base sees the whole input, each adapter its own draw of it
+        y = F.linear(x, weight, bias)
+        for a in adapters:
+            x_c = F.dropout(x.index_select(-1, a.cols), a.dropout, a.training)
+            update = F.linear(F.linear(x_c, a.down), a.up) * a.scale
+            y = y.index_add(-1, a.rows + a.start, update.to(y.dtype))
+        return y
     blocks = [(a.start + a.rows if a.start else a.rows, a.cols, a.scale) for a in adapters]
-    factors = [factor for a in adapters for factor in (a.down, a.up)]
-    return compact_linear(x, weight, bias, blocks, factors)
+    return compact_linear(x, weight, bias, blocks, [f for a in adapters for f in (a.down, a.up)])
 
 
 def _attention_forward(
@@ -271,8 +202,3 @@ def _attention_forward(
     )
     out = cast(Tensor, module.out_proj(out))
     return out if module.batch_first else out.transpose(0, 1), weights
-
-
-def _master_dtype(like: Tensor) -> torch.dtype:
-    """Factors are trained in fp32 at least: small updates vanish in half precision."""
-    return torch.promote_types(like.dtype, torch.float32)

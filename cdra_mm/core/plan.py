@@ -8,15 +8,17 @@ the same base weights.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import PlanError
 
-__all__ = ['PLAN_VERSION', 'Block', 'Plan', 'Vector']
+__all__ = ['PLAN_VERSION', 'Block', 'Part', 'Plan', 'SparseMatrix', 'Vector']
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Block:
         cols: Column indices, likewise.
         rank: Rank of the adapter; 0 in `Plan.dropped`.
         num_sensitive: Selected entries.
+        scale: Factor of the update (LoRA's alpha / r; CDRA has none).
+        dropout: Probability with which the adapter's input is dropped in training.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Block:
     cols: tuple[int, ...]
     rank: int
     num_sensitive: int
+    scale: float = 1.0
+    dropout: float = 0.0
 
     @property
     def num_params(self) -> int:
@@ -73,6 +79,43 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class SparseMatrix:
+    """A matrix of which single entries are trained (SPT's unstructured part, GPS).
+
+    Attributes:
+        name: Target name.
+        shape: ``(O, I)`` of the target.
+        indices: Trained entries, positions in the flattened target.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    indices: tuple[int, ...]
+
+    @property
+    def num_params(self) -> int:
+        """Trainable parameters."""
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A trained part of another kind that is put on the model.
+
+    Attributes:
+        name: ``<module path>.<kind>``, or the target's name for a change of a weight.
+        kind: Its kind, see `core.adapter`.
+        sizes: What the kind is built with; plain numbers and texts.
+        num_params: Trainable parameters.
+    """
+
+    name: str
+    kind: str
+    sizes: Mapping[str, Any]
+    num_params: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a method trains of a backbone.
 
@@ -80,6 +123,8 @@ class Plan:
         method: Name of the method that made it.
         blocks: Adapted matrices.
         vectors: Trained vectors.
+        sparse: Matrices of which single entries are trained.
+        parts: Trained parts of other kinds.
         also_train: Parameters trained whole without competing, name -> entries.
         dropped: Matrices with selected entries whose rank is 0: they stay frozen.
         num_competing: Entries that competed.
@@ -92,6 +137,8 @@ class Plan:
     method: str = 'cdra'
     blocks: tuple[Block, ...] = ()
     vectors: tuple[Vector, ...] = ()
+    sparse: tuple[SparseMatrix, ...] = ()
+    parts: tuple[Part, ...] = ()
     also_train: Mapping[str, int] = field(default_factory=dict)
     dropped: tuple[Block, ...] = ()
     num_competing: int = 0
@@ -103,8 +150,9 @@ class Plan:
     @property
     def num_trainable(self) -> int:
         """Trainable parameters of the backbone."""
-        adapted = sum(block.num_params for block in self.blocks)
-        return adapted + sum(v.num_params for v in self.vectors) + sum(self.also_train.values())
+        records: tuple[Block | Vector | SparseMatrix | Part, ...]
+        records = (*self.blocks, *self.vectors, *self.sparse, *self.parts)
+        return sum(r.num_params for r in records) + sum(self.also_train.values())
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
@@ -138,6 +186,8 @@ class Plan:
             method=_text(record, 'method'),
             blocks=tuple(_block(entry, 1) for entry in _list(record, 'blocks')),
             vectors=tuple(_vector(entry) for entry in _list(record, 'vectors')),
+            sparse=tuple(_sparse(entry) for entry in _list(record, 'sparse')),
+            parts=tuple(_part(entry) for entry in _list(record, 'parts')),
             also_train={
                 key: _count(value, f'also_train[{key}]', 0)
                 for key, value in _mapping(record, 'also_train').items()
@@ -148,9 +198,10 @@ class Plan:
             settings=_mapping(record, 'settings'),
             fingerprint=_text(record, 'fingerprint'),
         )
-        blocks = (*plan.blocks, *plan.dropped)
-        names = [*(b.name for b in blocks), *(v.name for v in plan.vectors), *plan.also_train]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        records: tuple[Block | Vector | SparseMatrix | Part, ...]
+        records = (*plan.blocks, *plan.dropped, *plan.vectors, *plan.sparse, *plan.parts)
+        names = Counter([*(record.name for record in records), *plan.also_train])
+        twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             raise PlanError(f'{twice[0]} is in the plan twice: expected each name once')
         if plan.num_sensitive > plan.num_competing:
@@ -164,9 +215,7 @@ class Plan:
 def _block(entry: Any, min_rank: int) -> Block:
     _check_keys('a block', entry, set(Block.__dataclass_fields__))
     name = _text(entry, 'name')
-    shape = tuple(_count(n, f'{name}: shape', 1) for n in _list(entry, 'shape'))
-    if len(shape) != 2:
-        raise PlanError(f'{name}: shape {shape} is not (rows, columns)')
+    shape = _matrix_shape(entry, name)
     rows = _indices(entry['rows'], shape[0], f'{name}: rows')
     cols = _indices(entry['cols'], shape[1], f'{name}: cols')
     if not rows or not cols:
@@ -175,7 +224,41 @@ def _block(entry: Any, min_rank: int) -> Block:
     if rank > min(len(rows), len(cols)):
         raise PlanError(f'{name}: rank {rank} exceeds the block of {len(rows)} x {len(cols)}')
     count = _selected(entry, name, shape[0] * shape[1])
-    return Block(name, (shape[0], shape[1]), rows, cols, rank, count)
+    scale = _number(entry['scale'], f'{name}: scale')
+    dropout = _number(entry['dropout'], f'{name}: dropout')
+    if not scale > 0:
+        raise PlanError(f'{name}: scale is {scale}: expected a number above 0')
+    if not 0 <= dropout < 1:
+        raise PlanError(f'{name}: dropout is {dropout}: expected a share in [0, 1)')
+    return Block(name, shape, rows, cols, rank, count, scale, dropout)
+
+
+def _sparse(entry: Any) -> SparseMatrix:
+    _check_keys('a sparse matrix', entry, set(SparseMatrix.__dataclass_fields__))
+    name = _text(entry, 'name')
+    shape = _matrix_shape(entry, name)
+    indices = _indices(entry['indices'], shape[0] * shape[1], f'{name}: indices')
+    if not indices:
+        raise PlanError(f'{name}: indices is empty: expected at least one index')
+    return SparseMatrix(name, shape, indices)
+
+
+def _part(entry: Any) -> Part:
+    _check_keys('a part', entry, set(Part.__dataclass_fields__))
+    name, sizes = _text(entry, 'name'), _mapping(entry, 'sizes')
+    for key, value in sizes.items():
+        if not isinstance(value, int | float | str):
+            raise PlanError(f'{name}: {key} is {value!r}: expected a number or text')
+    return Part(
+        name, _text(entry, 'kind'), sizes, _count(entry['num_params'], f'{name}: num_params', 1)
+    )
+
+
+def _matrix_shape(entry: dict[str, Any], name: str) -> tuple[int, int]:
+    shape = tuple(_count(n, f'{name}: shape', 1) for n in _list(entry, 'shape'))
+    if len(shape) != 2:
+        raise PlanError(f'{name}: shape {shape} is not (rows, columns)')
+    return shape[0], shape[1]
 
 
 def _vector(entry: Any) -> Vector:
@@ -225,6 +308,12 @@ def _mapping(record: dict[str, Any], key: str) -> dict[str, Any]:
 def _count(value: Any, what: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise PlanError(f'{what} is {value!r}: expected an integer of at least {least}')
+    return value
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PlanError(f'{what} is {value!r}: expected a number')
     return value
 
 

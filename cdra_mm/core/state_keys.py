@@ -1,7 +1,8 @@
 """A state dict describes its adapters: from its keys they are built again.
 
 <module>.cdra.<parameter>[:<part>].{rows, cols, down, up}     a low-rank adapter
-<module>.cdra.<parameter>.{index, value}                      single entries
+<module>.cdra.<parameter>[:<part>].{index, value}             single entries
+<module>.cdra.<kind>.<its tensors>                            a part on a whole module
 """
 
 from __future__ import annotations
@@ -9,17 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from .adapt import adapters, add_entries, add_low_rank
-from .errors import CheckpointError, PlanError
-from .layers import Adapter
-from .targets import Target, resolve
+from .adapt import Place, adapters, build_adapter
+from .adapter import Adapter, kind_of_tensors
+from .errors import CheckpointError
+from .layers import adapt_module
 
 __all__ = ['adapter_prefix', 'build_adapters']
 
-_KEY = re.compile(r'^(?:(?P<module>.+)\.)?cdra\.(?P<suffix>[^.]+)\.(?P<tensor>[a-z]+)$')
+_KEY = re.compile(r'^(?:(?P<module>.+)\.)?cdra\.(?P<suffix>[^.]+)\.(?P<tensor>[a-z_]+)$')
 
 
 def adapter_prefix(name: str) -> str:
@@ -62,46 +62,26 @@ def build_adapters(
     if present:
         _check_same(present, wanted)
         return list(wanted)
-    plans = [(_resolve_key(model, name), tensors) for name, tensors in wanted.items()]
-    for target, tensors in plans:
-        _check_tensors(target, tensors)
-    for target, tensors in plans:
-        if 'index' in tensors:
-            add_entries(model, target, tensors['index'])
-        else:
-            rank = len(tensors['down'])
-            add_low_rank(model, target, tensors['rows'], tensors['cols'], rank)
+    places = [_build(model, name, tensors) for name, tensors in wanted.items()]
+    for path, suffix, adapter in places:
+        adapt_module(model.get_submodule(path), suffix, adapter)
     return list(wanted)
 
 
-def _resolve_key(model: nn.Module, name: str) -> Target:
+def _build(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> Place:
+    kind = kind_of_tensors(set(tensors))
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    damaged = f'the adapter of {name} in the checkpoint is damaged or made for another architecture'
+    if kind is None:
+        raise CheckpointError(f'{damaged}: it holds {shapes}, which no kind of adapter has')
     try:
-        return resolve(model, name)
-    except PlanError as error:
-        raise CheckpointError(f'the checkpoint adapts {name}, but {error}') from None
-
-
-def _check_tensors(target: Target, tensors: Mapping[str, Tensor]) -> None:
-    def fits(name: str, size: int) -> bool:
-        index = tensors[name]
-        ok = index.dim() == 1 and index.dtype == torch.int64 and len(index) > 0
-        return ok and 0 <= int(index.min()) and int(index.max()) < size
-
-    if set(tensors) == {'rows', 'cols', 'down', 'up'} and len(target.shape) == 2:
-        rank = tensors['down'].shape[0] if tensors['down'].dim() == 2 else 0
-        ok = fits('rows', target.shape[0]) and fits('cols', target.shape[1]) and rank > 0
-        ok = ok and tensors['down'].shape == (rank, len(tensors['cols']))
-        ok = ok and tensors['up'].shape == (len(tensors['rows']), rank)
-    else:
-        ok = set(tensors) == {'index', 'value'} and len(target.shape) == 1
-        ok = ok and fits('index', target.shape[0])
-        ok = ok and tensors['value'].shape == tensors['index'].shape
-    if not ok:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        raise CheckpointError(
-            f'the adapter of {target.name} {target.shape} in the checkpoint is damaged or made for '
-            f'another architecture: it holds {shapes}'
-        )
+        place = build_adapter(model, name, kind, kind.sizes_of(tensors))
+    except ValueError as error:
+        raise CheckpointError(f'{damaged} ({error}): it holds {shapes}') from None
+    built = {key: tuple(tensor.shape) for key, tensor in place[2].state_dict().items()}
+    if built != shapes:
+        raise CheckpointError(f'{damaged}: it holds {shapes}, expected {built}')
+    return place
 
 
 def _check_same(present: Mapping[str, Adapter], wanted: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -110,7 +110,7 @@ def test_projections_share_one_product_and_the_weight_gets_no_gradient():
     with patch.object(layers, 'compact_linear', wraps=layers.compact_linear) as product:
         out, _ = attention(x, x, x)
     assert [len(call.args[3]) for call in product.call_args_list] == [3, 1]
-    with patch.object(layers.Adapter, 'added_to', side_effect=AssertionError('a dense weight')):
+    with patch.object(layers.LowRank, 'added_to', side_effect=AssertionError('a dense weight')):
         out.sum().backward()
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdra_mm.core import Plan, PlanError, plan_from_masks
+from cdra_mm.core import Part, Plan, PlanError, SparseMatrix, plan_from_masks
 from tests.core.test_compaction import masks
 
 
@@ -24,11 +24,17 @@ def example():
         'a.bias': torch.tensor([True, False, True]),
         'c.bias': torch.tensor([True] + [False] * 9),
     }
-    return plan_from_masks(
+    plan = plan_from_masks(
         chosen,
         also_train={'cls_token': 7},
         settings={'gamma': 0.5, 'note': 'é', 'list': [1, None]},
         fingerprint='abc',
+    )
+    return dataclasses.replace(
+        plan,
+        blocks=tuple(dataclasses.replace(b, scale=0.25, dropout=0.1) for b in plan.blocks),
+        sparse=(SparseMatrix('d.weight', (3, 4), (1, 7, 11)),),
+        parts=(Part('e.prompts', 'prompts', {'number': 5, 'text': 'x'}, 20),),
     )
 
 
@@ -46,12 +52,13 @@ def test_plan_counts_what_it_trains():
     assert block.num_params == block.rank * (len(block.rows) + len(block.cols))
     assert block.density == block.num_sensitive / (len(block.rows) * len(block.cols))
     assert [v.num_params for v in plan.vectors] == [3, 1]
-    assert plan.num_trainable == block.num_params + 3 + 1 + 7
+    assert [m.num_params for m in plan.sparse] == [3]
+    assert plan.num_trainable == block.num_params + 3 + 1 + 3 + 20 + 7
 
 
 def test_plan_is_frozen():
     plan = example()
-    for record in (plan, plan.blocks[0], plan.vectors[0]):
+    for record in (plan, plan.blocks[0], plan.vectors[0], plan.sparse[0], plan.parts[0]):
         field = dataclasses.fields(record)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(record, field, None)
@@ -128,7 +135,11 @@ def holder(record, path):
 
 
 RECORD = json.loads(example().to_json())
-KEYS = [path for path in places(RECORD) if isinstance(path[-1], str) and 'also_train' != path[0]]
+KEYS = [
+    path
+    for path in places(RECORD)
+    if isinstance(path[-1], str) and path[0] != 'also_train' and 'sizes' not in path[:-1]
+]
 JUNK = {
     'text': 'junk',
     'null': None,
@@ -153,6 +164,7 @@ def test_plan_refuses_a_missing_key(path):
 def test_plan_refuses_a_value_of_another_kind(junk):
     """Each value of the record in turn becomes junk: refused, or a sound plan of that value."""
     refused = 0
+    free = ('number',)  # what a part is built with is its kind's to judge
     for path in places(RECORD):
         if path == ('version',):
             continue
@@ -166,12 +178,15 @@ def test_plan_refuses_a_value_of_another_kind(junk):
         kept = holder(json.loads(plan.to_json()), path)[path[-1]]
         assert type(kept) is type(JUNK[junk]) and kept == JUNK[junk], path
         harmless = {
-            'text': ('method', 'fingerprint', 'name'),
+            'text': ('method', 'fingerprint', 'name', 'kind', *free),
             'null': ('indices',),
-            'huge': ('num_competing', 'length', 'cls_token', 0, 1),
-            'object': ('settings', 'also_train'),
+            'negative': free,
+            'fraction': ('scale', 'dropout', *free),
+            'huge': ('num_competing', 'length', 'cls_token', 'scale', 'num_params', 0, 1, *free),
+            'true': free,
+            'object': ('settings', 'also_train', 'sizes'),
         }
-        assert path[-1] in harmless.get(junk, ()), path
+        assert path[-1] in harmless.get(junk, ()) or path[-1] == 'text', path
     assert refused > 30
 
 
@@ -182,6 +197,8 @@ BLOCK = {
     'cols': [1, 3, 4],
     'rank': 2,
     'num_sensitive': 4,
+    'scale': 1.0,
+    'dropout': 0.0,
 }
 BAD_BLOCKS = {
     'row outside': {'rows': [0, 4]},
@@ -194,6 +211,8 @@ BAD_BLOCKS = {
     'three sides': {'shape': [4, 5, 6]},
     'no side': {'shape': []},
     'a key too many': {'alpha': 1},
+    'no scale': {'scale': 0},
+    'all dropped': {'dropout': 1.0},
 }
 
 
@@ -220,6 +239,23 @@ def test_plan_refuses_a_vector_that_contradicts_itself(change):
     Plan.from_json(json.dumps({**RECORD, 'vectors': [VECTOR]}))
     with pytest.raises(PlanError):
         Plan.from_json(json.dumps({**RECORD, 'vectors': [{**VECTOR, **change}]}))
+
+
+SPARSE = {'name': 'z', 'shape': [2, 3], 'indices': [5, 0]}
+BAD_SPARSE = {
+    'index outside': {'indices': [6]},
+    'index twice': {'indices': [1, 1]},
+    'no index': {'indices': []},
+    'no list': {'indices': None},
+    'one side': {'shape': [6]},
+}
+
+
+@pytest.mark.parametrize('change', BAD_SPARSE.values(), ids=BAD_SPARSE)
+def test_plan_refuses_a_sparse_matrix_that_contradicts_itself(change):
+    Plan.from_json(json.dumps({**RECORD, 'sparse': [SPARSE]}))
+    with pytest.raises(PlanError):
+        Plan.from_json(json.dumps({**RECORD, 'sparse': [{**SPARSE, **change}]}))
 
 
 def test_plan_refuses_a_name_twice():

@@ -42,7 +42,8 @@ def dense_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for index, value in zip(
                 tensors['index'].tolist(), tensors['value'].flatten(), strict=True
             ):
-                target[index] += value.to(target)
+                at = divmod(index, target.shape[1]) if target.dim() == 2 else index
+                target[at] += value.to(target)
     return plain
 
 

@@ -1,0 +1,110 @@
+"""The low-rank adapter of a compact block (CDRA-SPT, Eq. 6).
+
+    W' = W + scale * scatter_{R,C}( up @ down )        up [|R|, r], down [r, |C|]
+
+With all rows and columns it is LoRA.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import ParameterAdapter, register_kind
+from .targets import Target
+
+__all__ = ['LowRank', 'check_index', 'master_dtype']
+
+
+@register_kind
+class LowRank(ParameterAdapter):
+    """The low-rank adapter of one compact block.
+
+    Args:
+        target: The matrix.
+        like: Its parameter, which gives device and floating type of the factors.
+        rows: Rows of the block in the target, int64 ``[|R|]``.
+        cols: Columns of the block, int64 ``[|C|]``.
+        rank: r.
+        scale: Factor of the update; the paper has none, LoRA's is alpha / r.
+    """
+
+    kind = 'low_rank'
+    tensors = frozenset({'rows', 'cols', 'down', 'up'})
+    optional = frozenset({'scaling'})
+
+    rows: Tensor
+    cols: Tensor
+
+    def __init__(
+        self,
+        target: Target,
+        like: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        rank: int,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(target.parameter)
+        if len(target.shape) != 2:
+            raise ValueError(f'{target.name} is no matrix')
+        check_index(rows, target.shape[0], 'rows')
+        check_index(cols, target.shape[1], 'cols')
+        self.start, self.scale = target.start, float(scale)
+        self.dropout = 0.0  # of the input, in training; `freeze_rest` sets what the plan says
+        dtype = master_dtype(like)
+        self.register_buffer('rows', rows.to(like.device))
+        self.register_buffer('cols', cols.to(like.device))
+        if scale != 1:  # a state dict has to tell it
+            self.register_buffer('scaling', torch.tensor(self.scale, dtype=torch.float64))
+        self.down = nn.Parameter(torch.zeros(rank, len(cols), device=like.device, dtype=dtype))
+        self.up = nn.Parameter(torch.zeros(len(rows), rank, device=like.device, dtype=dtype))
+
+    @classmethod
+    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `Adapter.sizes_of`."""
+        rank = len(tensors['down']) if tensors['down'].dim() == 2 else 0
+        if rank < 1:
+            raise ValueError('down is no matrix')
+        sizes = {'rows': tensors['rows'], 'cols': tensors['cols'], 'rank': rank}
+        if 'scaling' in tensors:
+            sizes['scale'] = float(tensors['scaling'])
+        return sizes
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """``down`` Kaiming-uniform (a = sqrt 5), ``up`` zero: the update starts at zero."""
+        bound = 1 / math.sqrt(self.down.shape[1])
+        values = torch.rand(self.down.shape, generator=generator) * 2 - 1
+        self.down.copy_(values * bound)
+        self.up.zero_()
+
+    def delta_weight(self) -> Tensor:
+        """The update of the block, ``[|R|, |C|]``."""
+        return self.scale * (self.up @ self.down)
+
+    def added_to(self, base: Tensor) -> Tensor:
+        """See `ParameterAdapter.added_to`."""
+        index = ((self.rows + self.start)[:, None], self.cols[None, :])
+        return base.index_put(index, self.delta_weight().to(base.dtype), accumulate=True)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        rank, cols = self.down.shape
+        return f'{self.parameter}, block={len(self.rows)}x{cols}, rank={rank}'
+
+
+def check_index(index: Tensor, size: int, what: str) -> None:
+    """Raises ValueError unless a tensor is a non-empty list of indices below ``size``."""
+    ok = index.dim() == 1 and index.dtype == torch.int64 and len(index) > 0
+    if not ok or int(index.min()) < 0 or int(index.max()) >= size:
+        raise ValueError(f'{what} are no indices below {size}')
+
+
+def master_dtype(like: Tensor) -> torch.dtype:
+    """Adapters are trained in fp32 at least: small updates vanish in half precision."""
+    return torch.promote_types(like.dtype, torch.float32)
