@@ -194,7 +194,8 @@ def _check_complete(
         )
     plan = record.read_plan()
     if plan is not None:
-        names = {block.name for block in plan.blocks}
+        carried = (*plan.blocks, *plan.sparse, *plan.parts)
+        names = {record.name for record in carried}
         names |= {vector.name for vector in plan.vectors if vector.indices is not None}
         keys = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
         for name in sorted(names):

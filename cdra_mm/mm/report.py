@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from statistics import mean, median
 
 from torch import nn
@@ -11,6 +12,7 @@ from cdra_mm.core import Block, Plan, find_targets, resolve
 
 __all__ = ['describe_plan']
 
+LISTED = 4  # parameters named one by one
 HEAD = ('matrix', 'adapted', 'rank min/median/max', 'mean block', 'density', 'parameters')
 
 
@@ -42,8 +44,13 @@ def describe_plan(plan: Plan, backbone: nn.Module) -> str:
             f'{len(plan.vectors)} vectors: {len(whole)} trained whole, '
             f'{len(plan.vectors) - len(whole)} in part, {parameters:,} parameters'
         )
-    for name, numel in plan.also_train.items():
-        lines.append(f'{name}: trained whole, {numel:,} parameters')
+    if plan.sparse:
+        entries = sum(matrix.num_params for matrix in plan.sparse)
+        lines.append(f'{len(plan.sparse)} matrices: {entries:,} single entries trained')
+    for kind, count in sorted(Counter(part.kind for part in plan.parts).items()):
+        parameters = sum(part.num_params for part in plan.parts if part.kind == kind)
+        lines.append(f'{count} of kind {kind}: {parameters:,} parameters')
+    lines += _whole(plan.also_train)
     if plan.dropped:
         lost = sum(block.num_sensitive for block in plan.dropped)
         lines.append(
@@ -51,6 +58,13 @@ def describe_plan(plan: Plan, backbone: nn.Module) -> str:
             f'selected entries ({100 * lost / max(plan.num_sensitive, 1):.1f} %)'
         )
     return '\n'.join(lines)
+
+
+def _whole(also_train: Mapping[str, int]) -> list[str]:
+    if len(also_train) > LISTED:
+        total = sum(also_train.values())
+        return [f'{len(also_train)} parameters trained whole, {total:,} entries']
+    return [f'{name}: trained whole, {n:,} parameters' for name, n in also_train.items()]
 
 
 def _row(role: str, blocks: list[Block]) -> tuple[str, ...]:
