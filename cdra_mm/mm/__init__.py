@@ -29,6 +29,10 @@ except ImportError as error:
         '(the original packages); one environment holds one of the two'
     ) from error
 
+import warnings
+
 from .compatibility import allow_mmengine_checkpoints
 
+# mmcv without compiled operators says so at every import; no backbone here uses them.
+warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 allow_mmengine_checkpoints()
