@@ -53,6 +53,7 @@ test-upstream: $(UPSTREAM_SETUP) ## Test with the original OpenMMLab packages (t
 	@$(UPSTREAM_RUN) -m pytest $(PYTEST_ARGS) $(UPSTREAM_TESTS)
 
 # mmcv comes before the rest: pip would compile it apart from torch, and so without its operators.
+# A GPU is hidden from its setup.py, which would ask for CUDA's compiler; the tests need none of it.
 $(UPSTREAM_SETUP): pyproject.toml
 	@command -v c++ >/dev/null && $(PYTHON) -c 'import os, sys, sysconfig; \
 	  sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' || \
@@ -60,7 +61,7 @@ $(UPSTREAM_SETUP): pyproject.toml
 	@test -x $(UPSTREAM_RUN) || $(PYTHON) -m venv $(UPSTREAM)
 	@echo "Installing into $(UPSTREAM) (6 GB; compiling mmcv takes 20 to 40 minutes the first time) ..."
 	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) 'setuptools>=77,<81' ninja $(UPSTREAM_TORCH)
-	@MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=$(MAX_JOBS) \
+	@MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES= MAX_JOBS=$(MAX_JOBS) \
 	  $(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) --no-build-isolation mmcv==2.1.0
 	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) -e '.[openmmlab,test]'
 	@touch $@

@@ -183,7 +183,9 @@ def _looks_after_itself(cfg: Config, dataset: Mapping[str, Any]) -> bool:
 
 
 def _remedy(cfg: Config, where: str, root: str) -> str:
-    command = cfg.get('prepare_data') or _prepare_command(Path(root))
+    if cfg.get('prepare_data'):
+        return f'make it with {cfg.prepare_data}'
+    command = _prepare_command(Path(root))
     if command and Path(root).expanduser().exists():
         return f'see what else is missing with {command} --check'
     if command:

@@ -62,6 +62,7 @@ def replica(rank, path):
     replicas(x).square().mean().backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     torch.save(grads, path / f'{rank}.pt')
+    del replicas  # freed later, its reducer may hold the group's last reference and wait for ever
     torch.distributed.destroy_process_group()
 
 
