@@ -1,4 +1,7 @@
-"""Imports go down only: tools -> mm -> benchmark -> methods -> core; core needs torch alone."""
+"""Imports go down only; core needs torch alone.
+
+Tools -> tables -> mm -> benchmark -> methods -> core.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 
 import pytest
 
-FLOORS = {'core': 0, 'methods': 1, 'benchmark': 2, 'mm': 3, 'tools': 4}
+FLOORS = {'core': 0, 'methods': 1, 'benchmark': 2, 'mm': 3, 'tables': 4, 'tools': 5}
 OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'mmdet')
 CORE_MAY = {'torch', 'safetensors', 'cdra_mm'}
 # Loaded only where there is a GPU; torch brings Triton along there.

@@ -13,8 +13,11 @@ Read in the order of the data:
 `selection`               the global top-k
 `compaction`              Eq. 4: rows and columns of the compact block
 `ranks`                   Eq. 7: its rank
+`ablations`               what the paper's ablations change about a matrix
+`treatment`               how a matrix is trained: a block, LoRA, single entries
 `plan`, `planning`        the record of it all, and how it is made
-`budget`                  the threshold whose plan fits a budget
+`sizes`                   what each target adds to a plan, at any threshold
+`budget`, `trials`        the threshold whose plan fits a budget: at once, or by trying
 `adapter`                 what an adapter is, and which kinds there are
 `low_rank`                Eq. 6: the low-rank adapter of a compact block
 `compact_linear`          its forward and backward
@@ -55,7 +58,7 @@ from .ranks import dynamic_rank
 from .scores import estimate_scores
 from .selection import select
 from .state_keys import build_adapters
-from .targets import Target, find_targets, resolve
+from .targets import Target, block_width, find_blocks, find_targets, resolve
 
 __all__ = [
     'Adapter',
@@ -75,11 +78,13 @@ __all__ = [
     'Vector',
     'adapters',
     'apply_plan',
+    'block_width',
     'build_adapters',
     'compact',
     'count_parameters',
     'dynamic_rank',
     'estimate_scores',
+    'find_blocks',
     'find_targets',
     'fingerprint',
     'fingerprint_of',

@@ -104,8 +104,13 @@ def build_adapter(
             path, _, suffix = name.rpartition('.')
             if suffix != kind.kind:
                 raise ValueError(f'expected a name that ends with {kind.kind}')
-            build = cast(Any, kind)
-            return path, suffix, build(model.get_submodule(path), **sizes)
+            module = model.get_submodule(path)
+            if 'forward' in vars(module):  # the adapter would not be called
+                raise ValueError(
+                    f'the forward of this {type(module).__name__} was replaced '
+                    '(activation_checkpointing of the config?): take the module out of that list'
+                )
+            return path, suffix, cast(Any, kind)(module, **sizes)
         target = resolve(model, name)
         build = cast(Any, kind)
         return target.module, target.suffix, build(target, parameter_of(model, target), **sizes)

@@ -28,15 +28,8 @@ import torch
 from torch import Tensor
 
 from .errors import PlanError
-from .ranks import unbounded_rank
-from .selection import (
-    BUCKETS,
-    FINITE_BUCKETS,
-    Threshold,
-    bits_of,
-    coarse_histogram,
-    fine_histogram,
-)
+from .selection import BUCKETS, FINITE_BUCKETS, Threshold, coarse_histogram, fine_histogram
+from .sizes import Rules, TargetSizes, shifted
 
 __all__ = ['threshold_for_budget']
 
@@ -56,65 +49,6 @@ class _Sweep:
     adapters: Tensor  # matrices with a rank of at least 1
 
 
-class _Target:
-    """What one target adds to a plan, as a function of the threshold.
-
-    Attributes:
-        shape: Of the target.
-        maxima: Row ``[O]`` and column ``[I]`` maxima as sorted bit patterns,
-            int32, on the CPU; none for a vector.
-        rules: ``(rank_rule, min_rank, beta)``, see `make_plan`.
-    """
-
-    def __init__(
-        self, score: Tensor, maxima: list[Tensor], rules: tuple[str | int, int, float]
-    ) -> None:
-        self.shape, self.maxima = score.shape, maxima
-        self.rank_rule, self.min_rank, self.beta = rules
-        for out, dim in zip(maxima, (1, 0), strict=False):
-            out.copy_(bits_of(score.amax(dim)).sort().values)
-
-    def size(self, thresholds: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Trainable parameters and adapters (0 or 1) at thresholds that n entries reach."""
-        if not self.maxima:
-            return self._vector_params(n), torch.zeros_like(n)
-        rows, cols = self._sides(thresholds)
-        rank = self._rank(n, rows, cols)
-        return rank * (rows + cols), (rank > 0).to(torch.int64)
-
-    def bounds(self, thresholds: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and most parameters between the threshold before and each one."""
-        before = _shifted(n)
-        if not self.maxima:
-            return self._vector_params(before), self._vector_params(n)
-        rows, cols = self._sides(thresholds)
-        rows_before, cols_before = _shifted(rows), _shifted(cols)
-        if self.rank_rule == 'count':
-            low = before // (rows + cols).clamp(min=1)
-            low = low.clamp(min=self.min_rank).minimum(rows_before).minimum(cols_before)
-            low *= before > 0
-            return low * (rows_before + cols_before), n.maximum(self.min_rank * (rows + cols))
-        low = self._rank(before, rows_before, cols_before)
-        return low * (rows_before + cols_before), self._rank(n, rows, cols) * (rows + cols)
-
-    def _sides(self, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-        rows, cols = (
-            len(maxima) - torch.searchsorted(maxima, thresholds.to(torch.int32))
-            for maxima in self.maxima
-        )
-        return rows, cols
-
-    def _rank(self, n: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        # Where nothing is selected the block is empty: 1 x 1 avoids a division by zero.
-        area = self.shape[0] * self.shape[1]
-        rank = unbounded_rank(n, rows.clamp(min=1), cols.clamp(min=1), area, self.rank_rule)
-        return rank.clamp(min=self.min_rank).minimum(rows).minimum(cols) * (n > 0)
-
-    def _vector_params(self, n: Tensor) -> Tensor:
-        length = self.shape[0]
-        return torch.where(n > 0, torch.where(n * self.beta >= length, length, n), 0)
-
-
 class _Search:
     """Plans of all thresholds of some scores.
 
@@ -124,25 +58,23 @@ class _Search:
         most: Likewise.
     """
 
-    def __init__(
-        self, scores: Mapping[str, Tensor], rank_rule: str | int, min_rank: int, beta: float
-    ) -> None:
+    def __init__(self, scores: Mapping[str, Tensor], rules: Rules) -> None:
         self.scores = scores
-        self.targets: dict[str, _Target] = {}
+        self.targets: dict[str, TargetSizes] = {}
         maxima = _maxima_of(scores)
         edges = torch.arange(FINITE_BUCKETS - 1, -1, -1) << 16
         # Rows: n, parameters, adapters, least, most.
         totals = torch.zeros(5, len(edges), dtype=torch.int64)
         for name, score in scores.items():
             counts = coarse_histogram(name, score)
-            target = self.targets[name] = _Target(score, next(maxima), (rank_rule, min_rank, beta))
+            target = self.targets[name] = TargetSizes(score, next(maxima), rules)
             n = counts[:FINITE_BUCKETS].flip(0).cumsum(0)
             for row, values in zip(
                 totals, (n, *target.size(edges, n), *target.bounds(edges, n)), strict=True
             ):
                 row += values
         # An empty bucket repeats the plan before it; then its bounds are of no use either.
-        occupied = totals[0] > _shifted(totals[0])
+        occupied = totals[0] > shifted(totals[0])
         self.sweep = _Sweep(edges[occupied], *totals[:3, occupied])
         self.least, self.most = totals[3:, occupied]
         size = sum(score.numel() for score in scores.values())
@@ -180,9 +112,7 @@ def threshold_for_budget(
     scores: Mapping[str, Tensor],
     budget: int,
     *,
-    rank_rule: str | int,
-    min_rank: int,
-    beta: float,
+    rules: Rules,
     reserved: int = 0,
 ) -> Threshold:
     """The threshold of the largest plan within a budget.
@@ -190,9 +120,7 @@ def threshold_for_budget(
     Args:
         scores: fp32 scores by target name.
         budget: Trainable parameters of adapters and vectors.
-        rank_rule: See `dynamic_rank`.
-        min_rank: See `dynamic_rank`.
-        beta: See `make_plan`.
+        rules: What the plan follows; the ratio of an ablation is at least 1.
         reserved: Parameters trained besides, only for the message.
 
     Returns:
@@ -203,7 +131,7 @@ def threshold_for_budget(
     """
     if not any(score.numel() for score in scores.values()):
         raise PlanError('there is no score: expected at least one competing entry')
-    search = _Search(scores, rank_rule, min_rank, beta)
+    search = _Search(scores, rules)
     best = (-1, 0, 0)  # (parameters, selected entries, threshold)
 
     def take(sweep: _Sweep) -> None:
@@ -258,8 +186,3 @@ def _maxima_of(scores: Mapping[str, Tensor]) -> Iterator[list[Tensor]]:
     room = torch.empty(sum(sum(side) for side in sides), dtype=torch.int32)
     for side, part in zip(sides, torch.split(room, [sum(side) for side in sides]), strict=True):
         yield list(torch.split(part, side))
-
-
-def _shifted(values: Tensor) -> Tensor:
-    """The value at the threshold before, 0 at the first."""
-    return torch.cat([values.new_zeros(1), values[:-1]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ['compact']
+__all__ = ['compact', 'ordered_sides']
 
 CHUNK = 1 << 18  # entries counted at a time: torch sums bools through a wider copy of them
 
@@ -32,13 +32,31 @@ def compact(mask: Tensor) -> tuple[Tensor, Tensor]:
         >>> rows.tolist(), cols.tolist()
         ([2, 0], [1, 0])
     """
+    (rows, num_rows), (cols, num_cols) = ordered_sides(mask)
+    return rows[:num_rows], cols[:num_cols]
+
+
+def ordered_sides(mask: Tensor) -> tuple[tuple[Tensor, int], tuple[Tensor, int]]:
+    """All rows and columns in the order of `compact`, and how many of them it takes.
+
+    Args:
+        mask: See `compact`.
+
+    Returns:
+        Rows, int64 ``[O]``, with ``|R|``, and columns ``[I]`` with ``|C|``; those that hold
+        nothing come last, by index.
+
+    Raises:
+        TypeError: See `compact`.
+        ValueError: See `compact`.
+    """
     if mask.dtype != torch.bool:
         raise TypeError(f'mask is {mask.dtype}: expected torch.bool, True = trainable')
     if mask.dim() != 2:
         raise ValueError(f'mask has shape {tuple(mask.shape)}: expected a matrix [O, I]')
     in_rows, in_cols = _counts(mask)
     rows, cols = _most_first(in_rows), _most_first(in_cols)
-    if not len(rows):
+    if not rows[1]:
         raise ValueError(f'mask of shape {tuple(mask.shape)} selects nothing')
     return rows, cols
 
@@ -57,6 +75,6 @@ def _counts(mask: Tensor) -> tuple[Tensor, Tensor]:
     return in_rows, in_cols
 
 
-def _most_first(counts: Tensor) -> Tensor:
+def _most_first(counts: Tensor) -> tuple[Tensor, int]:
     order = torch.sort(counts, descending=True, stable=True).indices
-    return order[: int((counts > 0).sum())]
+    return order, int((counts > 0).sum())

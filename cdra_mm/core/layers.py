@@ -61,6 +61,7 @@ class AdapterSet(nn.Module):
 
 def adapt_module(module: nn.Module, suffix: str, adapter: Adapter) -> None:
     """Puts an adapter on a module, in place; the module keeps its identity."""
+    adapter.train(module.training)
     if not hasattr(type(module), 'base_class'):
         module.add_module('cdra', AdapterSet())
     adapters = cast(AdapterSet, module.cdra)

@@ -9,19 +9,22 @@ one by one: no more than the mask of one is ever held.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .ablations import NO_ABLATION, Ablation
 from .budget import threshold_for_budget
-from .compaction import compact
 from .errors import PlanError
-from .plan import Block, Plan, Vector
-from .ranks import check_rank_rule, dynamic_rank
-from .selection import kth_largest, masks_above, one_thread, requested_count
+from .plan import Block, Plan, SparseMatrix, Vector
+from .selection import Threshold, kth_largest, masks_above, one_thread, requested_count
+from .sizes import Rules
+from .treatment import shared_indices, treat_matrix
+from .trials import threshold_by_trials
 
-__all__ = ['check_settings', 'make_plan', 'plan_from_masks', 'trains_whole']
+__all__ = ['make_plan', 'plan_from_masks', 'trains_whole']
 
 
 @one_thread()
@@ -34,6 +37,7 @@ def make_plan(
     rank_rule: str | int = 'eq7',
     min_rank: int = 0,
     beta: float = 5,
+    ablation: Ablation = NO_ABLATION,
     also_train: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     fingerprint: str = '',
@@ -51,6 +55,7 @@ def make_plan(
         min_rank: See `dynamic_rank`.
         beta: A vector of length L is trained whole when at least ``L / beta`` of
             its entries are selected, otherwise only those are (SPT's rule).
+        ablation: How matrices are treated otherwise than by the method.
         also_train: Parameters trained whole without competing, name -> entries.
         settings: Further plain values to keep in the plan.
         fingerprint: Fingerprint of the base weights.
@@ -59,7 +64,7 @@ def make_plan(
         PlanError: If not exactly one budget is given, a setting is out of
             range, or no adapter fits the budget.
     """
-    check_settings(rank_rule, min_rank, beta)
+    rules = Rules(rank_rule, min_rank, beta, ablation)
     budgets = {'gamma': gamma, 'num_sensitive': num_sensitive, 'budget_params': budget_params}
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
@@ -67,22 +72,13 @@ def make_plan(
         raise PlanError(f'{listed}: give exactly one of them')
     also_train = _checked_also_train(also_train)
     if budget_params is not None:
-        threshold = threshold_for_budget(
-            scores,
-            budget_params - sum(also_train.values()),
-            rank_rule=rank_rule,
-            min_rank=min_rank,
-            beta=beta,
-            reserved=sum(also_train.values()),
-        )
+        threshold = _threshold_within(scores, budget_params, rules, also_train)
     else:
         count = requested_count(scores, gamma=gamma, num_sensitive=num_sensitive)
         threshold = kth_largest(scores, count)
     return _plan(
         masks_above(scores, threshold),
-        rank_rule=rank_rule,
-        min_rank=min_rank,
-        beta=beta,
+        rules,
         also_train=also_train,
         settings={**given, **(settings or {})},
         fingerprint=fingerprint,
@@ -96,6 +92,7 @@ def plan_from_masks(
     rank_rule: str | int = 'eq7',
     min_rank: int = 0,
     beta: float = 5,
+    ablation: Ablation = NO_ABLATION,
     also_train: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     fingerprint: str = '',
@@ -108,6 +105,7 @@ def plan_from_masks(
         rank_rule: See `dynamic_rank`.
         min_rank: See `dynamic_rank`.
         beta: See `make_plan`.
+        ablation: See `make_plan`.
         also_train: See `make_plan`.
         settings: See `make_plan`.
         fingerprint: See `make_plan`.
@@ -116,30 +114,43 @@ def plan_from_masks(
         PlanError: If a mask is not bool or neither a matrix nor a vector, or a
             setting is out of range.
     """
-    check_settings(rank_rule, min_rank, beta)
+    rules = Rules(rank_rule, min_rank, beta, ablation)
     return _plan(
         masks.items(),
-        rank_rule=rank_rule,
-        min_rank=min_rank,
-        beta=beta,
+        rules,
         also_train=_checked_also_train(also_train),
         settings=settings or {},
         fingerprint=fingerprint,
     )
 
 
+def _threshold_within(
+    scores: Mapping[str, Tensor], budget: int, rules: Rules, also_train: Mapping[str, int]
+) -> Threshold:
+    """The threshold of the largest plan within a budget; see `make_plan`."""
+    reserved = sum(also_train.values())
+    if rules.ablation.size_ratio >= 1:
+        return threshold_for_budget(scores, budget - reserved, rules=rules, reserved=reserved)
+
+    # How many selected entries a smaller block holds, no histogram tells.
+    def size_at(threshold: Threshold) -> tuple[int, int]:
+        plan = _plan(masks_above(scores, threshold), rules, also_train=also_train)
+        return plan.num_trainable, len(plan.blocks) + len(plan.sparse)
+
+    return threshold_by_trials(scores, budget, size_at)
+
+
 def _plan(
     masks: Iterable[tuple[str, Tensor]],
+    rules: Rules,
     *,
-    rank_rule: str | int,
-    min_rank: int,
-    beta: float,
     also_train: Mapping[str, int],
-    settings: Mapping[str, Any],
-    fingerprint: str,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    fingerprint: str = '',
 ) -> Plan:
     """The plan for masks that come one by one; the settings are checked."""
     blocks: list[Block] = []
+    sparse: list[SparseMatrix] = []
     vectors: list[Vector] = []
     num_competing = num_sensitive = 0
     numbers: dict[int, int] = {}
@@ -155,28 +166,29 @@ def _plan(
         if not count:
             continue
         if mask.dim() == 1:
-            whole = trains_whole(count, len(mask), beta)
-            indices = None if whole else _shared(torch.nonzero(mask).flatten(), numbers)
+            whole = trains_whole(count, len(mask), rules.beta)
+            indices = None if whole else shared_indices(torch.nonzero(mask).flatten(), numbers)
             vectors.append(Vector(name, len(mask), indices, count))
             continue
-        rows, cols = compact(mask)
-        shape = cast(tuple[int, int], tuple(mask.shape))
-        rank = dynamic_rank(count, len(rows), len(cols), shape, rule=rank_rule, min_rank=min_rank)
-        blocks.append(
-            Block(name, shape, _shared(rows, numbers), _shared(cols, numbers), rank, count)
-        )
+        record = treat_matrix(name, mask, count, rules, numbers)
+        if isinstance(record, Block):
+            blocks.append(record)
+        else:
+            sparse.append(record)
     return Plan(
         method='cdra',
         blocks=tuple(block for block in blocks if block.rank),
         vectors=tuple(vectors),
+        sparse=tuple(sparse),
         also_train=also_train,
         dropped=tuple(block for block in blocks if not block.rank),
         num_competing=num_competing,
         num_sensitive=num_sensitive,
         settings={
-            'rank_rule': rank_rule,
-            'min_rank': min_rank,
-            'beta': beta,
+            'rank_rule': rules.rank_rule,
+            'min_rank': rules.min_rank,
+            'beta': rules.beta,
+            **rules.ablation.changes,
             **settings,
         },
         fingerprint=fingerprint,
@@ -188,24 +200,8 @@ def trains_whole(num_sensitive: int, length: int, beta: float) -> bool:
     return num_sensitive * beta >= length
 
 
-def _shared(indices: Tensor, numbers: dict[int, int]) -> tuple[int, ...]:
-    """The indices as integers that all records of a plan share.
-
-    A large model's plan holds a million indices below ten thousand: as objects
-    of their own they would take four times the memory.
-    """
-    return tuple(numbers.setdefault(index, index) for index in indices.tolist())
-
-
 def _checked_also_train(also_train: Mapping[str, int] | None) -> dict[str, int]:
     for name, numel in (also_train or {}).items():
         if isinstance(numel, bool) or not isinstance(numel, int) or numel < 0:
             raise PlanError(f'also_train[{name}]={numel!r}: expected a number of entries')
     return dict(also_train or {})
-
-
-def check_settings(rank_rule: str | int, min_rank: int, beta: float) -> None:
-    """Raises PlanError where a setting of `make_plan` is out of range."""
-    check_rank_rule(rank_rule, min_rank)
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not beta > 0:
-        raise PlanError(f'beta={beta!r}: expected a number above 0')

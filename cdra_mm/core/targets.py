@@ -25,7 +25,15 @@ from torch import Tensor, nn
 from .errors import PlanError
 from .families import FAMILIES, GATED, QKV, families_of
 
-__all__ = ['Target', 'find_targets', 'parameter_of', 'resolve', 'view_of']
+__all__ = [
+    'Target',
+    'block_width',
+    'find_blocks',
+    'find_targets',
+    'parameter_of',
+    'resolve',
+    'view_of',
+]
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
         PlanError: If the model holds no transformer block.
     """
     found: dict[str, Target] = {}
-    for block in _blocks(model):
+    for block in find_blocks(model):
         for path, module in _modules_of(model, block):
             for name in _competing_parameters(module):
                 for target in _views(model, path, name, block):
@@ -115,6 +123,33 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
             'cdra_mm/core/families.py'
         )
     return found
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """Paths of the transformer blocks, in module order; [] if there is none.
+
+    A block is an innermost member of a ``ModuleList`` or ``Sequential`` that holds an attention.
+    """
+    members = {
+        _join(path, child)
+        for path, owner in model.named_modules()
+        if isinstance(owner, nn.ModuleList | nn.Sequential)
+        for child, _ in owner.named_children()
+    }
+    found: dict[str, None] = {}
+    for path, module in model.named_modules():
+        if not _width(module):
+            continue
+        while path and path not in members:
+            path = path.rpartition('.')[0]
+        if path:
+            found[path] = None
+    return list(found)
+
+
+def block_width(model: nn.Module, block: str) -> int:
+    """Width E of the tokens of a block that `find_blocks` has found."""
+    return next(filter(None, map(_width, model.get_submodule(block).modules())))
 
 
 def resolve(model: nn.Module, name: str) -> Target:
@@ -149,25 +184,6 @@ def resolve(model: nn.Module, name: str) -> Target:
     if part not in parts or weight.dim() != 2 or weight.shape[0] % len(parts):
         raise PlanError(f'{path!r} of shape {tuple(weight.shape)} has no part {part!r}')
     return _part(module_path, parameter, weight, part, parts)
-
-
-def _blocks(model: nn.Module) -> Iterator[str]:
-    """Paths of the innermost list members that hold an attention."""
-    members = {
-        _join(path, child): module
-        for path, owner in model.named_modules()
-        if isinstance(owner, nn.ModuleList | nn.Sequential)
-        for child, module in owner.named_children()
-    }
-    attentions = [path for path, module in model.named_modules() if _width(module)]
-    seen: set[str] = set()
-    for attention in attentions:
-        path = attention
-        while path and path not in members:
-            path = path.rpartition('.')[0]
-        if path and path not in seen:
-            seen.add(path)
-            yield path
 
 
 def _modules_of(model: nn.Module, block: str) -> Iterator[tuple[str, nn.Module]]:
@@ -262,7 +278,7 @@ def _role(model: nn.Module, path: str, parameter: str, block: str) -> str:
     if any(GATED in family.fused.values() for family in families_of(owner)):
         return 'w3'
     # Two linear layers that widen and narrow again are an FFN, however they are called.
-    width = next(filter(None, map(_width, model.get_submodule(block).modules())), 0) if block else 0
+    width = block_width(model, block) if block else 0
     if width and weight.shape[1] == width and weight.shape[0] != width:
         return 'fc1'
     if width and weight.shape[0] == width and weight.shape[1] != width:

@@ -9,14 +9,60 @@ from typing import Any
 
 from cdra_mm.core import ConfigError
 
+from .adapter import AdapterTuning
 from .base import Method
+from .bias import Bias
 from .cdra import CDRA
 from .full import Full
+from .gps import GPS
 from .linear import Linear
+from .lora import LoRA
+from .mlp import MLP
+from .partial import Partial
+from .rlrr import RLRR
+from .spt import SPTAdapter, SPTLoRA
+from .vpt import VPTDeep, VPTShallow
 
-__all__ = ['CDRA', 'METHODS', 'Full', 'Linear', 'Method', 'did_you_mean', 'make_method']
+__all__ = [
+    'CDRA',
+    'GPS',
+    'METHODS',
+    'AdapterTuning',
+    'Bias',
+    'MLP',
+    'Partial',
+    'Full',
+    'Linear',
+    'LoRA',
+    'Method',
+    'SPTAdapter',
+    'SPTLoRA',
+    'RLRR',
+    'VPTDeep',
+    'VPTShallow',
+    'did_you_mean',
+    'make_method',
+]
 
-METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (CDRA, Linear, Full)}
+METHODS: dict[str, type[Any]] = {
+    cls.name: cls
+    for cls in (
+        CDRA,
+        Linear,
+        Full,
+        Bias,
+        Partial,
+        MLP,
+        AdapterTuning,
+        VPTShallow,
+        VPTDeep,
+        LoRA,
+        SPTLoRA,
+        SPTAdapter,
+        GPS,
+        RLRR,
+    )
+}
 
 
 def make_method(config: Mapping[str, Any]) -> Method:

@@ -24,6 +24,10 @@ class Method(Protocol):
     Attributes:
         name: Its name in configs and tables.
         needs_scores: Whether `plan` wants sensitivity scores (Eq. 3).
+
+    A method that is scored in its own way says so by two more attributes: ``statistic``
+    (``'per_batch'``; default ``'per_sample'``, and the hook's setting goes first) and
+    ``score_loss`` (``'supervised_contrastive'``; default ``'task'``, the training loss).
     """
 
     name: ClassVar[str]

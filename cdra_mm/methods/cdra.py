@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, make_plan
-from cdra_mm.core.planning import check_settings
+from cdra_mm.core import ConfigError, Plan, PlanError, find_targets, make_plan
+from cdra_mm.core.ablations import Ablation
+from cdra_mm.core.sizes import Rules
+
+from .budgets import check_budget, resolved_budget
 
 __all__ = ['CDRA']
+
+# What all can compete, beside single roles.
+COMPETE = ('all', 'matrices', 'vectors')
 
 
 @dataclass(frozen=True)
 class CDRA:
-    """CDRA-SPT (steps 1 to 3, Eqs. 3 to 7).
+    """CDRA-SPT (steps 1 to 3, Eqs. 3 to 7), and its ablations.
 
     At most one of the four budgets may be given; with none it is
-    ``budget_percent=0.5``.
+    ``budget_percent=0.5``. Every one of them holds for every ablation.
+
+    ====================  ==========================================================
+    Table 4               ``rank_rule=8``, ``16``, ``32``
+    Table 5               ``case1=False``, ``case2=False``
+    Table 6               ``size_ratio=1.5``, ``0.5``
+    Table 7               ``quadrant='00'``, ``'11'``, ``'01'``
+    ours                  ``rank_rule='count'``, ``min_rank``, ``compete``; in the hook
+                          ``statistic='per_batch'``
+    ====================  ==========================================================
 
     Args:
         gamma: Fraction of the competing entries to select.
@@ -29,6 +44,17 @@ class CDRA:
         rank_rule: ``'eq7'``, ``'count'`` or a fixed rank.
         min_rank: Rank of a block whose rule gives less; 0 freezes it.
         beta: A vector is trained whole from ``length / beta`` selected entries on.
+        compete: What competes: ``'all'``, ``'matrices'``, ``'vectors'``, or roles such as
+            ``['q', 'v', 'fc1', 'bias']`` (see `Target.role`).
+        case1: Whether CDRA takes the matrices with few selected entries (Eq. 1's case 1);
+            otherwise these entries are trained alone.
+        case2: Likewise those with many; otherwise LoRA on the whole matrix.
+        alpha: For case 2, ``LoRA's parameters / alpha`` selected entries are many. 10 is SPT's
+            released code; the papers' text says 1.
+        lora_rank: Rank of that LoRA.
+        size_ratio: Sides of the adapted block over those of the compact block.
+        quadrant: The part of the matrix that is adapted: ``'10'`` R x C, ``'00'`` not-R x C,
+            ``'11'`` R x not-C, ``'01'`` neither.
     """
 
     name: ClassVar[str] = 'cdra'
@@ -41,28 +67,35 @@ class CDRA:
     rank_rule: str | int = 'eq7'
     min_rank: int = 0
     beta: float = 5
+    compete: str | Sequence[str] = 'all'
+    case1: bool = True
+    case2: bool = True
+    alpha: float = 10
+    lora_rank: int = 8
+    size_ratio: float = 1.0
+    quadrant: str = '10'
 
     def __post_init__(self) -> None:
-        budgets = ('gamma', 'num_sensitive', 'budget_params', 'budget_percent')
-        given = [name for name in budgets if getattr(self, name) is not None]
-        if len(given) > 1:
-            listed = ', '.join(f'{name}={getattr(self, name)}' for name in given)
-            raise ConfigError(f'{listed}: give only one of {", ".join(budgets)}')
-        if not given:
-            object.__setattr__(self, 'budget_percent', 0.5)
-        percent = self.budget_percent
-        if percent is not None and not 0 < percent <= 100:
-            raise ConfigError(f'budget_percent={percent}: expected a percentage in (0, 100]')
-        if self.gamma is not None and not 0 < self.gamma <= 1:
-            raise ConfigError(f'gamma={self.gamma}: expected a fraction in (0, 1]')
-        for name in ('num_sensitive', 'budget_params'):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
+        check_budget(self)
+        if isinstance(self.quadrant, int):  # a command line reads 00 as a number
+            object.__setattr__(self, 'quadrant', f'{self.quadrant:02d}')
+        roles = [self.compete] if isinstance(self.compete, str) else self.compete
+        is_list = isinstance(roles, list | tuple) and roles
+        if not is_list or not all(isinstance(role, str) for role in roles):
+            raise ConfigError(
+                f'compete={self.compete!r}: expected {", ".join(map(repr, COMPETE))}, or roles'
+            )
+        if not isinstance(self.compete, str):
+            object.__setattr__(self, 'compete', list(roles))  # as it comes back from JSON
         try:
-            check_settings(self.rank_rule, self.min_rank, self.beta)
+            Rules(self.rank_rule, self.min_rank, self.beta, self.ablation)
         except PlanError as error:
             raise ConfigError(str(error)) from None
+
+    @property
+    def ablation(self) -> Ablation:
+        """How matrices are treated otherwise than by the method."""
+        return Ablation(**{field.name: getattr(self, field.name) for field in fields(Ablation)})
 
     def plan(
         self,
@@ -73,17 +106,46 @@ class CDRA:
         settings: Mapping[str, Any],
         fingerprint: str,
     ) -> Plan | None:
-        """See `Method.plan`."""
+        """See `Method.plan`.
+
+        Raises:
+            ConfigError: If `compete` names a role that the backbone does not have.
+            PlanError: See `make_plan`.
+        """
         assert scores is not None
-        options = asdict(self)
-        percent = options.pop('budget_percent')
-        if percent is not None:
-            total = sum(parameter.numel() for parameter in backbone.parameters())
-            options['budget_params'] = int(total * percent / 100)
+        optional = {'compete', *(field.name for field in fields(Ablation))}
+        changed = {*self.ablation.changes, *(['compete'] if self.compete != 'all' else [])}
+        own = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in optional or name in changed
+        }
         return make_plan(
-            scores,
-            **options,
+            self._competing(backbone, scores),
+            **resolved_budget(self, backbone),
+            rank_rule=self.rank_rule,
+            min_rank=self.min_rank,
+            beta=self.beta,
+            ablation=self.ablation,
             also_train=also_train,
-            settings={**settings, **asdict(self)},
+            settings={**settings, **own},
             fingerprint=fingerprint,
         )
+
+    def _competing(self, backbone: nn.Module, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The scores of what competes."""
+        if self.compete == 'all':
+            return scores
+        if self.compete in COMPETE:
+            dim = 2 if self.compete == 'matrices' else 1
+            return {name: score for name, score in scores.items() if score.dim() == dim}
+        wanted = [self.compete] if isinstance(self.compete, str) else self.compete
+        roles = {name: target.role for name, target in find_targets(backbone).items()}
+        known = list(dict.fromkeys(roles.values()))
+        for role in wanted:
+            if role not in known:
+                raise ConfigError(
+                    f'compete: {role!r} is no role of {type(backbone).__name__}: expected some of '
+                    f'{", ".join(known)}, or {", ".join(map(repr, COMPETE))}'
+                )
+        return {name: score for name, score in scores.items() if roles[name] in wanted}

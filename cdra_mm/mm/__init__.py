@@ -15,6 +15,7 @@
 `merging`                 an adapted checkpoint becomes a plain one
 `report`, `summary`       what was planned, what it cost and gave
 `datasets`, `heads`       data sets and heads that OpenMMLab lacks
+`metrics`                 the bitwise figure of the paper's Table 3, which is no IoU
 `weights`                 weights of other projects under OpenMMLab's names
 `compatibility`           what the original mmengine needs with today's torch
 ========================  ==================================================

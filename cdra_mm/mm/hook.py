@@ -26,7 +26,7 @@ from cdra_mm.core import (
     save_adapter,
     write_text,
 )
-from cdra_mm.methods import CDRA, Full, Method, make_method
+from cdra_mm.methods import CDRA, METHODS, Full, Method, make_method
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .base_weights import check_loaded, find_source, reproduced_names
@@ -60,10 +60,11 @@ class CDRAHook(Hook):
         budget_percent: Likewise; 0.5 when no budget is given.
         rank_rule: Likewise.
         min_rank: Likewise.
-        beta: Likewise.
+        beta: Likewise; and so are its ablations (see `cdra_mm.methods.CDRA`).
         num_samples: Training samples to score (SPT uses 400).
         batch_size: Samples per batch while scoring; default: the training loader's.
         statistic: ``'per_sample'`` (Eq. 3) or ``'per_batch'``; see `estimate_scores`.
+            Default: the method's own, ``'per_sample'`` for ``cdra``.
         also_train: Backbone parameters that are trained whole, where they exist.
         seed: Seed of the samples drawn, their augmentations and the factors.
         plan: Path of a plan to use instead of scoring.
@@ -81,7 +82,7 @@ class CDRAHook(Hook):
         *,
         num_samples: int = 400,
         batch_size: int | None = None,
-        statistic: str = 'per_sample',
+        statistic: str | None = None,
         also_train: Sequence[str] = ('cls_token',),
         seed: int = 0,
         plan: str | None = None,
@@ -92,6 +93,7 @@ class CDRAHook(Hook):
         for name, value in (('num_samples', num_samples), ('batch_size', batch_size)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
+        statistic = statistic or getattr(self.method, 'statistic', 'per_sample')
         if statistic not in ('per_sample', 'per_batch'):
             raise ConfigError(f'statistic={statistic!r}: expected per_sample or per_batch')
         self.num_samples, self.batch_size, self.statistic = num_samples, batch_size, statistic
@@ -250,6 +252,7 @@ class CDRAHook(Hook):
                 batch_size=self.batch_size,
                 statistic=self.statistic,
                 seed=self.seed,
+                score_loss=getattr(self.method, 'score_loss', 'task'),
             )
             self._seconds['scoring'] = time.time() - begin
         how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
@@ -269,16 +272,18 @@ class CDRAHook(Hook):
 
 
 def _method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
-    """The method; settings of ``cdra`` beside it are for ``cdra`` alone."""
-    known = {field.name for field in fields(CDRA)}
-    unknown = set(settings) - known
-    if config.get('type', 'cdra') == 'cdra' or unknown:
+    """The method; of the settings beside it, it gets those it has too (a budget)."""
+    unknown = set(settings) - {field.name for field in fields(CDRA)}
+    name = config.get('type', 'cdra')
+    if name == 'cdra' or unknown:
         return make_method({'type': 'cdra', **settings, **config})
-    if settings:
+    own = {field.name for field in fields(METHODS[name])} if name in METHODS else set()
+    if set(settings) - own:
         MMLogger.get_current_instance().info(
-            f'{", ".join(settings)}: settings of cdra, not used by {config["type"]}'
+            f'{", ".join(sorted(set(settings) - own))}: settings of cdra, not used by {name}'
         )
-    return make_method(config)
+    shared = {key: value for key, value in settings.items() if key in own}
+    return make_method({**shared, **config})
 
 
 def _last_checkpoint(runner: Runner) -> Path | None:

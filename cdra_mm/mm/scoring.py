@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,9 @@ from cdra_mm.core import (
     estimate_scores,
     find_targets,
 )
-from cdra_mm.core.scores import evaluation_mode
+from cdra_mm.core.scores import LossFn, evaluation_mode
 
+from .contrastive import TwoViews, contrastive_loss, join_views
 from .labels import check_labels
 from .rebuild import plain_model
 from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
@@ -78,6 +80,7 @@ def score_backbone(
     batch_size: int | None,
     statistic: str,
     seed: int,
+    score_loss: str = 'task',
 ) -> tuple[dict[str, Tensor], int]:
     """Scores a run's backbone on its training data (Eq. 3), over all ranks.
 
@@ -89,6 +92,8 @@ def score_backbone(
         batch_size: Samples per batch; default: the training data loader's.
         statistic: See `estimate_scores`.
         seed: Seed of the drawing and of the augmentations.
+        score_loss: ``'task'``, the run's training loss, or ``'supervised_contrastive'``
+            (`contrastive`), which mixes the samples of a batch: ``per_batch`` only.
 
     Returns:
         Scores by target name, relative to the backbone, equal on all ranks up to
@@ -97,7 +102,15 @@ def score_backbone(
     Raises:
         DataError: If a sample cannot be loaded or has labels out of range.
         ScoreError: See `estimate_scores`; names the image.
+        ConfigError: If the loss does not fit the statistic or the model.
     """
+    contrastive = score_loss == 'supervised_contrastive'
+    loss: LossFn = contrastive_loss if contrastive else per_sample_losses
+    if contrastive and statistic != 'per_batch':
+        raise ConfigError(
+            f'statistic={statistic!r}: a contrastive loss is one of a whole batch, not of its '
+            "samples; leave statistic out or give 'per_batch'"
+        )
     logger = MMLogger.get_current_instance()
     logger.info(f'scoring the backbone on up to {num_samples} training samples')
     begin = time.time()
@@ -106,20 +119,21 @@ def score_backbone(
     loader = runner.train_loop.dataloader
     indices = _draw(len(loader.dataset), num_samples, seed, logger)
     mine = indices[get_rank() :: get_world_size()]
-    batches = _batches(loader, mine, batch_size or loader.batch_size or 1, seed)
+    batches = _batches(loader, mine, batch_size or loader.batch_size or 1, seed, contrastive)
 
     with ExitStack() as stack:
         stack.enter_context(kept_random_state())
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(plain_forward(model))
-        stack.enter_context(alive_head(model, backbone, seed, logger))
+        if not contrastive:  # which sees no head
+            stack.enter_context(alive_head(model, backbone, seed, logger))
         show = stack.enter_context(_progress(len(mine), logger))
         stack.enter_context(autocast(runner))
         scores, failure = _guarded(
             lambda: estimate_scores(
                 backbone,
                 batches,
-                lambda _, data: per_sample_losses(model, data),
+                lambda _, data: loss(model, data),
                 statistic=statistic,
                 progress=show,
             ),
@@ -185,14 +199,19 @@ def _draw(size: int, num_samples: int, seed: int, logger: MMLogger) -> list[int]
 
 
 def _batches(
-    loader: DataLoader[Any], indices: Sequence[int], batch_size: int, seed: int
+    loader: DataLoader[Any], indices: Sequence[int], batch_size: int, seed: int, two_views: bool
 ) -> DataLoader[Any]:
+    samples: Dataset[Any] = SeededSamples(loader.dataset, seed)
+    collate: Any = loader.collate_fn
+    if two_views:
+        samples = TwoViews(samples, SeededSamples(loader.dataset, seed + 1))
+        collate = partial(join_views, collate)
     return DataLoader(
-        Subset(SeededSamples(loader.dataset, seed), indices),
+        Subset(samples, indices),
         batch_size=batch_size,
         shuffle=False,
         num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
+        collate_fn=collate,
     )
 
 

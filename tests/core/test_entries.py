@@ -227,3 +227,11 @@ def test_entries_that_do_not_fit_change_nothing(plan, message):
     with pytest.raises(PlanError, match=message):
         apply_plan(model, plan)
     assert not adapters(model) and all(p.requires_grad for p in model.parameters())
+
+
+def test_adapter_put_on_a_model_in_evaluation_drops_nothing():
+    block = Block('0.qkv.weight', (12, 4), tuple(range(12)), (0, 1, 2, 3), 2, 0, 1.0, 0.5)
+    model = Model().double().eval()
+    apply_plan(model, Plan(method='x', blocks=(block,)))
+    for adapter in adapters(model).values():
+        assert not adapter.training

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdra_mm.core import PlanError, find_targets, resolve
+from cdra_mm.core import PlanError, block_width, find_blocks, find_targets, resolve
 from tests.models import MODELS, TinyViT
 from tests.reference.scores import PARTS
 
@@ -183,3 +183,12 @@ def test_targets_hold_no_tensor():
     """A target is a description: keeping it must not keep a model alive."""
     for target in find_targets(TinyViT()).values():
         assert not any(isinstance(value, torch.Tensor) for value in vars(target).values())
+
+
+def test_find_blocks_are_the_innermost_list_members_in_order():
+    assert find_blocks(TinyViT(depth=3)) == ['blocks.0', 'blocks.1', 'blocks.2']
+    swin = MODELS['windowed']()
+    expected = ['stages.0.blocks.0', 'stages.0.blocks.1', 'stages.1.blocks.0']
+    assert find_blocks(swin) == expected
+    assert [block_width(swin, path) for path in expected] == [8, 8, 16]
+    assert find_blocks(nn.Linear(2, 2)) == []

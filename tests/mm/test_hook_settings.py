@@ -27,6 +27,13 @@ def test_wrong_settings_are_refused_when_the_hook_is_built(settings, message):
         CDRAHook(**settings)
 
 
+def test_a_budget_beside_another_method_is_its_budget_too():
+    settings = dict(budget_percent=0.7, rank_rule='count')
+    assert CDRAHook(method=dict(type='spt_lora'), **settings).method.budget_percent == 0.7
+    own = CDRAHook(method=dict(type='spt_lora', budget_percent=0.3), **settings)
+    assert own.method.budget_percent == 0.3
+
+
 def test_settings_of_cdra_beside_another_method_are_left_unused():
     assert CDRAHook(method=dict(type='linear'), budget_percent=1.0).method.name == 'linear'
 

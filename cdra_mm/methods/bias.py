@@ -1,0 +1,67 @@
+"""Bias: every bias of the backbone is trained, nothing else.
+
+Ben Zaken et al., *BitFit*, ACL 2022; Cai et al., *TinyTL*, NeurIPS 2020. The row "Bias" of
+VPT (Jia et al., ECCV 2022) and of the papers after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from cdra_mm.core import Plan, PlanError, find_targets
+
+__all__ = ['Bias']
+
+
+@dataclass(frozen=True)
+class Bias:
+    """The row "Bias", with the biases of patch embedding, norms and final norm.
+
+    VPT's code trains every parameter whose name contains "bias". That is the same for
+    plain vision transformers; for Swin and BEiT it would also take the tables of relative
+    position *biases*, which are no biases of a layer: they stay frozen here. Biases are
+    weights of the model: nothing has to be merged.
+    """
+
+    name: ClassVar[str] = 'bias'
+    needs_scores: ClassVar[bool] = False
+
+    def plan(
+        self,
+        backbone: nn.Module,
+        scores: Mapping[str, Tensor] | None,
+        *,
+        also_train: Mapping[str, int],
+        settings: Mapping[str, Any],
+        fingerprint: str,
+    ) -> Plan | None:
+        """All biases, whole. See `Method.plan`.
+
+        Raises:
+            PlanError: If the backbone has no bias.
+        """
+        biases = {
+            f'{path}.bias'.removeprefix('.'): module._parameters['bias']
+            for path, module in backbone.named_modules()
+            if module._parameters.get('bias') is not None
+        }
+        fused = {t.path for t in find_targets(backbone).values() if t.role == 'bias'}
+        trained = {
+            name: parameter.numel()
+            for name, parameter in backbone.named_parameters()
+            if name in biases or name in fused  # of q, k and v in one, or of q and v only
+        }
+        if not trained:
+            raise PlanError(
+                f'{type(backbone).__name__} has no bias: use another method for this backbone'
+            )
+        return Plan(
+            method=self.name,
+            also_train=trained,
+            settings=dict(settings),
+            fingerprint=fingerprint,
+        )

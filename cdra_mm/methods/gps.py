@@ -1,0 +1,120 @@
+"""GPS: of every neuron its most sensitive input connections (Zhang et al., CVPR 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cdra_mm.core import ConfigError, Plan, PlanError, SparseMatrix, Vector, find_targets
+
+__all__ = ['GPS']
+
+LOSSES = ('supervised_contrastive', 'task')
+
+
+@dataclass(frozen=True)
+class GPS:
+    """Gradient-based Parameter Selection (Zhang et al., CVPR 2024, Section 3).
+
+    Of every row of every matrix of the blocks the k entries with the largest
+    ``|gradient|`` are trained, all biases and the head whole; norms, tokens and
+    embeddings stay frozen. It merges into plain weights.
+
+    Where the released code (github.com/FightingFighting/GPS) and this differ:
+
+    - The code adds the gradients of all batches of the training set up and takes
+      the magnitude of the sum. Here the squared gradients of the batches are averaged
+      (``statistic='per_batch'``): the same order where one batch holds all samples
+      (``batch_size`` of the hook at ``num_samples``), nearly the same else.
+    - The code also trains k entries of every filter of the patch embedding, 768 of
+      ViT-B/16's 167 424 parameters. Here the patch embedding's weight is frozen, as
+      for every method; 166 656 are left.
+    - The code scores in training mode; here dropout and drop path are off.
+    - Ties go to the lower index.
+
+    Args:
+        k: Input connections of every neuron.
+        loss: What is differentiated. ``'supervised_contrastive'`` (Khosla et al.,
+            NeurIPS 2020, of two augmented views of each image) needs one label per
+            image, which segmentors do not have; ``'task'`` is the training loss.
+    """
+
+    name: ClassVar[str] = 'gps'
+    needs_scores: ClassVar[bool] = True
+    statistic: ClassVar[str] = 'per_batch'
+
+    k: int = 1
+    loss: str = 'supervised_contrastive'
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ConfigError(f'k={self.k!r}: expected a count of at least 1')
+        if self.loss not in LOSSES:
+            raise ConfigError(f'loss={self.loss!r}: expected one of {", ".join(LOSSES)}')
+
+    @property
+    def score_loss(self) -> str:
+        """See `Method`."""
+        return self.loss
+
+    def plan(
+        self,
+        backbone: nn.Module,
+        scores: Mapping[str, Tensor] | None,
+        *,
+        also_train: Mapping[str, int],
+        settings: Mapping[str, Any],
+        fingerprint: str,
+    ) -> Plan | None:
+        """See `Method.plan`.
+
+        Raises:
+            PlanError: If a matrix has fewer than k columns.
+        """
+        assert scores is not None
+        matrices = {name: score for name, score in scores.items() if score.dim() == 2}
+        sparse = tuple(self._selected(name, score) for name, score in matrices.items())
+        return Plan(
+            method=self.name,
+            sparse=sparse,
+            vectors=tuple(_biases(backbone)),
+            num_competing=sum(score.numel() for score in matrices.values()),
+            num_sensitive=sum(matrix.num_params for matrix in sparse),
+            settings={**settings, **asdict(self)},
+            fingerprint=fingerprint,
+        )
+
+    def _selected(self, name: str, score: Tensor) -> SparseMatrix:
+        rows, cols = score.shape
+        if self.k > cols:
+            raise PlanError(f'{name} has {cols} columns: expected k={self.k} to be at most that')
+        at = torch.arange(cols, device=score.device)
+        starts = torch.arange(rows, device=score.device) * cols
+        left = score.clone()
+        chosen = []
+        for _ in range(self.k):
+            # Of equal entries the first: what topk and argmax return is up to the device.
+            equal = left == left.amax(1, keepdim=True)
+            first = torch.where(equal, at, cols).amin(1, keepdim=True)
+            left.scatter_(1, first, -1)  # scores are not negative
+            chosen.append(starts + first.squeeze(1))
+        indices = torch.cat(chosen).sort().values.tolist()
+        return SparseMatrix(name, (rows, cols), tuple(indices))
+
+
+def _biases(backbone: nn.Module) -> Iterator[Vector]:
+    """Biases and layer scales of the blocks, and biases of the layers outside of them."""
+    lengths = {
+        target.name: target.shape[0]
+        for target in find_targets(backbone).values()
+        if target.role in ('bias', 'scale')
+    }
+    for path, module in backbone.named_modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.bias is not None:
+            lengths.setdefault(f'{path}.bias' if path else 'bias', len(module.bias))
+    for name, length in lengths.items():
+        yield Vector(name, length, None, length)

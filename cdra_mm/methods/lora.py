@@ -1,0 +1,142 @@
+"""LoRA: the same low rank on whole matrices (Hu et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from cdra_mm.core import Block, ConfigError, Plan, PlanError, Target, find_targets
+
+__all__ = ['LoRA', 'check_dropout', 'check_rank', 'whole_block']
+
+ALL = 'all'
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-Rank Adaptation (Hu et al., ICLR 2022, Section 4.1).
+
+    ``W' = W + alpha / rank * up @ down`` on every matrix with one of the roles.
+    ``down`` starts Kaiming-uniform with a = sqrt(5), ``up`` at zero, as the
+    authors' loralib, peft and mmpretrain's LoRAModel have it; the paper draws
+    ``down`` from a normal distribution.
+
+    In vision transformers q, k and v mostly are one matrix. This adapts its
+    parts, each with a ``down`` of its own, as the rows "LoRA" of the VTAB tables
+    do (q and v). peft and mmpretrain adapt the fused matrix as one: one ``down``
+    for the three, and no way to leave k out. mmpretrain's default alpha is 1,
+    peft's is 8; a scale of 1 comes from alpha = rank.
+
+    Args:
+        rank: Rank of every adapter.
+        alpha: Numerator of the scale ``alpha / rank``.
+        dropout: Probability of dropping an input of the low-rank branch in training.
+        targets: Roles to adapt: ``q k v proj fc1 fc2``, of a gated FFN ``w1 w2
+            w3`` and what else the backbone's targets have; ``'all'`` is every matrix.
+    """
+
+    name: ClassVar[str] = 'lora'
+    needs_scores: ClassVar[bool] = False
+
+    rank: int = 8
+    alpha: float = 8
+    dropout: float = 0.0
+    targets: str | Sequence[str] = ('q', 'v')
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
+        check_dropout(self.dropout)
+        alpha = self.alpha
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+            raise ConfigError(f'alpha={alpha!r}: expected a number above 0')
+        roles = [self.targets] if isinstance(self.targets, str) else list(self.targets)
+        if not roles or not all(isinstance(role, str) for role in roles):
+            raise ConfigError(
+                f'targets={self.targets!r}: expected roles such as q, k, v, proj, fc1, fc2, '
+                f'or {ALL!r}'
+            )
+        # A list, as configs and checkpoints hold it: a resumed run compares the two.
+        object.__setattr__(self, 'targets', ALL if roles == [ALL] else roles)
+
+    def plan(
+        self,
+        backbone: nn.Module,
+        scores: Mapping[str, Tensor] | None,
+        *,
+        also_train: Mapping[str, int],
+        settings: Mapping[str, Any],
+        fingerprint: str,
+    ) -> Plan | None:
+        """Adapts the matrices of the roles; nothing else is trained. See `Method.plan`.
+
+        Raises:
+            PlanError: If the backbone has no matrix of a role, or a matrix is
+                smaller than the rank.
+        """
+        matrices = [t for t in find_targets(backbone).values() if len(t.shape) == 2]
+        roles = dict.fromkeys(target.role for target in matrices)
+        wanted = set(roles) if self.targets == ALL else set(self.targets)
+        for role in sorted(wanted - set(roles)):
+            raise PlanError(
+                f'{type(backbone).__name__} has no matrix of the role {role!r}: targets may be '
+                f'{", ".join(roles)}, or {ALL!r}'
+            )
+        scale = self.alpha / self.rank
+        return Plan(
+            method=self.name,
+            blocks=tuple(
+                whole_block(target, self.rank, scale=scale, dropout=self.dropout)
+                for target in matrices
+                if target.role in wanted
+            ),
+            settings={
+                **settings,
+                'rank': self.rank,
+                'alpha': self.alpha,
+                'dropout': self.dropout,
+                'targets': self.targets,
+            },
+            fingerprint=fingerprint,
+        )
+
+
+def whole_block(
+    target: Target, rank: int, *, num_sensitive: int = 0, scale: float = 1.0, dropout: float = 0.0
+) -> Block:
+    """The low-rank adapter of all rows and columns of a matrix.
+
+    Raises:
+        PlanError: If the matrix is smaller than the rank.
+    """
+    rows, cols = target.shape
+    if rank > min(rows, cols):
+        raise PlanError(
+            f'{target.name} is {rows} x {cols}: a rank of {rank} is no low rank; give a rank of at '
+            f'most {min(rows, cols)}'
+        )
+    return Block(
+        target.name,
+        (rows, cols),
+        tuple(range(rows)),
+        tuple(range(cols)),
+        rank,
+        num_sensitive,
+        float(scale),
+        float(dropout),
+    )
+
+
+def check_rank(rank: Any) -> None:
+    """Raises ConfigError unless it is a rank."""
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ConfigError(f'rank={rank!r}: expected an integer of at least 1')
+
+
+def check_dropout(dropout: Any) -> None:
+    """Raises ConfigError unless it is a probability below 1."""
+    is_number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
+    if not is_number or not 0 <= dropout < 1:
+        raise ConfigError(f'dropout={dropout!r}: expected a probability in [0, 1)')

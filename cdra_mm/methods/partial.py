@@ -1,0 +1,89 @@
+"""Partial: the last blocks are trained whole, the others are frozen.
+
+The row "Partial-1" of VPT (Jia et al., ECCV 2022, after Yosinski et al., NeurIPS 2014) and of
+the papers after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from cdra_mm.core import ConfigError, Plan, PlanError, find_blocks
+
+__all__ = ['Partial']
+
+# What a backbone calls a norm that stands before its blocks, beside those behind them.
+BEFORE_BLOCKS = ('pre_norm', 'pre_ln', 'norm_pre')
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The rows "Partial-k".
+
+    The norms behind the blocks are trained too, as VPT's code does it (its ``encoder_norm``;
+    two parameters a channel). A backbone that norms each layer it returns, as Swin does, has
+    several of them. Layers between the last blocks, as Swin's between two stages, stay frozen;
+    VPT's code for Swin trains them for some k. Nothing has to be merged.
+
+    Attributes:
+        num_blocks: k.
+    """
+
+    name: ClassVar[str] = 'partial'
+    needs_scores: ClassVar[bool] = False
+
+    num_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        if type(self.num_blocks) is not int or self.num_blocks < 1:
+            raise ConfigError(f'num_blocks={self.num_blocks!r}: expected a count of at least 1')
+
+    def plan(
+        self,
+        backbone: nn.Module,
+        scores: Mapping[str, Tensor] | None,
+        *,
+        also_train: Mapping[str, int],
+        settings: Mapping[str, Any],
+        fingerprint: str,
+    ) -> Plan | None:
+        """The last blocks and the norms behind them, whole. See `Method.plan`.
+
+        Raises:
+            PlanError: If the backbone has fewer blocks.
+        """
+        blocks = find_blocks(backbone)
+        if len(blocks) < self.num_blocks:
+            raise PlanError(
+                f'num_blocks={self.num_blocks}: {type(backbone).__name__} has {len(blocks)} '
+                'transformer blocks'
+            )
+        last = [backbone.get_submodule(path) for path in blocks[-self.num_blocks :]]
+        modules = (*last, *_norms(backbone, blocks))
+        trained = {id(p) for module in modules for p in module.parameters()}
+        return Plan(
+            method=self.name,
+            also_train={
+                name: parameter.numel()
+                for name, parameter in backbone.named_parameters()
+                if id(parameter) in trained
+            },
+            settings={**settings, 'num_blocks': self.num_blocks},
+            fingerprint=fingerprint,
+        )
+
+
+def _norms(backbone: nn.Module, blocks: list[str]) -> Iterator[nn.Module]:
+    """The norms behind the blocks: children of the modules that the blocks lie in."""
+    owners = {''}
+    for path in blocks:
+        while path := path.rpartition('.')[0]:
+            owners.add(path)
+    for owner in sorted(owners - set(blocks)):
+        for name, child in backbone.get_submodule(owner).named_children():
+            if isinstance(child, nn.LayerNorm | nn.RMSNorm) and name not in BEFORE_BLOCKS:
+                yield child

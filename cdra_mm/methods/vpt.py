@@ -1,0 +1,150 @@
+"""Visual prompt tuning: learnt tokens beside those of the image.
+
+Jia et al., *Visual Prompt Tuning*, ECCV 2022. With x_i the class token and E_i the patch
+tokens behind block i, and P the p prompts (Section 3.2, Eqs. 4 and 5, and 7):
+
+    shallow   [x_1, Z_1, E_1] = L_1([x_0, P, E_0]),   [x_i, Z_i, E_i] = L_i([x_i-1, Z_i-1, E_i-1])
+    deep      [x_i, _,   E_i] = L_i([x_i-1, P_i-1, E_i-1])
+
+The paper's code puts them between class token and patches, after the dropout of the
+embedding. Here they stand at the end: a block that knows no positions of its own treats
+tokens as a set, so that the order changes nothing. A backbone whose blocks do know
+positions (relative or rotary ones, windows) is refused; the paper's variant for Swin, with
+prompts in every window, is not built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from cdra_mm.core import (
+    ConfigError,
+    Part,
+    Plan,
+    PlanError,
+    block_width,
+    find_blocks,
+    find_targets,
+)
+
+from .prompts import InputPrompts, Prompts
+
+__all__ = ['VPTDeep', 'VPTShallow']
+
+
+@dataclass(frozen=True)
+class _VPT:
+    """What both have in common.
+
+    Attributes:
+        num_prompts: p; the paper searches it for each task.
+        dropout: Probability with which an entry of a prompt is dropped in training. The
+            default of the paper's code is 0.
+    """
+
+    name: ClassVar[str]
+    needs_scores: ClassVar[bool] = False
+
+    num_prompts: int = 10
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if type(self.num_prompts) is not int or self.num_prompts < 1:
+            raise ConfigError(f'num_prompts={self.num_prompts!r}: expected a count of at least 1')
+        is_number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        if not is_number or not 0 <= self.dropout < 1:
+            raise ConfigError(f'dropout={self.dropout!r}: expected a share in [0, 1)')
+
+    def plan(
+        self,
+        backbone: nn.Module,
+        scores: Mapping[str, Tensor] | None,
+        *,
+        also_train: Mapping[str, int],
+        settings: Mapping[str, Any],
+        fingerprint: str,
+    ) -> Plan | None:
+        """Prompts, nothing else. See `Method.plan`.
+
+        Raises:
+            PlanError: If the blocks know positions, or no patch embedding is found.
+        """
+        _check_sets(backbone)
+        return Plan(
+            method=self.name,
+            parts=tuple(self._part(backbone, place) for place in self._places(backbone)),
+            settings={**settings, 'num_prompts': self.num_prompts, 'dropout': self.dropout},
+            fingerprint=fingerprint,
+        )
+
+    def _places(self, backbone: nn.Module) -> list[str]:
+        raise NotImplementedError
+
+    def _part(self, backbone: nn.Module, place: str) -> Part:
+        width = block_width(backbone, place or find_blocks(backbone)[0])
+        bound = math.sqrt(6 / (_patch_inputs(backbone) + width))
+        kind = Prompts.kind if place else InputPrompts.kind
+        sizes: dict[str, Any] = {'num_prompts': self.num_prompts, 'width': width}
+        sizes |= {'dropout': float(self.dropout), 'bound': bound}
+        name = f'{place}.{kind}' if place else kind
+        return Part(name, kind, sizes, self.num_prompts * width)
+
+
+@dataclass(frozen=True)
+class VPTShallow(_VPT):
+    """The row "VPT-Shallow": p prompts before the first block, carried through all. ``p E``."""
+
+    name: ClassVar[str] = 'vpt_shallow'
+
+    def _places(self, backbone: nn.Module) -> list[str]:
+        return ['']
+
+
+@dataclass(frozen=True)
+class VPTDeep(_VPT):
+    """The row "VPT-Deep": p prompts of its own before every block. ``L p E`` for L blocks."""
+
+    name: ClassVar[str] = 'vpt_deep'
+
+    def _places(self, backbone: nn.Module) -> list[str]:
+        return find_blocks(backbone)
+
+
+def _check_sets(backbone: nn.Module) -> None:
+    """Checks that the blocks treat tokens as a set.
+
+    Every parameter of such a block acts on each token alone (`find_targets` knows them), and no
+    buffer is a table. What a block is called with is seen in the first forward pass only.
+
+    Raises:
+        PlanError: See `_VPT.plan`.
+    """
+    known = {target.path for target in find_targets(backbone).values()}
+    for path in find_blocks(backbone):
+        block = backbone.get_submodule(path)
+        tables = [name for name, _ in block.named_parameters(path) if name not in known]
+        tables += [name for name, buffer in block.named_buffers(path) if buffer.dim() > 1]
+        if tables:
+            raise PlanError(
+                f'{tables[0]}: the blocks of this {type(backbone).__name__} know the positions of '
+                'their tokens (relative or rotary ones, windows), and a prompt has none: use '
+                'another method for this backbone'
+            )
+        if isinstance(block, nn.TransformerEncoderLayer) and not block.self_attn.batch_first:
+            raise PlanError(f'{path} takes tokens first: prompts need blocks on [B, N, E]')
+
+
+def _patch_inputs(backbone: nn.Module) -> int:
+    """Numbers that the patch embedding makes a token of, ``3 patch^2``."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            return math.prod(module.weight.shape[1:])
+    raise PlanError(
+        f'{type(backbone).__name__} embeds its patches by no convolution: the scale of the prompts '
+        'is taken from it'
+    )
