@@ -1,0 +1,36 @@
+"""The rows that the papers' tables share, grouped as the CDRA paper's Table 1 groups them.
+
+A grid inherits them and says over what settings each may search. Shares of SPT are Table 1's on
+VTAB-1k; CDRA's stands in the configs. Numbers of prompts and ranks are fixed: the papers of VPT
+choose them for each task, which would be more effort than the other rows get.
+"""
+
+methods = dict(
+    full=dict(title='Full', method=dict(type='full')),
+    mlp=dict(title='MLP-3', family='Addition-based', method=dict(type='mlp')),
+    vpt_shallow=dict(title='VPT-Shallow', family='Addition-based', method=dict(type='vpt_shallow')),
+    vpt_deep=dict(title='VPT-Deep', family='Addition-based', method=dict(type='vpt_deep')),
+    adapter=dict(title='Adapter', family='Addition-based', method=dict(type='adapter')),
+    linear=dict(title='Linear', family='Reparameterization-based', method=dict(type='linear')),
+    partial=dict(title='Partial-1', family='Reparameterization-based', method=dict(type='partial')),
+    bias=dict(title='Bias', family='Reparameterization-based', method=dict(type='bias')),
+    lora=dict(title='LoRA', family='Reparameterization-based', method=dict(type='lora', rank=8)),
+    rlrr=dict(title='RLRR', family='Reparameterization-based', method=dict(type='rlrr')),
+    gps=dict(title='GPS', family='Selection-based', method=dict(type='gps')),
+    spt_adapter=dict(
+        title='SPT-Adapter',
+        family='Selection-based',
+        method=dict(type='spt_adapter', rank=8, budget_percent=0.51),
+    ),
+    spt_lora_8=dict(
+        title='SPT-LoRA-8',
+        family='Selection-based',
+        method=dict(type='spt_lora', rank=8, budget_percent=0.51),
+    ),
+    spt_lora_16=dict(
+        title='SPT-LoRA-16',
+        family='Selection-based',
+        method=dict(type='spt_lora', rank=16, budget_percent=1.36),
+    ),
+    cdra=dict(title='CDRA', family='Selection-based', method=dict(type='cdra')),
+)

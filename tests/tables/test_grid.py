@@ -1,0 +1,220 @@
+"""Grids: what a file may say, what may be asked of it, and those that are shipped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cdra_mm.core import ConfigError
+from cdra_mm.mm.launch import load_config
+from cdra_mm.tables.grid import narrow
+from cdra_mm.tables.grid_file import find_grid, read_grid
+from cdra_mm.tables.jobs import final_jobs, option_text, search_jobs
+
+from .project import GRID, REPOSITORY
+
+FOLDER = REPOSITORY / 'configs/tables'
+SHIPPED = sorted(path.stem for path in FOLDER.glob('*.py'))
+# Rows of the papers' tables.
+ROWS = {
+    'full', 'mlp', 'vpt_shallow', 'vpt_deep', 'adapter', 'linear', 'partial', 'bias',
+    'lora', 'rlrr', 'gps', 'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra',
+}  # fmt: skip
+
+
+@pytest.fixture
+def grid(project):
+    return read_grid(project.folder / 'configs/tables/toy.py')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (('seeds = [0, 1]', "seeds = [0, 'one']"), "seed 'one': expected an integer"),
+        (('seeds = [0, 1]', 'seeds = [-1]'), 'seed -1: expected at least 0'),
+        (("title = 'Toy'", "titel = 'Toy'"), r"'titel' \(did you mean 'title'\?\)"),
+        (("report='test'", "report='tests'"), "report='tests', expected one of final_run"),
+        ((", report='test'", ''), "task 'cars' of the grid has no entry 'report'"),
+        (("metrics = dict(top1='top-1')", ''), "has no entry 'metrics'"),
+        (("title='Full', ", "titel='Full', "), "method 'full' of the grid has an entry 'titel'"),
+        (('methods = dict(', 'methods = dict('), None),
+    ],
+)
+def test_grid_file_is_checked(project, change, message):
+    path = project.write_grid(GRID.replace(*change))
+    if message is None:
+        assert read_grid(path).seeds == (0, 1)
+        return
+    with pytest.raises(ConfigError, match=message):
+        read_grid(path)
+
+
+@pytest.mark.parametrize('text', ['methods = dict(', "raise ValueError('no')"])
+def test_grid_file_that_is_no_config_is_one_error(project, text):
+    path = project.write_grid(text)
+    with pytest.raises(ConfigError, match=f'grid {path}: '):
+        read_grid(path)
+
+
+def test_grid_of_nothing_is_refused(project, grid):
+    text = "metrics = dict(a='a')\nmethods = dict()\ntasks = dict()\n"
+    with pytest.raises(ConfigError, match='is empty'):
+        read_grid(project.write_grid(text))
+    for nothing in ({'methods': []}, {'tasks': []}, {'seeds': []}):
+        with pytest.raises(ConfigError, match='nothing is left of grid toy'):
+            narrow(grid, **nothing)
+
+
+@pytest.mark.parametrize(
+    ('choice', 'message'),
+    [
+        ({'methods': ['cdar']}, r"method 'cdar' is not in the grid \(did you mean 'cdra'\?\)"),
+        ({'tasks': ['cat']}, r"task 'cat' is not in the grid \(did you mean 'cats'\?\)"),
+        ({'seeds': ['1.5']}, "seed '1.5': expected an integer"),
+    ],
+)
+def test_grid_unknown_names_are_refused_with_the_nearest(grid, choice, message):
+    with pytest.raises(ConfigError, match=message):
+        narrow(grid, **choice)
+
+
+def test_grid_narrows_in_its_own_order(grid):
+    part = narrow(grid, methods=['cdra', 'full'], tasks=['cars', 'cats'], seeds=['3', '3'])
+    assert [row.name for row in part.rows] == ['full', 'cdra']
+    assert [task.name for task in part.tasks] == ['cats', 'cars']
+    assert part.seeds == (3,)
+
+
+def test_grid_checks_methods_and_configs_before_anything_runs(project, grid):
+    wrong = [replace(row, method={'type': 'cdra', 'gama': 0.1}) for row in grid.rows[-1:]]
+    with pytest.raises(ConfigError, match=r"row cdra: method 'cdra' has no setting 'gama' \(did"):
+        narrow(replace(grid, rows=tuple(wrong)))
+    (project.folder / 'configs/toy/cars.py').rename(project.folder / 'configs/toy/cars_2.py')
+    with pytest.raises(ConfigError, match=r"cars.py does not exist \(did you mean 'cars_2.py'\?\)"):
+        narrow(grid)
+    assert narrow(grid, tasks=['cats']).tasks
+
+
+def test_grid_does_not_choose_by_the_images_it_reports(project):
+    text = GRID.replace("report='test'", "report='validation'")
+    path = project.write_grid(text + "search = {'optimizer.lr': [1, 2]}\n")
+    with pytest.raises(ConfigError, match='would choose its settings by the same images'):
+        narrow(read_grid(path))
+    assert narrow(read_grid(path), search=False).tasks
+    assert narrow(read_grid(path), tasks=['cats']).tasks
+
+
+def test_grid_one_value_is_set_and_not_searched_for(project, tmp_path):
+    path = project.write_grid(GRID + "search = {'a': [1], 'b': [1, 2]}\n")
+    grid = narrow(read_grid(path), tasks=['cats'], methods=['cdra'])
+    jobs = search_jobs(grid, tmp_path)
+    assert [(job.options['a'], job.options['b']) for job in jobs] == [(1, 1), (1, 2)]
+    without = narrow(grid, search=False)
+    (job, _) = final_jobs(without, without.rows[0], without.tasks[0], {}, tmp_path)
+    assert job.options['a'] == 1 and 'b' not in job.options
+
+
+def test_jobs_say_everything_that_a_run_depends_on(grid, tmp_path):
+    part = narrow(grid, overrides={'train_cfg.max_epochs': 5})
+    jobs = [
+        job
+        for row in part.rows
+        for task in part.tasks
+        for job in final_jobs(part, row, task, {}, tmp_path)
+    ]
+    assert len({job.folder for job in jobs}) == len(jobs) == 3 * 3 * 2
+    job = jobs[-1]
+    assert job.options == {
+        'default_hooks.cdra.type': 'cdra_mm.CDRAHook',
+        'default_hooks.cdra.method.type': 'cdra',
+        'default_hooks.cdra.method.budget_percent': 0.5,
+        'train_cfg.max_epochs': 5,
+        'randomness.seed': 1,
+        'default_hooks.cdra.seed': 1,
+    }
+
+
+def test_task_may_need_a_method_with_other_settings(project, tmp_path):
+    text = GRID.replace("report='test'", "report='test', methods=dict(cdra=dict(rank_rule=8))")
+    grid = read_grid(project.write_grid(text))
+    row = grid.rows[-1]
+    jobs = [final_jobs(grid, row, task, {}, tmp_path)[0] for task in grid.tasks]
+    key = 'default_hooks.cdra.method.rank_rule'
+    assert [job.options.get(key) for job in jobs] == [None, None, 8]
+    with pytest.raises(ConfigError, match=r"method 'crda', which is not in the grid \(did you"):
+        read_grid(project.write_grid(text.replace('methods=dict(cdra', 'methods=dict(crda')))
+    wrong = read_grid(project.write_grid(text.replace('rank_rule=8', 'rank_role=8')))
+    with pytest.raises(ConfigError, match="row cdra: method 'cdra' has no setting 'rank_role'"):
+        narrow(wrong)
+    assert narrow(wrong, tasks=['cats']).tasks
+
+
+@pytest.mark.parametrize(
+    'value',
+    [0.003, 1e-05, 7, True, None, 'word', [224, 224], [0.9, 0.999], ['q', 'v'], [[1, 2], [3]]],
+)
+def test_option_text_is_read_as_the_value_it_was(value, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text('a = dict(b=0)\n')
+    assert load_config(config, [f'a.b={option_text(value)}']).a.b == value
+
+
+def test_shipped_grids_are_the_ones_known_here():
+    assert SHIPPED == ['dense', 'fgvc', 'study_cpu', 'vtab']
+    sizes = {name: len(read_grid(FOLDER / f'{name}.py').tasks) for name in SHIPPED}
+    assert sizes == {'dense': 2, 'fgvc': 5, 'study_cpu': 3, 'vtab': 19}
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_grid_has_every_row_and_its_command(name):
+    path = FOLDER / f'{name}.py'
+    docstring = path.read_text(encoding='utf-8').split('"""')[1]
+    assert f'python tools/tables.py {name}' in docstring
+    for word in ('Data:', 'Result:', 'earch:'):
+        assert word in docstring
+    assert {row.name for row in read_grid(path).rows} == ROWS
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_grid_gives_every_row_the_same_effort(name):
+    grid = read_grid(FOLDER / f'{name}.py')
+    trials = {len(search_jobs(narrow_to(grid, row), Path('out'))) for row in grid.rows}
+    assert trials == ({0} if name == 'dense' else {3})
+
+
+def narrow_to(grid, row):
+    return replace(grid, rows=(row,), tasks=grid.tasks[:1])
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_grid_options_change_what_its_configs_have(name):
+    """A setting with a slip in its name would be added to a config and change nothing."""
+    grid = read_grid(FOLDER / f'{name}.py')
+    for task in {task.config.parent: task for task in grid.tasks}.values():
+        cfg = load_config(task.config, final_run=task.report == 'final_run')
+        options = {**grid.options, **task.options}
+        for row in grid.rows:
+            options |= {**row.options, **{key: 0 for key in row.search}}
+        for key in options:
+            holder = cfg
+            for part in key.split('.')[:-1]:
+                if part in ('paramwise_cfg', 'custom_keys', 'backbone') and part not in holder:
+                    break  # mmengine makes them
+                holder = holder[int(part)] if part.isdigit() else holder[part]
+            else:
+                assert key.split('.')[-1] in holder or key.endswith('lr_mult'), key
+        for metric in task.metrics:
+            evaluator = cfg.val_evaluator
+            known = {'Accuracy': ['accuracy/top1'], 'IoUMetric': ['mIoU', 'mDice']}
+            assert metric in known[evaluator.type]
+
+
+def test_find_grid_by_name_or_path(project, tmp_path):
+    folder = project.folder / 'configs/tables'
+    assert find_grid('toy', folder) == find_grid(str(folder / 'toy.py'), tmp_path)
+    with pytest.raises(ConfigError, match=r"table 'toi' is unknown \(did you mean 'toy'\?\)"):
+        find_grid('toi', folder)
+    with pytest.raises(ConfigError, match='does not exist'):
+        find_grid(str(folder / 'none.py'), folder)
