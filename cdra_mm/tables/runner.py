@@ -234,13 +234,14 @@ def _ended_at_exit(running: list[_Run]) -> Iterator[None]:
 
 def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Asks processes to end, with all that they have started, and ends those that do not."""
-    for number, grace in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
-        alive = [process for process in processes if process.poll() is None]
-        for process in alive:
+    ended = [process for process in processes if process.poll() is None]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        # The second goes to all groups: what a run has started may outlive it.
+        for process in ended:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        limit = time.monotonic() + grace
-        for process in alive:
+        limit = time.monotonic() + GRACE
+        for process in ended:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0, limit - time.monotonic()))
 

@@ -72,7 +72,7 @@ def test_runner_ends_a_run_that_takes_too_long_with_its_children(project, capsys
     with pytest.raises(ConfigError, match='1 of the runs failed'):
         project.run('--methods', 'cdra', 'full', *ONE[2:], '--timeout', '0.05')
     assert 'took longer than 3 s and was ended' in capsys.readouterr().out
-    assert not any(map(alive, pids(project)))
+    wait_for(lambda: not any(map(alive, pids(project))))
     assert project.summary('full/cats/final,seed0')['method'] == 'full'
 
 
@@ -84,7 +84,8 @@ def test_runner_interruption_ends_the_runs_and_can_be_continued(project, number)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, 'interrupted\n'), out
-    assert len(set(running)) == 4 and not any(map(alive, running))
+    assert len(set(running)) == 4
+    wait_for(lambda: not any(map(alive, running)))
     # Nothing holds the folder; the same settings go on where they broke off.
     calls = project.calls(JOB)
     (project.folder / 'tools/train.py').write_text(
