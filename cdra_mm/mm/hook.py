@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,8 @@ from torch import nn
 
 from cdra_mm.core import (
     CheckpointError,
-    ConfigError,
-    Plan,
     adapters,
     apply_plan,
-    fingerprint,
     freeze_rest,
     save_adapter,
     write_text,
@@ -31,10 +28,9 @@ from cdra_mm.methods import CDRA, METHODS, Full, Method, make_method
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .base_weights import check_loaded, find_source, reproduced_names
 from .checkpoint import Record, ensure_base, make_record, read_record
-from .plans import read_plan, same_everywhere
 from .rebuild import plain_model, rebuild, remember_configs
 from .report import describe_plan
-from .scoring import score_backbone
+from .run_plan import RunPlanner
 from .slim_hook import SlimCheckpointHook
 from .summary import parameter_summary, update_summary
 
@@ -90,29 +86,19 @@ class CDRAHook(Hook):
         **settings: Any,
     ) -> None:
         self.method = _method_of(method or {'type': 'cdra'}, settings)
-        for name, value in (('num_samples', num_samples), ('batch_size', batch_size)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
-        statistic = statistic or getattr(self.method, 'statistic', 'per_sample')
-        if statistic not in ('per_sample', 'per_batch'):
-            raise ConfigError(f'statistic={statistic!r}: expected per_sample or per_batch')
-        self.num_samples, self.batch_size, self.statistic = num_samples, batch_size, statistic
-        self.also_train = (also_train,) if isinstance(also_train, str) else tuple(also_train)
-        self.seed, self.plan_path, self.save_base = seed, plan, save_base
+        self.planner = RunPlanner(
+            self.method, num_samples, batch_size, statistic, also_train, seed, plan
+        )
+        self.seed, self.save_base = seed, save_base
         self.record: Record | None = None
         self._configs: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
-        self._seconds = {'scoring': 0.0, 'training': 0.0}
         self._started = 0.0
 
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs train the same thing; plain types."""
-        settings = {f'method.{key}': value for key, value in asdict(self.method).items()}  # type: ignore[call-overload]
-        if self.method.needs_scores:
-            settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
-            settings |= {'also_train': list(self.also_train), 'seed': self.seed}
-        return {'method': self.method.name, **settings}
+        return self.planner.settings
 
     # Stages, in the order in which a run meets them.
 
@@ -161,7 +147,7 @@ class CDRAHook(Hook):
             return
         model = plain_model(runner)
         backbone = find_backbone(model)
-        self._seconds['training'] = time.time() - self._started - self._seconds['scoring']
+        seconds = time.time() - self._started
         sizes = {}
         last = _last_checkpoint(runner)
         if last is not None:
@@ -177,8 +163,8 @@ class CDRAHook(Hook):
                 **parameter_summary(model, backbone),
                 **sizes,
                 'metrics': self._metrics,
-                'scoring_seconds': self._seconds['scoring'],
-                'training_seconds': self._seconds['training'],
+                'scoring_seconds': self.planner.seconds,
+                'training_seconds': seconds - self.planner.seconds,
             },
         )
 
@@ -196,7 +182,7 @@ class CDRAHook(Hook):
         source = None if self.save_base else find_source(runner, model, backbone)
         reproduced = reproduced_names(backbone, source)
         check_loaded(backbone, source, reproduced)
-        plan = read_plan(self.plan_path) if self.plan_path else self._make_plan(runner, backbone)
+        plan = self.planner.plan(runner, backbone)
         if plan is not None:
             apply_plan(backbone, plan, seed=self.seed)
             logger.info('\n' + describe_plan(plan, backbone))
@@ -240,31 +226,6 @@ class CDRAHook(Hook):
         self.record = record
         rebuild(runner, self._configs)
         self._write_plan(runner)
-
-    def _make_plan(self, runner: Runner, backbone: nn.Module) -> Plan | None:
-        scores, num_samples = None, 0
-        if self.method.needs_scores:
-            begin = time.time()
-            scores, num_samples = score_backbone(
-                runner,
-                backbone,
-                num_samples=self.num_samples,
-                batch_size=self.batch_size,
-                statistic=self.statistic,
-                seed=self.seed,
-                score_loss=getattr(self.method, 'score_loss', 'task'),
-            )
-            self._seconds['scoring'] = time.time() - begin
-        how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
-        own = dict(backbone.named_parameters())
-        plan = self.method.plan(
-            backbone,
-            scores,
-            also_train={name: own[name].numel() for name in self.also_train if name in own},
-            settings=how if self.method.needs_scores else {},
-            fingerprint=fingerprint(backbone) if self.method.needs_scores else '',
-        )
-        return same_everywhere(plan)
 
     def _write_plan(self, runner: Runner) -> None:
         if self.record is not None and self.record.plan and is_main_process():
