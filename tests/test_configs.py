@@ -18,7 +18,7 @@ from mmseg.registry import DATASETS, MODELS
 FOLDER = Path(__file__).parents[1] / 'configs/cdra'
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix('')) for path in FOLDER.rglob('*.py'))
 # Tested beside the data sets of classification, in test_configs_classification.py.
-CLASSIFICATION = ['deit_tiny_caltech101', 'deit_tiny_cifar10']
+CLASSIFICATION = ['deit_tiny_caltech101', 'deit_tiny_cifar10', 'vit_tiny32_cifar10']
 SEGMENTATION = [name for name in NAMES if name not in CLASSIFICATION]
 SIZES = ('small', 'base', 'large', 'giant')
 DATA = ('ade20k', 'voc')

@@ -20,7 +20,7 @@ from cdra_mm.mm.datasets import FGVC_SETS, TASK_CLASSES
 from cdra_mm.mm.launch import load_config, set_work_dir
 
 REPO = Path(__file__).parents[1]
-TINY = ['cdra/deit_tiny_caltech101', 'cdra/deit_tiny_cifar10']
+TINY = ['cdra/deit_tiny_caltech101', 'cdra/deit_tiny_cifar10', 'cdra/vit_tiny32_cifar10']
 VTAB = sorted(f'vtab/{path.stem}' for path in (REPO / 'configs/vtab').glob('*.py'))
 SETS = sorted(f'fgvc/{path.stem}' for path in (REPO / 'configs/fgvc').glob('*.py'))
 CONFIGS = [*TINY, *VTAB, *SETS]
@@ -78,7 +78,7 @@ def test_config_builds_a_model_of_the_protocols_classes(name: str) -> None:
     (folder,) = folders(cfg)
     assert model.head.fc.out_features == (10 if folder == 'cifar10' else CLASSES[folder])
     assert model.head.fc.in_features == model.backbone.embed_dims == (192 if name in TINY else 768)
-    assert len(model.backbone.layers) == 12
+    assert len(model.backbone.layers) == (6 if 'tiny32' in name else 12)
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -131,10 +131,15 @@ def test_recipe_runs_through_the_hook(
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ('name', 'tested'), [('deit_tiny_caltech101', 1020), ('deit_tiny_cifar10', 3000)]
+    ('name', 'tested', 'pixels'),
+    [
+        ('deit_tiny_caltech101', 1020, 224),
+        ('deit_tiny_cifar10', 3000, 224),
+        ('vit_tiny32_cifar10', 3000, 32),
+    ],
 )
 def test_config_reads_the_real_lists(
-    monkeypatch: pytest.MonkeyPatch, shared: Path, name: str, tested: int
+    monkeypatch: pytest.MonkeyPatch, shared: Path, name: str, tested: int, pixels: int
 ) -> None:
     monkeypatch.setenv('CDRA_VTAB_ROOT', str(shared / 'data/vtab-1k'))
     init_default_scope('mmpretrain')
@@ -143,12 +148,14 @@ def test_config_reads_the_real_lists(
         sets = [DATASETS.build(cfg[loader].dataset) for loader in LOADERS]
         assert [len(data) for data in sets] == sizes
         assert {data.num_classes for data in sets} == {cfg.model.head.num_classes}
-        assert all(data[0]['inputs'].shape == (3, 224, 224) for data in sets)
+        assert all(data[0]['inputs'].shape == (3, pixels, pixels) for data in sets)
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['deit_tiny_caltech101', 'deit_tiny_cifar10'])
+@pytest.mark.parametrize(
+    'name', ['deit_tiny_caltech101', 'deit_tiny_cifar10', 'vit_tiny32_cifar10']
+)
 def test_config_trains_on_real_images(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: Path, name: str
 ) -> None:
