@@ -35,9 +35,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ['compact_linear']
+__all__ = ['BlockIndex', 'Index', 'compact_linear']
 
-Blocks = tuple[tuple[Tensor, Tensor, float], ...]  # (rows, cols, scale) of each adapter
+# A run of rows or columns (LoRA's: all of them) is a slice: it is taken without a copy.
+Index = Tensor | slice
+BlockIndex = tuple[Index, Index, float]  # rows, columns and scale of an adapter
+Blocks = tuple[BlockIndex, ...]
 
 # Merged where the activations are this many times the weight: T (O + I) >= MANY_TOKENS * O I.
 MANY_TOKENS = 2.5
@@ -50,7 +53,7 @@ def compact_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    blocks: Sequence[tuple[Tensor, Tensor, float]],
+    blocks: Sequence[BlockIndex],
     factors: Sequence[Tensor],
 ) -> Tensor:
     """``F.linear`` with the weight's compact adapters (CDRA-SPT, Eq. 6).
@@ -59,7 +62,8 @@ def compact_linear(
         x: ``[..., I]``.
         weight: Base weight ``[O, I]``; it gets no gradient.
         bias: ``[O]`` or None.
-        blocks: Rows, columns and scale of each adapter, in the full weight.
+        blocks: Rows, columns and scale of each adapter, in the full weight: int64 ``[|R|]`` and
+            ``[|C|]``, or slices with start and stop.
         factors: ``down [r, |C|], up [|R|, r]`` of each adapter in turn.
 
     Returns:
@@ -78,7 +82,7 @@ def _apply(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    blocks: Sequence[tuple[Tensor, Tensor, float]],
+    blocks: Sequence[BlockIndex],
     factors: Sequence[Tensor],
 ) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
@@ -122,9 +126,10 @@ class _MergedLinear(torch.autograd.Function):
             # Merged again, not kept: all the weights' copies would outweigh the activations.
             dx = dy @ _merged(weight, ctx.blocks, factors)
         grads: list[Tensor] = []
-        for (rows, cols, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
+        for (rows, _, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
             dy_r = _columns(dy, rows)
-            if len(rows) * len(cols) <= max(SMALL_BLOCK, len(down)) * (len(rows) + len(cols)):
+            height, width = len(up), down.shape[1]
+            if height * width <= max(SMALL_BLOCK, len(down)) * (height + width):
                 block = _scaled(dy_r.t() @ x_c, scale)
                 grads += [up.t() @ block, block @ down.t()]
             else:
@@ -164,8 +169,10 @@ class _FactoredLinear(torch.autograd.Function):
         return dx, None, _bias_gradient(ctx, dy), None, *grads
 
 
-def _columns(x: Tensor, index: Tensor) -> Tensor:
-    """``x[:, index]``."""
+def _columns(x: Tensor, index: Index) -> Tensor:
+    """``x[:, index]``; of a slice a view."""
+    if isinstance(index, slice):
+        return x[:, index]
     if x.element_size() < 4:  # there `index_select` takes more than twice as long on a CPU
         return x.gather(1, index.expand(len(x), -1))
     return x.index_select(1, index)
@@ -173,9 +180,13 @@ def _columns(x: Tensor, index: Tensor) -> Tensor:
 
 def _kept(x: Tensor, blocks: Blocks) -> list[Tensor]:
     """The columns of each adapter, or all of x where that is less."""
-    if sum(len(cols) for _, cols, _ in blocks) >= x.shape[1]:
+    if sum(_length(cols) for _, cols, _ in blocks) >= x.shape[1]:
         return [x]
-    return [_columns(x, cols) for _, cols, _ in blocks]
+    return [_columns(x, cols).contiguous() for _, cols, _ in blocks]  # a view keeps all of x
+
+
+def _length(index: Index) -> int:
+    return index.stop - index.start if isinstance(index, slice) else len(index)
 
 
 def _saved(ctx: Any) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
@@ -186,7 +197,7 @@ def _saved(ctx: Any) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
 
 def _each(
     weight: Tensor, blocks: Blocks, factors: Sequence[Tensor], kept: Sequence[Tensor]
-) -> Iterator[tuple[tuple[Tensor, Tensor, float], Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[BlockIndex, Tensor, Tensor, Tensor]]:
     """Block, down, up and selected columns of x of each adapter."""
     whole = kept[0].shape[1] == weight.shape[1]
     for i, block in enumerate(blocks):
@@ -200,7 +211,7 @@ def _wide_down(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Ten
     wide = weight.new_zeros(sum(len(down) for down in downs), weight.shape[1])
     at = 0
     for (_, cols, _), down in zip(blocks, downs, strict=True):
-        wide[at : at + len(down)].index_copy_(1, cols, down)
+        _write(wide[at : at + len(down)], 1, cols, down)
         at += len(down)
     return wide
 
@@ -211,9 +222,16 @@ def _wide_up(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tenso
     wide = weight.new_zeros(weight.shape[0], sum(up.shape[1] for up in ups))
     at = 0
     for (rows, _, scale), up in zip(blocks, ups, strict=True):
-        wide[:, at : at + up.shape[1]].index_copy_(0, rows, _scaled(up, scale))
+        _write(wide[:, at : at + up.shape[1]], 0, rows, _scaled(up, scale))
         at += up.shape[1]
     return wide
+
+
+def _write(wide: Tensor, dim: int, index: Index, values: Tensor) -> None:
+    if isinstance(index, slice):
+        wide.narrow(dim, index.start, _length(index)).copy_(values)
+    else:
+        wide.index_copy_(dim, index, values)
 
 
 def _merged(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tensor:

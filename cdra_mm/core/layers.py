@@ -158,11 +158,16 @@ def _low_rank_product(
     if dropped:  # the base sees the whole input, each adapter its own draw of it
         y = F.linear(x, weight, bias)
         for a in adapters:
-            x_c = F.dropout(x.index_select(-1, a.cols), a.dropout, a.training)
-            update = F.linear(F.linear(x_c, a.down), a.up) * a.scale
-            y = y.index_add(-1, a.rows + a.start, update.to(y.dtype))
+            rows, cols, scale = a.block
+            x_c = x[..., cols] if isinstance(cols, slice) else x.index_select(-1, cols)
+            x_c = F.dropout(x_c, a.dropout, a.training)
+            update = (F.linear(F.linear(x_c, a.down), a.up) * scale).to(y.dtype)
+            if isinstance(rows, slice) and update.shape == y.shape:
+                y = y + update
+            else:
+                y = y.index_add(-1, a.rows + a.start, update)
         return y
-    blocks = [(a.start + a.rows if a.start else a.rows, a.cols, a.scale) for a in adapters]
+    blocks = [a.block for a in adapters]
     return compact_linear(x, weight, bias, blocks, [f for a in adapters for f in (a.down, a.up)])
 
 

@@ -2,7 +2,8 @@
 
     W' = W + scale * scatter_{R,C}( up @ down )        up [|R|, r], down [r, |C|]
 
-With all rows and columns it is LoRA.
+With all rows and columns it is LoRA. Rows or columns that follow each other need no gathering:
+`LowRank.block` says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import ParameterAdapter, register_kind
+from .compact_linear import BlockIndex, Index
 from .targets import Target
 
 __all__ = ['LowRank', 'check_index', 'master_dtype']
@@ -63,6 +65,21 @@ class LowRank(ParameterAdapter):
             self.register_buffer('scaling', torch.tensor(self.scale, dtype=torch.float64))
         self.down = nn.Parameter(torch.zeros(rank, len(cols), device=like.device, dtype=dtype))
         self.up = nn.Parameter(torch.zeros(len(rows), rank, device=like.device, dtype=dtype))
+        self.runs = _run(rows), _run(cols)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.rows.is_meta:
+            self.runs = _run(self.rows), _run(self.cols)
+
+    @property
+    def block(self) -> BlockIndex:
+        """Rows and columns in the whole parameter, where they are a run as a slice, and scale."""
+        (first, cols), start = self.runs, self.start
+        rows: Index = self.rows + start if start else self.rows
+        if first is not None:
+            rows = slice(first.start + start, first.stop + start)
+        return rows, self.cols if cols is None else cols, self.scale
 
     @classmethod
     def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -89,13 +106,26 @@ class LowRank(ParameterAdapter):
 
     def added_to(self, base: Tensor) -> Tensor:
         """See `ParameterAdapter.added_to`."""
+        delta = self.delta_weight().to(base.dtype)
+        rows, cols, _ = self.block
+        if isinstance(rows, slice) and isinstance(cols, slice):
+            wide = base.clone()
+            wide[rows, cols] += delta
+            return wide
         index = ((self.rows + self.start)[:, None], self.cols[None, :])
-        return base.index_put(index, self.delta_weight().to(base.dtype), accumulate=True)
+        return base.index_put(index, delta, accumulate=True)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         rank, cols = self.down.shape
         return f'{self.parameter}, block={len(self.rows)}x{cols}, rank={rank}'
+
+
+def _run(index: Tensor) -> slice | None:
+    """The slice that takes the same, or None."""
+    first = int(index[0])
+    run = torch.arange(first, first + len(index), device=index.device)
+    return slice(first, first + len(index)) if torch.equal(index, run) else None
 
 
 def check_index(index: Tensor, size: int, what: str) -> None:

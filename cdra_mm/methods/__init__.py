@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from cdra_mm.core import ConfigError
 
 from .adapter import AdapterTuning
-from .base import Method
+from .base import Method, Request, Trials
 from .bias import Bias
 from .cdra import CDRA
 from .full import Full
@@ -18,8 +18,11 @@ from .gps import GPS
 from .linear import Linear
 from .lora import LoRA
 from .mlp import MLP
+from .noah import NOAH
 from .partial import Partial
 from .rlrr import RLRR
+from .settings import check_types
+from .sharing import SharedAdapters
 from .spt import SPTAdapter, SPTLoRA
 from .vpt import VPTDeep, VPTShallow
 
@@ -30,6 +33,7 @@ __all__ = [
     'AdapterTuning',
     'Bias',
     'MLP',
+    'NOAH',
     'Partial',
     'Full',
     'Linear',
@@ -38,9 +42,14 @@ __all__ = [
     'SPTAdapter',
     'SPTLoRA',
     'RLRR',
+    'Request',
+    'SharedAdapters',
+    'Trials',
     'VPTDeep',
     'VPTShallow',
+    'check_types',
     'did_you_mean',
+    'find_method',
     'make_method',
 ]
 
@@ -61,6 +70,7 @@ METHODS: dict[str, type[Any]] = {
         SPTAdapter,
         GPS,
         RLRR,
+        NOAH,
     )
 }
 
@@ -75,25 +85,38 @@ def make_method(config: Mapping[str, Any]) -> Method:
         >>> make_method({'type': 'cdra', 'gamma': 0.01}).gamma
         0.01
     """
-    settings = dict(config)
-    name = settings.pop('type', None)
-    if name not in METHODS:
-        raise ConfigError(
-            f'method type {name!r} is unknown{did_you_mean(str(name), METHODS)}: expected one of '
-            f'{", ".join(METHODS)}'
-        )
-    known = [field.name for field in fields(METHODS[name])]
+    cls = find_method(config)
+    settings = {key: value for key, value in config.items() if key != 'type'}
+    known = [field.name for field in fields(cls)]
     for key in settings:
         if key not in known:
             raise ConfigError(
-                f'method {name!r} has no setting {key!r}{did_you_mean(key, known)}: expected '
+                f'method {cls.name!r} has no setting {key!r}{did_you_mean(key, known)}: expected '
                 + (', '.join(known) or 'none')
             )
-    method: Method = METHODS[name](**settings)
+    check_types(settings, get_type_hints(cls))
+    method: Method = cls(**settings)
     return method
 
 
-def did_you_mean(word: str, known: Any) -> str:
+def find_method(config: Mapping[str, Any]) -> type[Any]:
+    """The class of a method's config.
+
+    Raises:
+        ConfigError: If it is no dict, or its ``type`` is no name of a method.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"method={config!r:.200}: expected a dict such as dict(type='cdra')")
+    name = config.get('type')
+    if not isinstance(name, str) or name not in METHODS:
+        raise ConfigError(
+            f'method type {name!r:.200} is unknown{did_you_mean(name, METHODS)}: expected one of '
+            f'{", ".join(METHODS)}'
+        )
+    return METHODS[name]
+
+
+def did_you_mean(word: Any, known: Any) -> str:
     """`` (did you mean 'x'?)``, or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(str(word), list(known), n=1)
     return f' (did you mean {near[0]!r}?)' if near else ''

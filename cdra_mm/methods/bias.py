@@ -6,13 +6,12 @@ VPT (Jia et al., ECCV 2022) and of the papers after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import ClassVar
 
 from cdra_mm.core import Plan, PlanError, find_targets
+
+from .base import Request
 
 __all__ = ['Bias']
 
@@ -30,20 +29,13 @@ class Bias:
     name: ClassVar[str] = 'bias'
     needs_scores: ClassVar[bool] = False
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """All biases, whole. See `Method.plan`.
 
         Raises:
             PlanError: If the backbone has no bias.
         """
+        backbone = request.backbone
         biases = {
             f'{path}.bias'.removeprefix('.'): module._parameters['bias']
             for path, module in backbone.named_modules()
@@ -59,9 +51,4 @@ class Bias:
             raise PlanError(
                 f'{type(backbone).__name__} has no bias: use another method for this backbone'
             )
-        return Plan(
-            method=self.name,
-            also_train=trained,
-            settings=dict(settings),
-            fingerprint=fingerprint,
-        )
+        return request.record(self, also_train=trained)

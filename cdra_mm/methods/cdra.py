@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from cdra_mm.core import ConfigError, Plan, PlanError, find_targets, make_plan
 from cdra_mm.core.ablations import Ablation
 from cdra_mm.core.sizes import Rules
 
+from .base import Request
 from .budgets import check_budget, resolved_budget
 
 __all__ = ['CDRA']
@@ -73,7 +74,7 @@ class CDRA:
     alpha: float = 10
     lora_rank: int = 8
     size_ratio: float = 1.0
-    quadrant: str = '10'
+    quadrant: str | int = '10'
 
     def __post_init__(self) -> None:
         check_budget(self)
@@ -97,22 +98,13 @@ class CDRA:
         """How matrices are treated otherwise than by the method."""
         return Ablation(**{field.name: getattr(self, field.name) for field in fields(Ablation)})
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """See `Method.plan`.
 
         Raises:
             ConfigError: If `compete` names a role that the backbone does not have.
             PlanError: See `make_plan`.
         """
-        assert scores is not None
         optional = {'compete', *(field.name for field in fields(Ablation))}
         changed = {*self.ablation.changes, *(['compete'] if self.compete != 'all' else [])}
         own = {
@@ -121,19 +113,19 @@ class CDRA:
             if name not in optional or name in changed
         }
         return make_plan(
-            self._competing(backbone, scores),
-            **resolved_budget(self, backbone),
+            self.competing(request.backbone, request.scores),
+            **resolved_budget(self, request.backbone),
             rank_rule=self.rank_rule,
             min_rank=self.min_rank,
             beta=self.beta,
             ablation=self.ablation,
-            also_train=also_train,
-            settings={**settings, **own},
-            fingerprint=fingerprint,
+            also_train=request.also_train,
+            settings={**request.settings, **own},
+            fingerprint=request.fingerprint,
         )
 
-    def _competing(self, backbone: nn.Module, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The scores of what competes."""
+    def competing(self, backbone: nn.Module, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The scores of what competes; see `Method`."""
         if self.compete == 'all':
             return scores
         if self.compete in COMPETE:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cdra_mm.core import ConfigError, Plan, PlanError, SparseMatrix, Vector, find_targets
+
+from .base import Request
 
 __all__ = ['GPS']
 
@@ -61,31 +63,20 @@ class GPS:
         """See `Method`."""
         return self.loss
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """See `Method.plan`.
 
         Raises:
             PlanError: If a matrix has fewer than k columns.
         """
-        assert scores is not None
-        matrices = {name: score for name, score in scores.items() if score.dim() == 2}
+        matrices = {name: score for name, score in request.scores.items() if score.dim() == 2}
         sparse = tuple(self._selected(name, score) for name, score in matrices.items())
-        return Plan(
-            method=self.name,
+        return request.record(
+            self,
             sparse=sparse,
-            vectors=tuple(_biases(backbone)),
+            vectors=tuple(_biases(request.backbone)),
             num_competing=sum(score.numel() for score in matrices.values()),
             num_sensitive=sum(matrix.num_params for matrix in sparse),
-            settings={**settings, **asdict(self)},
-            fingerprint=fingerprint,
         )
 
     def _selected(self, name: str, score: Tensor) -> SparseMatrix:

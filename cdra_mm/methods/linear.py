@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import ClassVar
 
 from cdra_mm.core import Plan
+
+from .base import Request
 
 __all__ = ['Linear']
 
@@ -20,14 +19,6 @@ class Linear:
     name: ClassVar[str] = 'linear'
     needs_scores: ClassVar[bool] = False
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """Nothing of the backbone is trained. See `Method.plan`."""
-        return Plan(method=self.name, settings=dict(settings), fingerprint=fingerprint)
+        return request.record(self)

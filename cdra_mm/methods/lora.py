@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
-
 from cdra_mm.core import Block, ConfigError, Plan, PlanError, Target, find_targets
+
+from .base import Request
 
 __all__ = ['LoRA', 'check_dropout', 'check_rank', 'whole_block']
 
@@ -61,21 +61,14 @@ class LoRA:
         # A list, as configs and checkpoints hold it: a resumed run compares the two.
         object.__setattr__(self, 'targets', ALL if roles == [ALL] else roles)
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """Adapts the matrices of the roles; nothing else is trained. See `Method.plan`.
 
         Raises:
             PlanError: If the backbone has no matrix of a role, or a matrix is
                 smaller than the rank.
         """
+        backbone = request.backbone
         matrices = [t for t in find_targets(backbone).values() if len(t.shape) == 2]
         roles = dict.fromkeys(target.role for target in matrices)
         wanted = set(roles) if self.targets == ALL else set(self.targets)
@@ -85,21 +78,13 @@ class LoRA:
                 f'{", ".join(roles)}, or {ALL!r}'
             )
         scale = self.alpha / self.rank
-        return Plan(
-            method=self.name,
+        return request.record(
+            self,
             blocks=tuple(
                 whole_block(target, self.rank, scale=scale, dropout=self.dropout)
                 for target in matrices
                 if target.role in wanted
             ),
-            settings={
-                **settings,
-                'rank': self.rank,
-                'alpha': self.alpha,
-                'dropout': self.dropout,
-                'targets': self.targets,
-            },
-            fingerprint=fingerprint,
         )
 
 

@@ -26,6 +26,8 @@ from cdra_mm.core import (
 )
 from cdra_mm.core.low_rank import master_dtype
 
+from .base import Request
+
 __all__ = ['MLP', 'HiddenLayers']
 
 
@@ -48,6 +50,8 @@ class HiddenLayers(CallAdapter):
 
     def __init__(self, module: nn.Module, num_hidden: int, width: int) -> None:
         super().__init__()
+        if num_hidden < 1 or width != block_width(module, find_blocks(module)[-1]):
+            raise ValueError(f'{num_hidden} layers of width {width}')
         like = next(module.parameters())
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -127,28 +131,17 @@ class MLP:
                 "method 'linear')"
             )
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """Hidden layers on the output, nothing inside. See `Method.plan`.
 
         Raises:
             PlanError: If the backbone has no transformer block that tells its width.
         """
+        backbone = request.backbone
         blocks = find_blocks(backbone)
         if not blocks:
             raise PlanError(f'{type(backbone).__name__} has no transformer blocks')
         sizes = {'num_hidden': self.num_layers - 1, 'width': block_width(backbone, blocks[-1])}
         count = sizes['num_hidden'] * (sizes['width'] + 1) * sizes['width']
-        return Plan(
-            method=self.name,
-            parts=(Part(HiddenLayers.kind, HiddenLayers.kind, sizes, count),),
-            settings={**settings, 'num_layers': self.num_layers},
-            fingerprint=fingerprint,
-        )
+        part = Part(HiddenLayers.kind, HiddenLayers.kind, sizes, count)
+        return request.record(self, parts=(part,))

@@ -6,13 +6,15 @@ the papers after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from cdra_mm.core import ConfigError, Plan, PlanError, find_blocks
+
+from .base import Request
 
 __all__ = ['Partial']
 
@@ -42,20 +44,13 @@ class Partial:
         if type(self.num_blocks) is not int or self.num_blocks < 1:
             raise ConfigError(f'num_blocks={self.num_blocks!r}: expected a count of at least 1')
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """The last blocks and the norms behind them, whole. See `Method.plan`.
 
         Raises:
             PlanError: If the backbone has fewer blocks.
         """
+        backbone = request.backbone
         blocks = find_blocks(backbone)
         if len(blocks) < self.num_blocks:
             raise PlanError(
@@ -65,15 +60,13 @@ class Partial:
         last = [backbone.get_submodule(path) for path in blocks[-self.num_blocks :]]
         modules = (*last, *_norms(backbone, blocks))
         trained = {id(p) for module in modules for p in module.parameters()}
-        return Plan(
-            method=self.name,
+        return request.record(
+            self,
             also_train={
                 name: parameter.numel()
                 for name, parameter in backbone.named_parameters()
                 if id(parameter) in trained
             },
-            settings={**settings, 'num_blocks': self.num_blocks},
-            fingerprint=fingerprint,
         )
 
 

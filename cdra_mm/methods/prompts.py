@@ -7,6 +7,7 @@ prompt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.core import CallAdapter, PlanError, find_blocks, register_kind
+from cdra_mm.core import CallAdapter, PlanError, block_width, find_blocks, register_kind
 from cdra_mm.core.low_rank import master_dtype
 
 __all__ = ['InputPrompts', 'Prompts']
@@ -47,8 +48,12 @@ class _PromptTokens(CallAdapter):
         bound: float = 0.0,
     ) -> None:
         super().__init__()
+        if num_prompts < 1 or width != block_width(module, ''):
+            raise ValueError(f'{num_prompts} prompts of width {width}')
+        if not 0 <= dropout < 1 or not 0 <= bound < math.inf:
+            raise ValueError(f'dropout is {dropout}, bound is {bound}')
         like = next(module.parameters())
-        self.bound, self.dropout = bound, float(dropout)
+        self.bound, self.dropout = float(bound), float(dropout)
         if dropout:  # a state dict has to tell it
             self.register_buffer('dropping', torch.tensor(self.dropout, dtype=torch.float64))
         (name,) = self.tensors

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -39,6 +39,8 @@ from cdra_mm.core import (
     register_kind,
 )
 from cdra_mm.core.low_rank import master_dtype
+
+from .base import Request
 
 __all__ = ['RLRR', 'Affine', 'Rescaling', 'Shift']
 
@@ -225,22 +227,15 @@ class RLRR:
     name: ClassVar[str] = 'rlrr'
     needs_scores: ClassVar[bool] = False
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """Every matrix and bias of the blocks, every norm, the patch embedding.
 
-        As in the released code tokens stay frozen: `also_train` is not used.
+        As in the released code tokens stay frozen: `Request.also_train` is not used.
 
         Raises:
             PlanError: If the backbone has no single convolution in front of its blocks.
         """
+        backbone = request.backbone
         targets = find_targets(backbone)
         parts: list[Part] = []
         for path, module in _scaled(backbone, targets):
@@ -252,12 +247,7 @@ class RLRR:
                 parts.append(Part(name, Rescaling.kind, {}, sum(target.shape)))
             elif target.role == 'bias':
                 parts.append(Part(name, Shift.kind, {}, target.numel))
-        return Plan(
-            method=self.name,
-            parts=tuple(parts),
-            settings={**settings, **asdict(self)},
-            fingerprint=fingerprint,
-        )
+        return request.record(self, parts=tuple(parts))
 
 
 def _scaled(backbone: nn.Module, targets: Mapping[str, Target]) -> Iterator[tuple[str, nn.Module]]:

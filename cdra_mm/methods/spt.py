@@ -35,12 +35,12 @@ Where paper and released code (github.com/ziplab/SPT) differ, or leave a choice:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdra_mm.core import (
     Block,
@@ -54,9 +54,10 @@ from cdra_mm.core import (
 from cdra_mm.core.planning import trains_whole
 from cdra_mm.core.selection import kth_largest, masks_above, one_thread, requested_count
 
+from .base import Request
+from .bottleneck import Bottleneck, bottleneck_parts
 from .budgets import check_budget, resolved_budget
 from .lora import check_dropout, check_rank, whole_block
-from .spt_bottleneck import bottleneck_params, bottleneck_parts
 from .spt_budget import threshold_for_budget
 
 __all__ = ['SPTAdapter', 'SPTLoRA']
@@ -136,54 +137,29 @@ class _SPT(ABC):
         return torch.where(whole, size, num_selected)
 
     @one_thread()
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """See `Method.plan`.
 
         Raises:
             PlanError: If nothing fits the budget, or a module does not fit its matrix.
         """
-        assert scores is not None
-        budget = resolved_budget(self, backbone)
+        scores = request.scores
+        budget = resolved_budget(self, request.backbone)
         most = budget.pop('budget_params')
         if most is None:
             threshold = kth_largest(scores, requested_count(scores, **budget))
         else:
             threshold = threshold_for_budget(
-                scores, most, self.num_params, reserved=sum(also_train.values())
+                scores, most, self.num_params, reserved=sum(request.also_train.values())
             )
-        return self.plan_from_masks(
-            backbone,
-            masks_above(scores, threshold),
-            also_train=also_train,
-            settings=settings,
-            fingerprint=fingerprint,
-        )
+        return self.plan_from_masks(request, masks_above(scores, threshold))
 
-    def plan_from_masks(
-        self,
-        backbone: nn.Module,
-        masks: Iterable[tuple[str, Tensor]],
-        *,
-        also_train: Mapping[str, int] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        fingerprint: str = '',
-    ) -> Plan:
+    def plan_from_masks(self, request: Request, masks: Iterable[tuple[str, Tensor]]) -> Plan:
         """The plan for given masks.
 
         Args:
-            backbone: The backbone.
+            request: See `Method.plan`; its scores are not read.
             masks: Target names with bool masks, True = selected, one by one.
-            also_train: See `Method.plan`.
-            settings: See `Method.plan`.
-            fingerprint: See `Method.plan`.
 
         Raises:
             PlanError: If a name or a module does not fit the backbone.
@@ -195,18 +171,17 @@ class _SPT(ABC):
             num_competing += mask.numel()
             num_sensitive += count
             if count:
-                self._add(records, resolve(backbone, name), mask, count)
-        return Plan(
-            method=self.name,
+                self._add(records, resolve(request.backbone, name), mask, count)
+        parts = bottleneck_parts(request.backbone, records.bottlenecks, self.rank, self.dropout)
+        return request.record(
+            self,
             blocks=tuple(records.blocks),
-            parts=tuple(bottleneck_parts(backbone, records.bottlenecks, self.rank, self.dropout)),
+            parts=tuple(parts),
             sparse=tuple(records.sparse),
             vectors=tuple(records.vectors),
-            also_train=dict(also_train or {}),
+            also_train=dict(request.also_train),
             num_competing=num_competing,
             num_sensitive=num_sensitive,
-            settings={**(settings or {}), **asdict(self)},
-            fingerprint=fingerprint,
         )
 
     def _add(self, records: _Records, target: Target, mask: Tensor, count: int) -> None:
@@ -247,14 +222,16 @@ class SPTLoRA(_SPT):
 class SPTAdapter(_SPT):
     """SPT-Adapter: the module is a bottleneck after the matrix's output.
 
-    It does not merge. See `spt_bottleneck`; settings: see `_SPT`.
+    He et al. put it after q, k, v and both layers of the FFN; beside the attention's
+    output their code puts it on the input instead, which only a square matrix allows. Here it
+    follows the output everywhere. It does not merge. Settings: see `_SPT`.
     """
 
     name: ClassVar[str] = 'spt_adapter'
 
     def module_params(self, shape: tuple[int, int]) -> int:
         """See `_SPT.module_params`."""
-        return bottleneck_params(shape[0], self.rank)
+        return Bottleneck.count(shape[0], self.rank)
 
     def add_module(self, records: _Records, target: Target, num_sensitive: int) -> None:
         """See `_SPT.add_module`."""

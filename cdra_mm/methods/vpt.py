@@ -16,11 +16,10 @@ prompts in every window, is not built.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from cdra_mm.core import (
     ConfigError,
@@ -32,6 +31,7 @@ from cdra_mm.core import (
     find_targets,
 )
 
+from .base import Request
 from .prompts import InputPrompts, Prompts
 
 __all__ = ['VPTDeep', 'VPTShallow']
@@ -60,27 +60,16 @@ class _VPT:
         if not is_number or not 0 <= self.dropout < 1:
             raise ConfigError(f'dropout={self.dropout!r}: expected a share in [0, 1)')
 
-    def plan(
-        self,
-        backbone: nn.Module,
-        scores: Mapping[str, Tensor] | None,
-        *,
-        also_train: Mapping[str, int],
-        settings: Mapping[str, Any],
-        fingerprint: str,
-    ) -> Plan | None:
+    def plan(self, request: Request) -> Plan | None:
         """Prompts, nothing else. See `Method.plan`.
 
         Raises:
             PlanError: If the blocks know positions, or no patch embedding is found.
         """
+        backbone = request.backbone
         _check_sets(backbone)
-        return Plan(
-            method=self.name,
-            parts=tuple(self._part(backbone, place) for place in self._places(backbone)),
-            settings={**settings, 'num_prompts': self.num_prompts, 'dropout': self.dropout},
-            fingerprint=fingerprint,
-        )
+        parts = tuple(self._part(backbone, place) for place in self._places(backbone))
+        return request.record(self, parts=parts)
 
     def _places(self, backbone: nn.Module) -> list[str]:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 The paper's columns: latency and memory of inference, and memory of fine-tuning, per method. Here
 the model is a timm ViT with random weights and a linear classifier, so no data is needed;
 sensitivity is scored on one random batch, which decides where adapters sit but hardly what they
-cost.
+cost. Of a method that searches, the largest plan that it meets is measured.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from cdra_mm.benchmark.timing import is_out_of_memory, measure
 from cdra_mm.core import (
     CDRAError,
     ConfigError,
+    Plan,
     apply_plan,
     estimate_scores,
     merge_adapters,
     write_text,
 )
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 
 from .formats import FORMATS, SUFFIXES
 from .grid import Row, pick
@@ -74,6 +75,19 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
 
+class LargestWins:
+    """Trials without data, for methods that search: what they cost at most within their limit."""
+
+    seed = 0
+
+    def train(self, *_: Any, **__: Any) -> None:
+        """Trains nothing; see `cdra_mm.methods.Trials`."""
+
+    def fitness(self, plan: Plan) -> float:
+        """The number of trained parameters."""
+        return float(plan.num_trainable)
+
+
 def build_classifier(name: str, image_size: int) -> nn.Module:
     """A timm ViT of patch 16 under a linear head, all weights random."""
     check_vit(image_size)
@@ -88,7 +102,7 @@ def adapt(case: Case, row: Row) -> nn.Module:
     method = make_method(row.method)
     model = case.make_model()
     assert isinstance(model, Classifier)
-    scores = None
+    scores: dict[str, Tensor] = {}
     if method.needs_scores:
 
         def losses(backbone: nn.Module, batch: Batch) -> Tensor:
@@ -97,7 +111,7 @@ def adapt(case: Case, row: Row) -> nn.Module:
             return F.cross_entropy(logits, labels, reduction='none')
 
         scores = estimate_scores(model.backbone, [case.make_batch(NUM_CLASSES)], losses)
-    plan = method.plan(model.backbone, scores, also_train={}, settings={}, fingerprint='')
+    plan = method.plan(Request(model.backbone, scores, trials=LargestWins()))
     model.requires_grad_(True)
     if plan is not None:
         apply_plan(model.backbone, plan, seed=case.seed)

@@ -15,6 +15,7 @@ from threading import current_thread, main_thread
 from typing import Any
 
 from cdra_mm.core import CDRAError, ConfigError
+from cdra_mm.progress import time_left
 
 from .jobs import Commands, Job
 from .results import Result, State, claim, read_result
@@ -87,7 +88,8 @@ def run_jobs(
     waiting, free = deque(jobs), deque(slots)
     running: list[_Run] = []
     failures: list[Failure] = []
-    count = 0
+    count = done = 0
+    begun = time.monotonic()
 
     def fail(job: Job, reason: str) -> None:
         failures.append(Failure(job, reason))
@@ -118,9 +120,15 @@ def run_jobs(
                 if outcome.failed:
                     fail(run.job, outcome.text)
                 else:
+                    done += 1
                     tell(f'  done: {run.job.label}: {outcome.text}')
                     if finished:
                         finished(run.job)
+                left = len(waiting) + len(running)
+                if left:
+                    # As if those under way had just begun: rather too long than too short.
+                    each = (time.monotonic() - begun) / (done + len(failures))
+                    tell(f'  {done} of {len(jobs)} done, about {time_left(each * left)}')
             if running:
                 time.sleep(PAUSE)
     return failures

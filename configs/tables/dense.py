@@ -18,6 +18,7 @@ methods = dict(
     # Its own loss needs a label for each image.
     gps=dict(method=dict(loss='task')),
     full=dict(options={'optim_wrapper.optimizer.lr': 3e-5}),
+    noah=dict(method=dict(supernet_iters=10000)),  # 500 passes would be weeks
     spt_adapter=dict(method=dict(budget_percent=0.83)),
     spt_lora_8=dict(method=dict(budget_percent=0.83)),
     spt_lora_16=dict(method=dict(budget_percent=1.6)),

@@ -15,6 +15,7 @@ seeds = [0, 1, 2]
 search = {'optim_wrapper.optimizer.lr': [3e-4, 1e-3, 3e-3]}
 methods = dict(
     full=dict(search={'optim_wrapper.optimizer.lr': [1e-5, 3e-5, 1e-4]}),
+    noah=dict(method=dict(supernet_epochs=100)),  # as long as the training
     spt_adapter=dict(method=dict(budget_percent=1.2)),
     spt_lora_8=dict(method=dict(budget_percent=1.2)),
     spt_lora_16=dict(method=dict(budget_percent=2.28)),

@@ -36,7 +36,7 @@ def taking(strategy):
 class Problem:
     """A layer with adapters on `heights` rows each (a fused layer has several), and its inputs."""
 
-    def __init__(self, o, i, sizes, dtype, *, scale=0.5, seed=0, tokens=(3, 4)):
+    def __init__(self, o, i, sizes, dtype, *, scale=0.5, seed=0, tokens=(3, 4), runs=False):
         generator = torch.Generator().manual_seed(seed)
 
         def randn(*shape):
@@ -44,11 +44,17 @@ class Problem:
 
         part = o // len(sizes)
         self.x, self.weight, self.bias = randn(*tokens, i), randn(o, i), randn(o)
-        self.blocks, self.factors = [], []
+        self.blocks, self.factors, self.indices = [], [], []
         for at, (r, c, rank) in enumerate(sizes):
             rows = at * part + torch.randperm(part, generator=generator)[:r]
             cols = torch.randperm(i, generator=generator)[:c]
-            self.blocks.append((rows, cols, scale))
+            if runs:
+                rows, cols = (torch.arange(len(x)) + int(x.min()) for x in (rows, cols))
+                cols = cols - max(0, int(cols.max()) + 1 - i)
+                rows = rows - max(0, int(rows.max()) + 1 - (at + 1) * part)
+            self.indices.append((rows, cols))
+            given = [slice(int(x[0]), int(x[-1]) + 1) if runs else x for x in (rows, cols)]
+            self.blocks.append((*given, scale))
             self.factors += [randn(rank, c), randn(r, rank)]
 
     def run(self, strategy):
@@ -58,8 +64,8 @@ class Problem:
     def reference(self):
         """By the dense product in fp64, and autograd."""
         weight = self.weight.double()
-        for (rows, cols, scale), down, up in zip(
-            self.blocks, self.factors[::2], self.factors[1::2], strict=True
+        for (rows, cols), (_, _, scale), down, up in zip(
+            self.indices, self.blocks, self.factors[::2], self.factors[1::2], strict=True
         ):
             delta = scale * up.double() @ down.double()
             weight = weight.index_put((rows[:, None], cols), delta, accumulate=True)
@@ -88,9 +94,10 @@ SIZES = {
 
 
 @each_strategy
+@pytest.mark.parametrize('runs', [False, True], ids=['indices', 'runs'])
 @pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
-def test_strategy_passes_gradcheck(strategy, sizes):
-    problem = Problem(*sizes, torch.float64).requires_grad()
+def test_strategy_passes_gradcheck(strategy, sizes, runs):
+    problem = Problem(*sizes, torch.float64, runs=runs).requires_grad()
     inputs = (problem.x, problem.bias, *problem.factors)
 
     def run(x, bias, *factors):
@@ -106,14 +113,16 @@ def test_strategy_passes_gradcheck(strategy, sizes):
     i=st.integers(1, 12),
     adapters=st.integers(1, 3),
     tokens=st.lists(st.integers(1, 4), min_size=0, max_size=2),
+    runs=st.booleans(),
     data=st.data(),
 )
-def test_strategy_equals_the_dense_product(strategy, o, i, adapters, tokens, data):
+def test_strategy_equals_the_dense_product(strategy, o, i, adapters, tokens, runs, data):
     def size(limit):
         return data.draw(st.integers(1, limit))
 
     sizes = [(size(o), size(i), size(4)) for _ in range(adapters)]
-    problem = Problem(o * adapters, i, sizes, torch.float64, tokens=tokens).requires_grad()
+    problem = Problem(o * adapters, i, sizes, torch.float64, tokens=tokens, runs=runs)
+    problem.requires_grad()
     y, expected = problem.run(strategy), problem.reference()
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
@@ -143,7 +152,7 @@ def test_strategy_is_as_exact_as_its_type(strategy, sizes, dtype):
 def kept_bytes(problem, strategy):
     """Bytes kept for the backward, each storage once, without the layer's own tensors."""
     own = {t.data_ptr() for t in (problem.weight, problem.bias, *problem.factors)}
-    own |= {index.data_ptr() for rows, cols, _ in problem.blocks for index in (rows, cols)}
+    own |= {index.data_ptr() for pair in problem.indices for index in pair}
     kept = {}
 
     def pack(tensor):
@@ -158,8 +167,10 @@ def kept_bytes(problem, strategy):
 
 
 @each_strategy
-def test_only_selected_columns_are_kept(strategy):
-    problem = Problem(90, 64, [(20, 5, 2), (20, 6, 2), (20, 7, 2)], torch.float32, tokens=(50,))
+@pytest.mark.parametrize('runs', [False, True], ids=['indices', 'runs'])
+def test_only_selected_columns_are_kept(strategy, runs):
+    sizes = [(20, 5, 2), (20, 6, 2), (20, 7, 2)]
+    problem = Problem(90, 64, sizes, torch.float32, tokens=(50,), runs=runs)
     hidden = 6 if strategy == 'factored' else 0
     assert kept_bytes(problem.requires_grad(), strategy) == 50 * (5 + 6 + 7 + hidden) * 4
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from cdra_mm.core import apply_plan, plan_from_masks
+from cdra_mm.core import apply_plan, find_targets, plan_from_masks
+from cdra_mm.core.low_rank import LowRank
 from tests.core.problems import move
 from tests.core.test_compaction import masks
+from tests.models import TinyViT
 from tests.reference.layers import dense_state
 
 IN, OUT = 7, 9
@@ -242,3 +244,33 @@ def test_layer_whose_weight_is_read_functionally_uses_the_change():
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert len(trainable) == 2
     assert torch.autograd.gradcheck(lambda x, *_: model(x), (x, *trainable))
+
+
+@pytest.mark.parametrize(
+    ('rows', 'run'),
+    [([0, 1, 2, 3], slice(4, 8)), ([2, 3], slice(6, 8)), ([1], slice(5, 6)), ([1, 0], None)],
+)
+def test_rows_that_follow_each_other_are_a_slice_of_the_whole_weight(rows, run):
+    """Of k, the second quarter of a fused weight."""
+    model = TinyViT(dim=4)
+    target = find_targets(model)['blocks.0.attn.qkv.weight:k']
+    weight = model.blocks[0].attn.qkv.weight
+    adapter = LowRank(target, weight, torch.tensor(rows), torch.arange(4), 2, scale=0.5)
+    taken, cols, scale = adapter.block
+    assert (cols, scale) == (slice(0, 4), 0.5)
+    assert taken == run if run else taken.tolist() == [4 + row for row in rows]
+
+
+def test_layer_follows_the_rows_that_a_state_dict_brings():
+    """A run that was found at first does not stay where other rows are loaded."""
+    mask = torch.zeros(OUT, IN, dtype=torch.bool)
+    mask[2:5] = True
+    model, _, _ = linear(mask)
+    x = torch.randn(4, IN, dtype=torch.float64)
+    for rows in ([7, 1, 4], [5, 6, 7]):
+        state = {**model.state_dict(), '0.cdra.weight.rows': torch.tensor(rows)}
+        model.load_state_dict(state)
+        dense = dense_state(state)
+        expected = F.linear(x, dense['0.weight'], dense['0.bias'])
+        torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(model[0].weight, dense['0.weight'], rtol=1e-12, atol=1e-12)

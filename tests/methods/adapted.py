@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cdra_mm.core import adapters, apply_plan, build_adapters, load_adapter, save_adapter
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 from tests.core.problems import move
 from tests.models import TinyViT, spread
 
@@ -38,8 +38,7 @@ def inputs(size: int = SIZE, count: int = 3) -> torch.Tensor:
 
 def plan_for(model: nn.Module, config: dict, **options):
     """The plan of a method without scores."""
-    given = dict(also_train={}, settings={}, fingerprint='') | options
-    return make_method(config).plan(model, None, **given)
+    return make_method(config).plan(Request(model, **options))
 
 
 def adapt(base: nn.Module, config: dict, *, moved: bool = False, seed: int = 0):

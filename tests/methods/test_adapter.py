@@ -19,7 +19,7 @@ from cdra_mm.core import (
     merge_adapters,
 )
 from cdra_mm.methods import make_method
-from cdra_mm.methods.adapter import Bottleneck
+from cdra_mm.methods.bottleneck import Bottleneck
 from tests.methods.adapted import (
     EXACT,
     adapt,
@@ -143,13 +143,13 @@ def test_adapter_refuses_a_layer_whose_forward_was_replaced():
 
 @pytest.mark.parametrize('value', [0, -1, 2.0, True, '8', None])
 def test_adapter_refuses_a_bottleneck_that_is_no_count(value):
-    with pytest.raises(ConfigError, match=re.escape(f'bottleneck={value!r}: expected a count')):
+    with pytest.raises(ConfigError, match=re.escape(f'bottleneck={value!r}: expected a')):
         make_method({'type': 'adapter', 'bottleneck': value})
 
 
 def test_bottleneck_refuses_another_width():
-    with pytest.raises(ValueError, match='with 5 outputs'):
-        Bottleneck(nn.Linear(4, 6), width=5, bottleneck=2)
+    with pytest.raises(ValueError, match='slices of 7 outputs at 0 of 6'):
+        Bottleneck(nn.Linear(4, 6), width=7, bottleneck=2)
 
 
 def test_adapter_of_swin_follows_the_width_of_its_stages():

@@ -17,7 +17,7 @@ from cdra_mm.core import (
     merge_adapters,
     save_adapter,
 )
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 from tests.core.problems import move
 from tests.models import MODELS, TinyViT, images
 from tests.reference.layers import dense_model
@@ -53,9 +53,8 @@ def structured_scores(model):
 
 
 def decide(model, **settings):
-    return make_method({'type': 'cdra', **settings}).plan(
-        model, structured_scores(model), also_train={}, settings={}, fingerprint=''
-    )
+    request = Request(model, structured_scores(model))
+    return make_method({'type': 'cdra', **settings}).plan(request)
 
 
 @pytest.mark.parametrize('kind', ['fused', 'mha'])
@@ -135,7 +134,7 @@ def test_cdra_reads_its_ablations_from_a_command_line():
         (dict(size_ratio=-1), 'size_ratio=-1: expected a number above 0'),
         (dict(size_ration=1.5), r"no setting 'size_ration' \(did you mean 'size_ratio'\?\)"),
         (dict(compete=[]), r'compete=\[\]: expected'),
-        (dict(compete=3), "compete=3: expected 'all', 'matrices', 'vectors', or roles"),
+        (dict(compete=3), 'compete=3: expected text or a list of texts'),
         (dict(alpha=0), 'alpha=0: expected a number of at least 1'),
         (dict(lora_rank=0), 'lora_rank=0: expected an integer'),
     ],

@@ -21,7 +21,7 @@ from cdra_mm.core import (
     merge_adapters,
     save_adapter,
 )
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 from tests.models import TinySwin, TinyViT
 from tests.reference.layers import dense_model
 
@@ -45,7 +45,7 @@ def scores_of(backbone):
 def decide(backbone, scores=None, **settings):
     scores = scores_of(backbone) if scores is None else scores
     method = make_method({'type': 'gps', **settings})
-    return method.plan(backbone, scores, also_train={'cls_token': 8}, settings={}, fingerprint='')
+    return method.plan(Request(backbone, scores, also_train={'cls_token': 8}))
 
 
 @pytest.mark.parametrize('kind', MODELS)
@@ -140,7 +140,7 @@ def test_gps_equals_dense_weights_and_comes_back(kind, tmp_path):
     ('settings', 'error', 'message'),
     [
         (dict(k=0), ConfigError, 'k=0: expected a count of at least 1'),
-        (dict(k=True), ConfigError, 'k=True: expected a count'),
+        (dict(k=True), ConfigError, 'k=True: expected an integer'),
         (dict(loss='ce'), ConfigError, "loss='ce': expected one of supervised_contrastive, task"),
         (dict(k=9), PlanError, 'weight:q has 8 columns: expected k=9 to be at most that'),
     ],

@@ -23,7 +23,7 @@ from cdra_mm.core import (
     merge_adapters,
     save_adapter,
 )
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 from tests.models import TinySwin, TinyViT
 from tests.reference.layers import dense_model
 
@@ -48,9 +48,7 @@ def images(model):
 
 def decide(model, **settings):
     settings = {'rank': 2, **settings}
-    return make_method({'type': 'lora', **settings}).plan(
-        model, None, also_train={}, settings={}, fingerprint=''
-    )
+    return make_method({'type': 'lora', **settings}).plan(Request(model))
 
 
 def moved(model):
@@ -226,7 +224,7 @@ def test_lora_drops_inputs_of_the_branch_in_training_only():
         (dict(alpha=0), ConfigError, 'alpha=0: expected a number above 0'),
         (dict(dropout=1.0), ConfigError, r'dropout=1\.0: expected a probability'),
         (dict(targets=[]), ConfigError, r'targets=\[\]: expected roles'),
-        (dict(targets=['q', 3]), ConfigError, 'expected roles such as q, k, v'),
+        (dict(targets=['q', 3]), ConfigError, 'expected text or a list of texts'),
         (dict(targets=['q', 'w1']), PlanError, "no matrix of the role 'w1': targets may be q, k"),
         (dict(rank=9, targets='fc1'), PlanError, r'is 16 x 8: a rank of 9 is no low rank'),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdra_mm.core import ConfigError, apply_plan, count_parameters, find_targets
-from cdra_mm.methods import METHODS, make_method
+from cdra_mm.methods import METHODS, Request, make_method
 from tests.models import TinyViT
 
 
@@ -17,9 +17,8 @@ def decide(config, backbone, **options):
         for name, target in find_targets(backbone).items()
     }
     method = make_method(config)
-    given = scores if method.needs_scores else None
-    options = dict(also_train={}, settings={'seed': 0}, fingerprint='') | options
-    return method.plan(backbone, given, **options)
+    given = scores if method.needs_scores else {}
+    return method.plan(Request(backbone, given, settings={'seed': 0}, **options))
 
 
 def test_every_method_is_found_under_its_own_name():
@@ -82,7 +81,7 @@ def test_cdra_percentage_is_of_the_whole_backbone():
         (dict(type='cdra', budget_percent=0.0), r'budget_percent=0\.0: expected a percentage'),
         (dict(type='cdra', budget_percent=120), r'budget_percent=120: expected a percentage'),
         (dict(type='cdra', budget_params=0), 'budget_params=0: expected a count'),
-        (dict(type='cdra', num_sensitive=2.5), r'num_sensitive=2\.5: expected a count'),
+        (dict(type='cdra', num_sensitive=2.5), r'num_sensitive=2\.5: expected an integer'),
         (dict(type='cdra', rank_rule='eq8'), "rank_rule='eq8': expected 'eq7' or 'count'"),
         (dict(type='cdra', min_rank=-1), 'min_rank=-1: expected an integer'),
         (dict(type='cdra', beta=0), 'beta=0: expected a number above 0'),

@@ -208,9 +208,9 @@ def test_mlp_refuses_a_backbone_without_transformer_blocks():
     ('config', 'message'),
     [
         ({'type': 'partial', 'num_blocks': 0}, 'num_blocks=0: expected a count of at least 1'),
-        ({'type': 'partial', 'num_blocks': True}, 'num_blocks=True: expected a count'),
+        ({'type': 'partial', 'num_blocks': True}, 'num_blocks=True: expected an integer'),
         ({'type': 'mlp', 'num_layers': 1}, 'num_layers=1: expected a count of at least 2'),
-        ({'type': 'mlp', 'num_layers': 2.0}, 'num_layers=2.0: expected a count of at least 2'),
+        ({'type': 'mlp', 'num_layers': 2.0}, 'num_layers=2.0: expected an integer'),
         ({'type': 'bias', 'num_blocks': 1}, "method 'bias' has no setting 'num_blocks'"),
         ({'type': 'partial', 'num_block': 1}, "(did you mean 'num_blocks'?)"),
     ],

@@ -25,7 +25,7 @@ from cdra_mm.core import (
     save_adapter,
     unmerge_adapters,
 )
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 from tests.core.problems import move
 from tests.models import MODELS, images
 from tests.reference.rlrr import dense_output
@@ -54,9 +54,7 @@ KINDS = {
 
 
 def plan_for(model):
-    return make_method({'type': 'rlrr'}).plan(
-        model, None, also_train={'cls_token': 8}, settings={}, fingerprint=''
-    )
+    return make_method({'type': 'rlrr'}).plan(Request(model, also_train={'cls_token': 8}))
 
 
 def adapted(kind, dtype=torch.float64):

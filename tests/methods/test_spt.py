@@ -18,7 +18,7 @@ from cdra_mm.core import (
     count_parameters,
     find_targets,
 )
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 from tests.models import TinySwin, TinyViT
 from tests.reference.planning import thresholds
 from tests.reference.selection import top_k
@@ -48,13 +48,8 @@ def scores_of(backbone, seed=0):
 
 def decide(backbone, kind='spt_lora', scores=None, also_train=None, **settings):
     method = make_method({'type': kind, 'rank': 2, 'dropout': 0.0, **settings})
-    return method.plan(
-        backbone,
-        scores_of(backbone) if scores is None else scores,
-        also_train=also_train or {},
-        settings={},
-        fingerprint='',
-    )
+    scores = scores_of(backbone) if scores is None else scores
+    return method.plan(Request(backbone, scores, also_train=also_train or {}))
 
 
 def expected_sizes(masks, kind, rank, alpha, beta):
@@ -81,13 +76,13 @@ def planned_sizes(plan, rank):
         way = 'whole' if vector.indices is None else 'entries'
         sizes[vector.name] = (way, vector.num_params)
     for part in plan.parts:
-        parameter = part.name.removesuffix('output_bottlenecks') + 'weight'
+        parameter = part.name.removesuffix('bottleneck') + 'weight'
         starts = list(map(int, part.sizes['starts'].split()))
-        height = part.sizes['height']
+        width = part.sizes['width']
         each = part.num_params // len(starts)
         if parameter.endswith(('qkv.weight', 'w12.weight')):
             letters = 'qkv' if parameter.endswith('qkv.weight') else ('w1', 'w2')
-            names = [f'{parameter}:{letters[start // height]}' for start in starts]
+            names = [f'{parameter}:{letters[start // width]}' for start in starts]
         else:
             names = [parameter]
         sizes |= dict.fromkeys(names, ('module', each))
@@ -181,8 +176,7 @@ def test_spt_lora_equals_cdra_without_both_of_its_cases(budget):
     backbone = TinyViT(dim=16, hidden=32)
     ours = decide(backbone, rank=2, alpha=2, **budget)
     ablation = dict(type='cdra', case1=False, case2=False, lora_rank=2, alpha=2, **budget)
-    options = dict(also_train={}, settings={}, fingerprint='')
-    theirs = make_method(ablation).plan(backbone, scores_of(backbone), **options)
+    theirs = make_method(ablation).plan(Request(backbone, scores_of(backbone)))
     assert ours.blocks and ours.sparse and ours.vectors
     # More entries selected in a matrix that has its module anyway change nothing.
     assert uncounted(ours.blocks) == uncounted(theirs.blocks) and ours.sparse == theirs.sparse
@@ -195,7 +189,7 @@ def uncounted(records):
 
 def test_spt_adapter_refuses_weights_that_no_layer_uses():
     base = TinyViT(attention='mha')
-    with pytest.raises(PlanError, match='MultiheadAttention reads this weight.*use spt_lora'):
+    with pytest.raises(PlanError, match='MultiheadAttention reads this weight.*use lora or'):
         decide(base, 'spt_adapter', num_sensitive=900)
     adapted = apply_plan(base, decide(base, 'spt_lora', num_sensitive=900))
     assert count_parameters(adapted)[0] > 0
@@ -205,9 +199,9 @@ def test_spt_adapter_refuses_weights_that_no_layer_uses():
     ('settings', 'error', 'message'),
     [
         (dict(gamma=0.1, budget_params=5), ConfigError, 'gamma=0.1, budget_params=5: give only'),
-        (dict(gamma=True), ConfigError, 'gamma=True: expected a fraction'),
+        (dict(gamma=True), ConfigError, 'gamma=True: expected a finite number'),
         (dict(num_sensitive=0), ConfigError, 'num_sensitive=0: expected a count'),
-        (dict(budget_percent='5'), ConfigError, "budget_percent='5': expected a percentage"),
+        (dict(budget_percent='5'), ConfigError, "budget_percent='5': expected a finite number"),
         (dict(alpha=0.5), ConfigError, r'alpha=0\.5: expected a number of at least 1'),
         (dict(beta=0), ConfigError, 'beta=0: expected a number of at least 1'),
         (dict(rank=1.5), ConfigError, r'rank=1\.5: expected an integer'),

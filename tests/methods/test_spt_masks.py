@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import nn
 
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 
 
 class Separate(nn.Module):
@@ -73,7 +73,8 @@ def test_spt_lora_on_the_released_masks_decides_and_counts_as_the_authors(spt_ma
                         whole = 8 * sum(shape) / 10 if len(shape) == 2 else shape[0] / 5
                         mask[: math.ceil(whole)] = True
                     masks[name] = mask.view(shape)
-                plan = method.plan_from_masks(model, masks.items(), also_train={'cls_token': 768})
+                request = Request(model, also_train={'cls_token': 768})
+                plan = method.plan_from_masks(request, masks.items())
                 assert {block.name for block in plan.blocks} == structured
                 whole = {v.name for v in plan.vectors if v.indices is None}
                 assert whole == tuned

@@ -20,7 +20,7 @@ from cdra_mm.core import (
     merge_adapters,
     save_adapter,
 )
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 from tests.models import TinyViT
 from tests.reference.layers import dense_model
 
@@ -103,6 +103,12 @@ class OneLayer(nn.Module):
         return self.blocks[0]['qkv'](x)
 
 
+def pairs(sequence, adapter, i, of=lambda p: p):
+    """The values of a plain bottleneck with those of the i-th of two slices."""
+    ours = (adapter.down, adapter.down_bias, adapter.up, adapter.up_bias)
+    return zip(sequence.parameters(), (of(p).chunk(2)[i] for p in ours), strict=True)
+
+
 def test_spt_adapter_equals_a_plain_bottleneck_on_the_parts_that_have_one():
     """Of a fused layer, q and v pass through their own bottlenecks, k does not."""
     torch.manual_seed(1)
@@ -111,20 +117,18 @@ def test_spt_adapter_equals_a_plain_bottleneck_on_the_parts_that_have_one():
     masks = {f'{weight}:{part}': torch.ones(4, 4, dtype=torch.bool) for part in 'vq'}
     masks[f'{weight}:k'] = torch.zeros(4, 4, dtype=torch.bool)
     method = make_method({'type': 'spt_adapter', 'rank': 3, 'dropout': 0.0})
-    plan = method.plan_from_masks(base, masks.items())
+    plan = method.plan_from_masks(Request(base), masks.items())
     assert plan.num_trainable == 2 * (4 * 3 + 3 + 3 * 4 + 4)
     model = apply_plan(copy.deepcopy(base), plan)
     (adapter,) = adapters(model).values()
     bound = 1 / 4**0.5
-    assert bool((adapter.squeeze.abs() <= bound).all()) and adapter.squeeze.std() > bound / 4
+    assert bool((adapter.down.abs() <= bound).all()) and adapter.down.std() > bound / 4
     moved(model)
     plain = [nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 4)).double() for _ in range(2)]
     for i, sequence in enumerate(plain):
         with torch.no_grad():
-            sequence[0].weight.copy_(adapter.squeeze[i])
-            sequence[0].bias.copy_(adapter.squeeze_bias[i])
-            sequence[2].weight.copy_(adapter.expand[i])
-            sequence[2].bias.copy_(adapter.expand_bias[i])
+            for plain_value, value in pairs(sequence, adapter, i):
+                plain_value.copy_(value)
     x = torch.randn(5, 2, 4, dtype=torch.float64)
     q, k, v = base(x).detach().chunk(3, -1)
     expected = torch.cat([q + plain[0](q), k, v + plain[1](v)], -1)
@@ -133,10 +137,8 @@ def test_spt_adapter_equals_a_plain_bottleneck_on_the_parts_that_have_one():
     F.mse_loss(y, torch.zeros_like(y)).backward()
     F.mse_loss(expected, torch.zeros_like(y)).backward()
     for i, sequence in enumerate(plain):
-        torch.testing.assert_close(adapter.squeeze.grad[i], sequence[0].weight.grad)
-        torch.testing.assert_close(adapter.squeeze_bias.grad[i], sequence[0].bias.grad)
-        torch.testing.assert_close(adapter.expand.grad[i], sequence[2].weight.grad)
-        torch.testing.assert_close(adapter.expand_bias.grad[i], sequence[2].bias.grad)
+        for plain_value, value in pairs(sequence, adapter, i, of=lambda p: p.grad):
+            torch.testing.assert_close(value, plain_value.grad)
 
 
 @pytest.mark.parametrize('kind', FORMULAS)

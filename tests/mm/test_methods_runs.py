@@ -25,10 +25,23 @@ SETTINGS = {
     'adapter': dict(bottleneck=2),
     'vpt_shallow': dict(num_prompts=2),
     'vpt_deep': dict(num_prompts=2),
+    'noah': dict(
+        prompt_dims=[1, 2],
+        lora_dims=[1, 2],
+        adapter_dims=[2],
+        dropout=0.0,
+        budget_percent=20.0,
+        supernet_iters=2,
+        population=2,
+        num_parents=1,
+        num_mutations=1,
+        num_crossovers=1,
+        generations=1,
+    ),
 }
 MERGING = {'cdra', 'lora', 'spt_lora', 'gps', 'rlrr', 'bias', 'partial'}
 # What has no adapter is a plain model already, or is stored whole.
-KEEPING = {'adapter', 'vpt_shallow', 'vpt_deep', 'mlp', 'spt_adapter'}
+KEEPING = {'adapter', 'vpt_shallow', 'vpt_deep', 'mlp', 'spt_adapter', 'noah'}
 
 
 def config(folder, name, task, **options):

@@ -35,7 +35,8 @@ class ToyData(BaseDataset):
 
     def __init__(self, task: str, size: int = 24, jitter: bool = False, **kwargs: Any) -> None:
         self.task, self.size, self.jitter = task, size, jitter
-        super().__init__(pipeline=[], **kwargs)
+        # To serialize collects garbage: most of the time of a tiny run.
+        super().__init__(pipeline=[], serialize_data=False, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         return [dict(img_path=f'toy_{i}.png') for i in range(self.size)]

@@ -36,8 +36,10 @@ def case(monkeypatch):
 
 @pytest.fixture
 def rows():
-    names = ('full', 'vpt_deep', 'adapter', 'linear', 'lora', 'spt_lora_8', 'cdra')
+    names = ('full', 'vpt_deep', 'adapter', 'linear', 'lora', 'noah', 'spt_lora_8', 'cdra')
     found = {row.name: row for row in read_rows(METHODS)}
+    sizes = dict(prompt_dims=[1, 2], lora_dims=[1, 2], adapter_dims=[1, 2], budget_params=500)
+    found['noah'] = replace(found['noah'], method={**found['noah'].method, **sizes})
     large = {**found['cdra'].method, 'budget_percent': 20.0}
     found['cdra'] = replace(found['cdra'], method=large)
     return [found[name] for name in names]
@@ -56,6 +58,7 @@ def test_adapted_model_trains_what_the_method_says_and_the_head(case, rows):
     assert (trained['full'], trained['linear']) == (total, 0)
     assert (trained['lora'], trained['vpt_deep']) == (2 * 2 * 8 * 64, 2 * 10 * 32)
     assert 0 < trained['cdra'] <= total / 5
+    assert 450 < trained['noah'] <= 500
 
 
 def test_costs_are_of_merged_models_where_methods_merge(case, rows):
@@ -63,7 +66,7 @@ def test_costs_are_of_merged_models_where_methods_merge(case, rows):
     costs = cost.measure_costs(case, rows, tell=said.append)
     assert not said and list(costs) == [row.name for row in rows]
     merges = {name: found.merged for name, found in costs.items()}
-    assert merges == {name: name not in ('vpt_deep', 'adapter') for name in merges}
+    assert merges == {name: name not in ('vpt_deep', 'adapter', 'noah') for name in merges}
     table = cost.cost_table(case, rows, costs)
     text = FORMATS['terminal'](table)
     assert 'VPT-Deep *' in text and 'CDRA *' not in text

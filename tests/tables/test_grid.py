@@ -19,7 +19,7 @@ FOLDER = REPOSITORY / 'configs/tables'
 SHIPPED = sorted(path.stem for path in FOLDER.glob('*.py'))
 # Rows of the papers' tables.
 ROWS = {
-    'full', 'mlp', 'vpt_shallow', 'vpt_deep', 'adapter', 'linear', 'partial', 'bias',
+    'full', 'mlp', 'vpt_shallow', 'vpt_deep', 'adapter', 'noah', 'linear', 'partial', 'bias',
     'lora', 'rlrr', 'gps', 'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra',
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ methods = dict(
     vpt_shallow=dict(title='VPT-Shallow', family='Addition-based', method=dict(type='vpt_shallow')),
     vpt_deep=dict(title='VPT-Deep', family='Addition-based', method=dict(type='vpt_deep')),
     adapter=dict(title='Adapter', family='Addition-based', method=dict(type='adapter')),
+    noah=dict(title='NOAH', family='Addition-based', method=dict(type='noah')),
     linear=dict(title='Linear', family='Reparameterization-based', method=dict(type='linear')),
     partial=dict(title='Partial-1', family='Reparameterization-based', method=dict(type='partial')),
     bias=dict(title='Bias', family='Reparameterization-based', method=dict(type='bias')),
