@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim import Optimizer
 
 from cdra_mm.core import ConfigError
 
@@ -48,16 +49,22 @@ def check_rebuildable(runner: Runner) -> None:
     """Raises ConfigError where the optimizer or a scheduler is not given as a config."""
     for name in ('optim_wrapper', 'param_scheduler'):
         config = runner.cfg.get(name)
-        parts = config if isinstance(config, list | tuple) else [config]
-        if (
-            name == 'optim_wrapper'
-            and config is None
-            or not all(part is None or isinstance(part, dict) for part in parts)
-        ):
+        found = type(config) if config is None and name == 'optim_wrapper' else _built(config)
+        if found is not None:
             raise ConfigError(
-                f'{name} is {type(config).__name__}: the trainable parameters change, so it must '
+                f'{name} is {found.__name__}: the trainable parameters change, so it must '
                 'be built again; give it as a config (a dict with a type), not as an object'
             )
+
+
+def _built(config: Any) -> type | None:
+    """The class of the first object in a config that is built already."""
+    if isinstance(config, OptimWrapper | Optimizer | _ParamScheduler):
+        return type(config)
+    parts = config.values() if isinstance(config, dict) else config
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        return None
+    return next((found for found in map(_built, parts) if found is not None), None)
 
 
 def rebuild(runner: Runner, configs: dict[str, Any]) -> None:
@@ -91,11 +98,18 @@ def rebuild(runner: Runner, configs: dict[str, Any]) -> None:
 
 def _keep_trainable(wrapper: OptimWrapper | OptimWrapperDict) -> None:
     """mmengine hands every parameter to the optimizer; a frozen one has no place in it."""
-    for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+    named = wrapper.items() if isinstance(wrapper, OptimWrapperDict) else [('', wrapper)]
+    for name, part in named:
         groups = part.optimizer.param_groups
         for group in groups:
             group['params'] = [p for p in group['params'] if p.requires_grad]
         groups[:] = [group for group in groups if group['params']]
+        if not groups:
+            which = f'optimizer {name!r} of the optim_wrapper' if name else 'the optimizer'
+            raise ConfigError(
+                f'{which} has nothing left to train: what it is for is frozen; leave it out, or '
+                'choose a method that trains it'
+            )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from .backbone import PREFIX
 from .checkpoint import Record, slim
+from .midway import MIDWAY_KEY, midway_state
 
 __all__ = ['SlimCheckpointHook']
 
@@ -26,9 +27,22 @@ class SlimCheckpointHook(Hook):
 
     def __init__(self, record: Callable[[], Record | None]) -> None:
         self.record = record
+        self._epoch_iters = 0  # done of the current epoch
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Notes the place within the epoch: a checkpoint is written after the iteration."""
+        self._epoch_iters = batch_idx + 1
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """The next epoch starts at its beginning."""
+        self._epoch_iters = 0
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Leaves the named base out and puts the record in, also in an EMA's state."""
+        if 'optimizer' in checkpoint:  # it can be resumed
+            midway = midway_state(runner, checkpoint['meta']['epoch'], self._epoch_iters)
+            if midway:
+                checkpoint[MIDWAY_KEY] = midway
         record = self.record()
         if record is None or not record.plan:  # the whole backbone is trained: a plain checkpoint
             return

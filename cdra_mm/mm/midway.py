@@ -1,0 +1,142 @@
+"""What a checkpoint has to carry that is written in the middle of something.
+
+mmengine's checkpoints are complete at the end of an epoch and after an optimizer step. In between
+it loses two things on resume: the gradient gathered so far (``accumulative_counts``), and, in an
+epoch-based loop with ``CheckpointHook(by_epoch=False)``, the place within the epoch: it starts that
+epoch again, so the run has more iterations than its schedule. Both come back here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.dist import get_world_size
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import Tensor
+
+from cdra_mm.core import CheckpointError
+
+from .rebuild import plain_model
+
+__all__ = ['MIDWAY_KEY', 'go_on', 'midway_state']
+
+MIDWAY_KEY = 'cdra_midway'
+
+
+def midway_state(runner: Runner, epoch: int, epoch_iters: int) -> dict[str, Any]:
+    """What is lost if a run goes on from the checkpoint that is being written.
+
+    Args:
+        runner: The run.
+        epoch: The epoch that the checkpoint says to go on with.
+        epoch_iters: Iterations of the current epoch that are done.
+
+    Returns:
+        ``gradients`` by parameter name, ``epoch_iters`` and ``epoch_length``; empty between two
+        windows at the start of an epoch.
+    """
+    state: dict[str, Any] = {}
+    if open_iterations(runner.optim_wrapper) and get_world_size() == 1:
+        named = plain_model(runner).named_parameters()
+        state['gradients'] = {
+            name: parameter.grad.detach().cpu().clone()
+            for name, parameter in named
+            if parameter.requires_grad and parameter.grad is not None
+        }
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    if by_epoch and epoch_iters and epoch == runner.epoch:
+        state |= {'epoch_iters': epoch_iters, 'epoch_length': len(runner.train_dataloader)}
+    return state
+
+
+def open_iterations(wrapper: OptimWrapper) -> int:
+    """Iterations whose gradients wait for the next optimizer step, 0 between two windows."""
+    parts = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return max(
+        0
+        if part._inner_count == part._max_counts
+        else part._inner_count % part._accumulative_counts
+        for part in parts
+    )
+
+
+def go_on(runner: Runner, state: Mapping[str, Any]) -> None:
+    """Puts a resumed run where its checkpoint was written.
+
+    Args:
+        runner: A run whose weights and optimizer are resumed.
+        state: From `midway_state`.
+
+    Raises:
+        CheckpointError: If the gradients are not those of the trained parameters, or the epoch has
+            another length now.
+    """
+    logger = MMLogger.get_current_instance()
+    waiting = open_iterations(runner.optim_wrapper)
+    gradients: Mapping[str, Tensor] = state.get('gradients', {})
+    if gradients and get_world_size() == 1:
+        named = dict(plain_model(runner).named_parameters())
+        for name, gradient in gradients.items():
+            parameter = named.get(name)
+            if parameter is None or parameter.shape != gradient.shape:
+                raise CheckpointError(
+                    f'the checkpoint is damaged: its gradient of {name} fits no parameter; resume '
+                    'another one'
+                )
+            parameter.grad = gradient.to(parameter.device, parameter.dtype)
+        logger.info(
+            f'the gradients of {waiting} iterations that waited for an optimizer step came back '
+            'with the checkpoint'
+        )
+    elif waiting:
+        logger.warning(
+            f'the checkpoint was written {waiting} iterations into a gradient accumulation, and '
+            'the gradients of several processes are not stored: theirs are lost. Checkpoints at '
+            'multiples of accumulative_counts resume exactly'
+        )
+    if state.get('epoch_iters'):
+        _finish_epoch(runner, int(state['epoch_iters']), int(state['epoch_length']))
+
+
+def _finish_epoch(runner: Runner, done: int, length: int) -> None:
+    """The first epoch leaves out what was done of it."""
+    loop = runner.train_loop
+    if not isinstance(loop, EpochBasedTrainLoop) or len(loop.dataloader) != length:
+        now = f'{len(loop.dataloader)}' if isinstance(loop, EpochBasedTrainLoop) else 'no'
+        raise CheckpointError(
+            f'the checkpoint was written at iteration {done} of the {length} of an epoch, which '
+            f'has {now} iterations now: resume with the loop, batch size and number of processes '
+            'it was written with, or from the end of an epoch'
+        )
+    loop.dataloader = _RestOfEpoch(loop, done)
+    MMLogger.get_current_instance().info(
+        f'going on within the epoch: leaving out {done} of {length} iterations'
+    )
+
+
+class _RestOfEpoch:
+    """A data loader without its first batches, once; then the loop has its own loader back."""
+
+    def __init__(self, loop: EpochBasedTrainLoop, done: int) -> None:
+        self._loop, self._loader, self._done = loop, loop.dataloader, done
+
+    def __iter__(self) -> Iterator[Any]:
+        loop, done = self._loop, self._done
+        run_iter = loop.run_iter
+        # The loop counts from 0: hooks are told the position in the epoch.
+        loop.run_iter = lambda position, batch: run_iter(position + done, batch)
+        batches = iter(self._loader)
+        for _ in range(done):
+            next(batches)
+        yield from batches
+        loop.dataloader = self._loader
+        del loop.run_iter
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)

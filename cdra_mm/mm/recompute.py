@@ -1,0 +1,45 @@
+"""Blocks whose activations are computed again in the backward pass.
+
+mmengine's ``activation_checkpointing`` uses torch's reentrant checkpoint, which gives the weights
+of a block no gradient unless an *input* of the block wants one. With a frozen patch embedding the
+input of the first blocks wants none: their adapters would never move, and only a warning would say
+so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['keep_gradients', 'recomputed']
+
+_MARK = '_cdra_keeps_gradients'
+
+
+def recomputed(module: nn.Module) -> Any:
+    """The plain forward of a module that mmengine has wrapped, None for any other."""
+    return getattr(module.__dict__.get('forward'), '__wrapped__', None)
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Makes recomputed blocks with trained weights give these their gradients, in place.
+
+    Args:
+        model: A model that has its adapters; calling it twice does no harm.
+    """
+    for module in model.modules():
+        if recomputed(module) is None or module.__dict__.get(_MARK):
+            continue
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            module.__dict__[_MARK] = True
+            module.register_forward_pre_hook(_ask_for_gradient)
+
+
+def _ask_for_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    tensors = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
+    if not torch.is_grad_enabled() or not tensors or any(x.requires_grad for x in tensors):
+        return None
+    first = tensors[0]
+    return tuple(x.detach().requires_grad_() if x is first else x for x in inputs)

@@ -1,0 +1,235 @@
+"""From which checkpoint a run goes on, and whether that one can be gone on from."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import EMAHook
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+from torch import Tensor
+
+from cdra_mm.core import CheckpointError
+
+from .backbone import PREFIX
+from .checkpoint import Record
+from .inputs import check_weight_file
+from .rebuild import plain_model
+from .saving import POINTER, clear_leftovers, pointed_at
+
+__all__ = [
+    'check_parts',
+    'check_state',
+    'check_whole',
+    'choose_checkpoint',
+    'latest_checkpoint',
+    'told_how_to_resume',
+]
+
+# A checkpoint that can be resumed; the best_... ones hold no optimizer.
+_NUMBERED = re.compile(r'^(?!best_).*?(?P<number>\d+)\.pth$')
+# What a checkpoint must hold, and what writes one without it.
+PARTS = {
+    'state_dict': 'it holds weights only',
+    'meta': 'it holds weights only',
+    'message_hub': 'it holds weights only',
+    'optimizer': 'as best_..., published and CheckpointHook(save_optimizer=False) checkpoints are',
+    'param_schedulers': 'as CheckpointHook(save_param_scheduler=False) writes it',
+}
+
+
+def choose_checkpoint(runner: Runner) -> None:
+    """Settles what a run resumes before mmengine looks for it; clears what a kill has left.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged.
+    """
+    clear_leftovers(runner.work_dir)
+    if not runner._resume:
+        return
+    if runner._load_from is None:
+        found = latest_checkpoint(runner.work_dir, runner.logger.warning)
+        if found is None:
+            runner.logger.warning(
+                f'no checkpoint in {runner.work_dir}: starting from the beginning'
+            )
+            runner._resume = False
+            return
+        runner._load_from = str(found)
+    check_whole(runner._load_from)
+
+
+def latest_checkpoint(work_dir: str | Path, say: Callable[[str], object]) -> Path | None:
+    """The checkpoint to go on from: the one pointed to, or else the newest whole one.
+
+    Args:
+        work_dir: Work directory of the run.
+        say: Gets a line where it is not the one pointed to.
+
+    Returns:
+        Its path, or None where there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: If there are checkpoints and none of them is whole.
+    """
+    named = pointed_at(work_dir)
+    fault = f'{Path(work_dir) / POINTER} is missing or empty'
+    if named is not None:
+        fault = _fault(named)
+        if not fault:
+            return named
+    found = numbered_checkpoints(work_dir)
+    if named is None and not found:
+        return None
+    for path in found:
+        if not _fault(path):
+            say(f'{fault}; going on from the newest whole checkpoint, {path}')
+            return path
+    others = ', '.join(path.name for path in found if path != named)
+    raise CheckpointError(
+        f'{fault}; no other checkpoint in {work_dir} is whole' + (f' ({others})' if others else '')
+        + ': start again in another work directory'
+    )  # fmt: skip
+
+
+def numbered_checkpoints(work_dir: str | Path) -> list[Path]:
+    """The checkpoints of a work directory that can be resumed, newest first."""
+    numbered = {path: _NUMBERED.match(path.name) for path in Path(work_dir).glob('*.pth')}
+    found = [(int(match['number']), path) for path, match in numbered.items() if match]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def check_whole(path: str | Path, where: str = '--resume') -> None:
+    """Checks every byte of a checkpoint file against its checksums.
+
+    Args:
+        path: Path or address; addresses pass.
+        where: What names it, for the message.
+
+    Raises:
+        CheckpointError: If it is missing or damaged; names the whole ones beside it.
+    """
+    fault = '' if '://' in str(path) else _fault(Path(path), where)
+    if fault:
+        good = [p.name for p in numbered_checkpoints(Path(path).parent) if not _fault(p)]
+        raise CheckpointError(fault + (f'; whole are {", ".join(good)} beside it' if good else ''))
+
+
+def _fault(path: Path, where: str = POINTER) -> str:
+    """What is wrong with a checkpoint file; '' for nothing."""
+    try:
+        check_weight_file(str(path), where)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                return f'weight file {path} ({where}) is damaged (checksum of {damaged})'
+    except CheckpointError as error:
+        return str(error)
+    except (OSError, zipfile.BadZipFile) as error:
+        return f'weight file {path} ({where}) is damaged ({error})'
+    return ''
+
+
+def check_parts(checkpoint: Mapping[str, Any], runner: Runner) -> None:
+    """Refuses a checkpoint that lacks a part of the run; mmengine goes on without it.
+
+    Raises:
+        CheckpointError: Names the part.
+    """
+    for part, why in PARTS.items():
+        if part == 'param_schedulers' and not runner.param_schedulers:
+            continue
+        if part not in checkpoint:
+            raise CheckpointError(
+                f'cannot resume: the checkpoint has no {part}, {why}. To start from its weights, '
+                'use load_from without resume'
+            )
+    for key in ('epoch', 'iter'):
+        if not isinstance(checkpoint['meta'].get(key), int):
+            raise CheckpointError(f'the checkpoint is damaged: its meta has no {key}; use another')
+    averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
+    if averages != ('ema_state_dict' in checkpoint):
+        had, has = ('without', 'has') if averages else ('with', 'has no')
+        raise CheckpointError(
+            f'cannot resume: the checkpoint was written {had} EMAHook, and the config {has} one, '
+            'so that its weights would be taken for others; use the config it was trained with'
+        )
+
+
+def check_state(checkpoint: Mapping[str, Any], runner: Runner, record: Record | None) -> None:
+    """Refuses weights or an optimizer state that do not fit the run; mmengine leaves them out.
+
+    Args:
+        checkpoint: A checkpoint with all its parts.
+        runner: The run, its adapters in place and its optimizer built.
+        record: The record of the checkpoint.
+
+    Raises:
+        CheckpointError: Names the first weight or parameter group.
+    """
+    expected = plain_model(runner).state_dict()
+    left_out = {PREFIX + name for name in record.left_out} if record else set()
+    for part, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
+        if part in checkpoint:
+            given: Mapping[str, Tensor] = checkpoint[part]
+            for name, tensor in expected.items():
+                held = given.get(prefix + name)
+                if held is None and name not in left_out:
+                    raise _damaged(f'its {part} lacks {name}')
+                if held is not None and held.shape != tensor.shape:
+                    raise _damaged(
+                        f'{name} of its {part} is {list(held.shape)}, expected {list(tensor.shape)}'
+                    )
+    wrapper = runner.optim_wrapper
+    parts = dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
+    for name, part in parts.items():
+        state = checkpoint['optimizer'].get(name, {}) if name else checkpoint['optimizer']
+        given_groups = [len(group['params']) for group in state.get('param_groups', ())]
+        groups = part.optimizer.param_groups
+        if given_groups != [len(group['params']) for group in groups]:
+            raise _damaged(
+                f'its optimizer state {name!r} has groups of {given_groups} parameters, the run '
+                f'trains {[len(group["params"]) for group in groups]}'
+            )
+        parameters = [parameter for group in groups for parameter in group['params']]
+        for position, parameter in enumerate(parameters):
+            for key, value in state.get('state', {}).get(position, {}).items():
+                same_kind = isinstance(value, Tensor) and value.dim() == parameter.dim()
+                if same_kind and value.shape != parameter.shape:
+                    raise _damaged(
+                        f'{key} of parameter {position} in its optimizer state is '
+                        f'{list(value.shape)}, expected {list(parameter.shape)}'
+                    )
+
+
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(
+        f'the checkpoint is damaged, or was made with another config: {what}; use another '
+        'checkpoint, or the config it was trained with'
+    )
+
+
+@contextmanager
+def told_how_to_resume(work_dir: str | Path) -> Iterator[None]:
+    """An interruption inside the block says from where the run can go on.
+
+    Raises:
+        KeyboardInterrupt: With that as its message.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        found = pointed_at(work_dir)
+        if found is None or not found.is_file():
+            raise KeyboardInterrupt(
+                'no checkpoint was written yet; the same command starts from the beginning'
+            ) from None
+        raise KeyboardInterrupt(
+            f'the last checkpoint is {found}; go on with the same command and --resume'
+        ) from None

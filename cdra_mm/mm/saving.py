@@ -1,0 +1,195 @@
+"""Checkpoints that are whole or not there, and the last good one until the next is written.
+
+mmengine (0.10.7 and 0.10.12) writes ``iter_N.pth`` in place, then ``last_checkpoint`` in place, and
+with ``max_keep_ckpts`` or ``save_best`` it removes the old checkpoint *before* it writes the new
+one. A process that is killed, or a disk that is full, at the wrong moment leaves a cut-off file, an
+empty pointer, or nothing at all. Here the order is: write under a temporary name, rename, point to
+it, and only then remove what is outdated.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+from cdra_mm.core import CheckpointError, write_atomically, write_text
+
+__all__ = ['POINTER', 'OrderedCheckpointHook', 'clear_leftovers', 'save_safely']
+
+POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
+# What `write_atomically` names a file before it is whole.
+_TEMPORARY = re.compile(r'^\..+\.(?P<process>\d+)\.tmp$')
+
+
+class OrderedCheckpointHook(CheckpointHook):
+    """mmengine's hook, which removes nothing before its successor is on the disk."""
+
+    @classmethod
+    def replacing(cls, hook: CheckpointHook) -> OrderedCheckpointHook:
+        """A hook with the settings and the state of a plain one."""
+        new = cls.__new__(cls)
+        new.__dict__ = hook.__dict__
+        return new
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        limit = self.max_keep_ckpts
+        kept = [*(i for i in getattr(self, 'keep_ckpt_ids', ()) if i != step), step]
+        outdated = kept[:-limit] if limit > 0 else []
+        if limit > 0:
+            # With the outdated ones: if this run ends here, the next one removes them.
+            runner.message_hub.update_info('keep_ckpt_ids', list(kept))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            write_text(Path(runner.work_dir) / POINTER, self.last_ckpt)
+            for old in outdated:
+                path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+                _remove(self.file_backend, path)
+        if limit > 0:
+            self.keep_ckpt_ids = deque(kept[-limit:], limit)
+            runner.message_hub.update_info('keep_ckpt_ids', kept[-limit:])
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        backend = self.file_backend
+        later = _LaterRemoval(backend)
+        try:
+            self.file_backend = later
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        best = {getattr(self, 'best_ckpt_path', None)}
+        best |= set(getattr(self, 'best_ckpt_path_dict', {}).values())
+        for path in later.paths:
+            if path not in best:  # a resumed run may find the same best again
+                _remove(backend, path)
+
+
+class _LaterRemoval:
+    """A file backend that only notes what is to be removed."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.paths: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self.paths.append(path)
+
+    rmtree = remove
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+
+def save_safely(runner: Runner) -> None:
+    """Makes a run write every checkpoint under a temporary name first, and remove old ones last.
+
+    Checkpoints in remote storage (``backend_args``, an address) are left to mmengine, and the order
+    of removals to hooks that are a class of their own.
+
+    Args:
+        runner: A runner before training; calling it twice does no harm.
+    """
+    for position, hook in enumerate(runner.hooks):
+        if type(hook) is CheckpointHook:
+            runner.hooks[position] = OrderedCheckpointHook.replacing(hook)
+    if 'save_checkpoint' in runner.__dict__:
+        return
+    plain = runner.save_checkpoint
+    signature = inspect.signature(plain)
+
+    @master_only
+    def save_checkpoint(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(out_dir, filename, *args, **kwargs).arguments
+        remote = given.get('file_client_args') or given.get('backend_args')
+        if remote or '://' in str(out_dir):
+            plain(out_dir, filename, *args, **kwargs)
+            return
+
+        def write(temporary: str) -> None:
+            plain(out_dir, Path(temporary).name, *args, **kwargs)
+            with open(temporary, 'rb') as file:
+                os.fsync(file.fileno())  # or a loss of power may leave the name without the bytes
+
+        try:
+            write_atomically(Path(out_dir) / filename, write)
+        except CheckpointError as error:
+            last = pointed_at(runner.work_dir)
+            good = last.name if last is not None and last.is_file() else 'none yet'
+            raise CheckpointError(
+                f'{error}; the last good checkpoint is {good}: make room or mend the folder, then '
+                'go on with the same command and --resume'
+            ) from None
+
+    runner.save_checkpoint = save_checkpoint
+
+
+def pointed_at(work_dir: str | Path) -> Path | None:
+    """The checkpoint that the pointer of a work directory names, whether it exists or not.
+
+    Returns:
+        Its path, beside the pointer where the work directory has been moved since; None where
+        there is no pointer, or an empty one.
+    """
+    pointer = Path(work_dir) / POINTER
+    try:
+        text = pointer.read_text(encoding='utf-8').strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not text:
+        return None
+    path = Path(text)
+    return path if path.is_file() else pointer.with_name(path.name)
+
+
+def clear_leftovers(folder: str | Path) -> None:
+    """Removes the half-written files that a killed process has left in a folder.
+
+    A file that a living process of this machine is writing stays.
+    """
+    if not is_main_process():
+        return
+    for path in Path(folder).glob('.*.tmp'):
+        match = _TEMPORARY.match(path.name)
+        if match and not _is_alive(int(match['process'])):
+            path.unlink(missing_ok=True)
+            MMLogger.get_current_instance().info(f'removed {path}: an earlier run was writing it')
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # the number was given out again: this run has not written yet
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _remove(backend: Any, path: str) -> None:
+    if backend.isfile(path):
+        backend.remove(path)
+    elif backend.isdir(path):  # a sharded checkpoint
+        backend.rmtree(path)
