@@ -9,7 +9,7 @@ use of a competing parameter, whose backward adds the squares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,10 +22,13 @@ from .parameter_watch import ParameterWatch
 from .scored_ops import SquareSink
 from .targets import Target, find_targets, parameter_of, resolve, view_of
 
-__all__ = ['STATISTICS', 'estimate_scores', 'evaluation_mode']
+__all__ = ['STATISTICS', 'estimate_scores', 'evaluation_mode', 'require_finite']
 
 STATISTICS = ('per_sample', 'per_batch')
 LossFn = Callable[[nn.Module, Any], 'Tensor | tuple[Tensor, int]']
+Combine = Callable[[Sequence[Tensor], int], int]
+# Entries: sums begin where an allocation of their own would, at multiples of 256 bytes.
+ALIGNMENT = 64
 
 
 def estimate_scores(
@@ -36,6 +39,7 @@ def estimate_scores(
     targets: Iterable[str] | None = None,
     statistic: str = 'per_sample',
     progress: Callable[[int], None] | None = None,
+    combine: Combine | None = None,
 ) -> dict[str, Tensor]:
     """Mean squared per-sample gradient of every target (CDRA-SPT, Eq. 3).
 
@@ -55,10 +59,13 @@ def estimate_scores(
             batches of the squared gradient of the batch's mean loss (SPT's
             released code).
         progress: Called after each batch with the number of samples so far.
+        combine: For several processes that each score a share. Called once after the last batch
+            as ``combine(sums, count)``: adds every process's `sums` up in place (one flat tensor,
+            more only where the model lies on several devices) and returns the sum of their counts
+            (of samples; of batches for ``per_batch``). A process may then have no batch.
 
     Returns:
-        fp32 scores by target name, in the target's shape. Parts of a fused
-        matrix are views of one tensor.
+        fp32 scores by target name, in the target's shape, all views of one tensor per device.
 
     Raises:
         ScoreError: If there is no batch, a loss or gradient is not finite, all
@@ -72,37 +79,55 @@ def estimate_scores(
     else:
         chosen = {name: resolve(model, name) for name in targets}
     sink = SquareSink(statistic == 'per_sample')
-    names: dict[int, str] = {}
-    parameters: list[nn.Parameter] = []
-    for target in chosen.values():
-        parameter = parameter_of(model, target)
-        names[id(parameter)] = target.path
-        parameters.append(parameter)
-        if target.path not in sink.sums:
-            sink.sums[target.path] = torch.zeros_like(
-                parameter, dtype=torch.float32, requires_grad=False
-            )
+    parameters = {target.path: parameter_of(model, target) for target in chosen.values()}
+    names = {id(parameter): path for path, parameter in parameters.items()}
+    sink.sums, flat = _zero_sums(parameters)
 
     samples = num_batches = 0
     watch = ParameterWatch(names, sink)
-    with evaluation_mode(model), _requiring_grad(parameters):
+    with evaluation_mode(model), _requiring_grad(list(parameters.values())):
         for batch in batches:
             samples += _score_batch(model, batch, loss_fn, watch, samples)
             num_batches += 1
             if progress is not None:
                 progress(samples)
-    if not samples:
+    count = samples if sink.per_sample else num_batches
+    if combine is not None:
+        count = combine(flat, count)
+    if not count:
         raise ScoreError('no sample to score: `batches` is empty; give at least one batch')
 
-    for total in sink.sums.values():
-        total.div_(samples if sink.per_sample else num_batches)
-    if not any(bool(total.any()) for total in sink.sums.values()):
+    for total in flat:
+        total.div_(count)
+    if not any(bool(total.any()) for total in flat):
+        unit = 'samples' if sink.per_sample else 'batches'
         raise ScoreError(
-            f'the gradients of all {len(chosen)} targets are exactly zero over {samples} samples: '
+            f'the gradients of all {len(chosen)} targets are exactly zero over {count} {unit}: '
             'the loss does not depend on the backbone. Is the last layer of the head all zeros, '
             'or is the backbone run under no_grad?'
         )
     return {name: _score_of(sink, target) for name, target in chosen.items()}
+
+
+def _zero_sums(
+    parameters: Mapping[str, nn.Parameter],
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """fp32 zeros in the shape of each parameter, cut from one flat tensor per device.
+
+    So that processes add theirs up with one call and without a copy of what may be 1.1 G entries.
+    """
+    lengths: dict[torch.device, int] = {}
+    begins: dict[str, int] = {}
+    for path, parameter in parameters.items():
+        begins[path] = lengths.get(parameter.device, 0)
+        padded = -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+        lengths[parameter.device] = begins[path] + padded
+    flat = {device: torch.zeros(length, device=device) for device, length in lengths.items()}
+    sums = {
+        path: flat[p.device][begins[path] : begins[path] + p.numel()].view(p.shape)
+        for path, p in parameters.items()
+    }
+    return sums, list(flat.values())
 
 
 def _score_of(sink: SquareSink, target: Target) -> Tensor:
@@ -120,6 +145,7 @@ def _score_batch(
         losses, size = _checked_losses(losses)
         bad = torch.nonzero(~torch.isfinite(losses.detach())).flatten().tolist()
         if bad:
+            require_finite(model)
             index = first + bad[0]
             raise ScoreError(
                 f'the loss of sample {index} is {losses[bad[0]].item()}'
@@ -146,6 +172,16 @@ def _score_batch(
             sample=index,
         )
     return size
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raises ScoreError where a weight is not finite: no sample is at fault then."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ScoreError(
+                f'{name} holds values that are not finite, so no loss is: the pretrained weights '
+                'are damaged, or come from a training that diverged; load others'
+            )
 
 
 def _checked_losses(losses: Any) -> tuple[Tensor, int]:

@@ -14,16 +14,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import HOOKS, RUNNERS
+from mmengine.runner import Runner, get_priority
 
 from cdra_mm.core import ConfigError
 from cdra_mm.methods import CDRA, did_you_mean
 
 from .packages import drop_own_scope, register_packages
+from .processes import start_processes
+from .strategies import check_strategy
 
 __all__ = [
     'build_runner',
@@ -176,35 +177,14 @@ def require_amp_device(cfg: Config) -> None:
         )
 
 
-def start_processes(cfg: Config, launcher: str) -> None:
-    """Prepares a run of several processes; on a CPU they talk through gloo.
-
-    mmengine itself always selects a GPU and hands its number to the model wrapper.
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a config, of the class that it asks for.
 
     Raises:
-        ConfigError: If the launcher's variables are not in the environment.
+        ConfigError: See `check_strategy`.
     """
-    cfg.launcher = launcher
-    if launcher != 'pytorch':
-        return
-    missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f'--launcher pytorch without {", ".join(missing)} in the environment: start with '
-            'torchrun --nproc_per_node=N tools/train.py CONFIG --launcher pytorch'
-        )
-    if get_device() not in AMP_DEVICES:
-        torch.distributed.init_process_group('gloo')
-        wrapper = cfg.get('model_wrapper_cfg') or {
-            'type': 'MMDistributedDataParallel',
-            'broadcast_buffers': False,
-            'find_unused_parameters': cfg.get('find_unused_parameters', False),
-        }
-        cfg.model_wrapper_cfg = {**wrapper, 'device_ids': None}
-
-
-def build_runner(cfg: Config) -> Runner:
-    """The runner of a config, of the class that it asks for."""
+    hooks = [(cfg.get('default_hooks') or {}).get('cdra'), *(cfg.get('custom_hooks') or ())]
+    check_strategy(cfg, adapts=any(_is(hook, 'CDRAHook') for hook in hooks))
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
@@ -275,9 +255,20 @@ def _check_settings(config: Mapping[str, Any]) -> None:
                 f'cdra has no setting {key!r}{did_you_mean(key, known)}: expected some of '
                 + ', '.join(known)
             )
-    method = settings.get('method')
-    if method is not None and not isinstance(method, Mapping):
-        raise ConfigError(f"method={method!r}: expected a dict such as dict(type='cdra')")
+    kind = config.get('type')
+    try:
+        cls = HOOKS.get(kind) if isinstance(kind, str) else kind
+    except Exception:  # the registry imports what the name says
+        cls = None
+    if not isinstance(cls, type) or not issubclass(cls, CDRAHook):
+        raise ConfigError(f'cdra: type={kind!r} is no CDRAHook: expected {HOOK_TYPE!r}')
+    priority = config.get('priority')
+    try:
+        get_priority(CDRAHook.priority if priority is None else priority)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f'cdra: priority={priority!r} is none of mmengine ({error}): leave it out'
+        ) from None
     try:
         logging.disable(logging.INFO)  # the runner builds the hook again, and logs then
         CDRAHook(**settings)

@@ -9,19 +9,17 @@ gives what a batch of one would give.
 from __future__ import annotations
 
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.dist import get_rank
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -34,13 +32,21 @@ from cdra_mm.core import (
     find_targets,
 )
 from cdra_mm.core.scores import LossFn, evaluation_mode
+from cdra_mm.progress import logged_progress
 
 from .contrastive import TwoViews, contrastive_loss, join_views
+from .exchange import Meeting, as_single_process, own_share
 from .labels import check_labels
 from .rebuild import plain_model
 from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
 
-__all__ = ['SeededSamples', 'per_sample_losses', 'score_backbone']
+__all__ = [
+    'SeededSamples',
+    'per_sample_losses',
+    'score_backbone',
+    'seeded_batches',
+    'show_progress',
+]
 
 
 class SeededSamples(Dataset[Any]):
@@ -96,12 +102,13 @@ def score_backbone(
             (`contrastive`), which mixes the samples of a batch: ``per_batch`` only.
 
     Returns:
-        Scores by target name, relative to the backbone, equal on all ranks up to
-        rounding; and the number of samples.
+        Scores by target name, relative to the backbone, the same on all ranks; and the number
+        of samples. Which samples (and for ``per_batch`` which batches) are scored does not depend
+        on the number of ranks; the order of the sums does, so two world sizes agree to rounding.
 
     Raises:
         DataError: If a sample cannot be loaded or has labels out of range.
-        ScoreError: See `estimate_scores`; names the image.
+        ScoreError: See `estimate_scores`; names the image. Or another rank has failed.
         ConfigError: If the loss does not fit the statistic or the model.
     """
     contrastive = score_loss == 'supervised_contrastive'
@@ -118,8 +125,14 @@ def score_backbone(
     model = plain_model(runner)
     loader = runner.train_loop.dataloader
     indices = _draw(len(loader.dataset), num_samples, seed, logger)
-    mine = indices[get_rank() :: get_world_size()]
-    batches = _batches(loader, mine, batch_size or loader.batch_size or 1, seed, contrastive)
+    size = batch_size or loader.batch_size or 1
+    mine = own_share(indices, size if statistic == 'per_batch' else 1)
+    batches = seeded_batches(loader, mine, size, seed, two_views=contrastive)
+    meeting = Meeting()
+
+    def alone(_: nn.Module, data: Any) -> Any:
+        with as_single_process():
+            return loss(model, data)
 
     with ExitStack() as stack:
         stack.enter_context(kept_random_state())
@@ -127,24 +140,20 @@ def score_backbone(
         stack.enter_context(plain_forward(model))
         if not contrastive:  # which sees no head
             stack.enter_context(alive_head(model, backbone, seed, logger))
-        show = stack.enter_context(_progress(len(mine), logger))
         stack.enter_context(autocast(runner))
-        scores, failure = _guarded(
-            lambda: estimate_scores(
+        try:
+            scores = estimate_scores(
                 backbone,
                 batches,
-                lambda _, data: loss(model, data),
+                alone,
                 statistic=statistic,
-                progress=show,
-            ),
-            backbone,
-            bool(mine),
-        )
-    _raise_everywhere(failure, mine, loader.dataset)
-    if get_world_size() > 1:
-        for score in scores.values():
-            score.mul_(len(mine) / len(indices))
-            all_reduce(score, 'sum')
+                progress=show_progress(len(mine), logger, 'scoring'),
+                combine=meeting.add_up,
+            )
+        except Exception as error:  # whatever it is, the others must not wait for it
+            named = _naming_image(error, mine, loader.dataset)
+            meeting.fail(named)
+            raise named from error.__cause__
     logger.info(f'scored {len(indices)} samples in {time.time() - begin:.1f} s')
     return scores, len(indices)
 
@@ -198,9 +207,15 @@ def _draw(size: int, num_samples: int, seed: int, logger: MMLogger) -> list[int]
     return sorted(order[:num_samples].tolist())
 
 
-def _batches(
-    loader: DataLoader[Any], indices: Sequence[int], batch_size: int, seed: int, two_views: bool
+def seeded_batches(
+    loader: DataLoader[Any],
+    indices: Sequence[int],
+    batch_size: int,
+    seed: int,
+    *,
+    two_views: bool = False,
 ) -> DataLoader[Any]:
+    """Batches of some training samples in this order, the same each time (see `SeededSamples`)."""
     samples: Dataset[Any] = SeededSamples(loader.dataset, seed)
     collate: Any = loader.collate_fn
     if two_views:
@@ -215,35 +230,11 @@ def _batches(
     )
 
 
-def _guarded(
-    score: Callable[[], dict[str, Tensor]], backbone: nn.Module, any_samples: bool
-) -> tuple[dict[str, Tensor], CDRAError | None]:
-    """The scores, or zeros and the error: no rank may leave before the all-reduce."""
-    try:
-        if any_samples:
-            return score(), None
-        failure = None
-    except CDRAError as error:
-        failure = error
-    parameters = dict(backbone.named_parameters())
-    zeros = {
-        name: torch.zeros(target.shape, device=parameters[target.path].device)
-        for name, target in find_targets(backbone).items()
-    }
-    return zeros, failure
-
-
-def _raise_everywhere(failure: CDRAError | None, mine: Sequence[int], dataset: Any) -> None:
-    if get_world_size() > 1:
-        failed = torch.tensor(float(failure is not None))
-        all_reduce(failed, 'sum')
-        if failed and failure is None:
-            raise ScoreError('scoring failed on another process: see its message')
-    if isinstance(failure, ScoreError) and failure.sample is not None:
-        index = mine[failure.sample]
-        raise ScoreError(f'training image {_path_of(dataset, index)}: {failure}') from failure
-    if failure is not None:
-        raise failure
+def _naming_image(error: Exception, mine: Sequence[int], dataset: Any) -> Exception:
+    """The error with the image in place of a sample's position."""
+    if isinstance(error, ScoreError) and error.sample is not None:
+        return ScoreError(f'training image {_path_of(dataset, mine[error.sample])}: {error}')
+    return error
 
 
 def _path_of(dataset: Any, index: int) -> str:
@@ -262,21 +253,11 @@ def _slice(features: Any, n: int) -> Any:
     return type(features)(_slice(value, n) for value in features)
 
 
-@contextmanager
-def _progress(total: int, logger: MMLogger) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, a line per quarter in a log."""
-    if get_rank() != 0 or not total:
-        yield lambda done: None
-    elif sys.stdout.isatty():
-        bar = ProgressBar(total)
-        yield lambda done: bar.update(done - bar.completed)
-        sys.stdout.write('\n')
-    else:
-        reported = [0]
-
-        def log(done: int) -> None:
-            if done * 4 // total > reported[0]:
-                reported[0] = done * 4 // total
-                logger.info(f'scored {done} of {total} samples')
-
-        yield log
+def show_progress(
+    total: int, logger: MMLogger, label: str, unit: str = 'samples'
+) -> Callable[[int], None]:
+    """Shows how many are done, on the first process: on the terminal, or four times in the log."""
+    if get_rank() != 0:
+        return lambda done: None
+    show = logged_progress(label, logger.info, unit=unit)
+    return lambda done: show(done, total)

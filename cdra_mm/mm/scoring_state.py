@@ -14,7 +14,14 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-__all__ = ['alive_head', 'autocast', 'kept_random_state', 'patched', 'plain_forward']
+__all__ = [
+    'alive_head',
+    'autocast',
+    'computed_once',
+    'kept_random_state',
+    'patched',
+    'plain_forward',
+]
 
 
 @contextmanager
@@ -45,8 +52,8 @@ def kept_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def plain_forward(model: nn.Module) -> Iterator[None]:
-    """No activation checkpointing, which breaks autograd.grad; no mixing of samples."""
+def computed_once(model: nn.Module) -> Iterator[None]:
+    """No activation checkpointing: it breaks autograd.grad, and loses gradients of first blocks."""
     with ExitStack() as stack:
         for module in model.modules():
             if getattr(module, 'with_cp', False):
@@ -55,6 +62,14 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
             wrapped = getattr(module.__dict__.get('forward'), '__wrapped__', None)
             if wrapped is not None:
                 stack.enter_context(patched(module, 'forward', wrapped))
+        yield
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """Nothing is computed again (see `computed_once`), and no samples are mixed."""
+    with ExitStack() as stack:
+        stack.enter_context(computed_once(model))
         preprocessor = getattr(model, 'data_preprocessor', None)
         if getattr(preprocessor, 'batch_augments', None) is not None:
             stack.enter_context(patched(preprocessor, 'batch_augments', None))

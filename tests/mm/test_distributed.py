@@ -1,65 +1,140 @@
-"""Two processes give the plan and the weights that one process gives."""
+"""Several processes score, plan and train what one does, or all of them end with the error."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from cdra_mm.core import Plan
+from cdra_mm.methods import METHODS
 
-from . import toy
+from . import scenarios, toy
+from .ddp_run import outcomes, play
 
+pytestmark = pytest.mark.timeout(600)  # of which a busy machine needs half
 
-def torchrun(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
-    command += ['--master_port=0', '--rdzv_backend=c10d', '--rdzv_endpoint=127.0.0.1:0']
-    script = str(Path(__file__).with_name('ddp_run.py'))
-    result = subprocess.run(
-        [*command, script, str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'},
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+SCORED = (
+    'per_sample',
+    'per_batch',
+    'two_samples',
+    'one_share_without_gradient',
+    'loss_that_averages_over_processes',
+)
+FAILING = ('image_that_is_broken', 'bug_on_one_process')
+PAIR = (
+    *SCORED,
+    *FAILING,
+    'training',
+    'averaging',
+    'resumed_from_one',
+    'all_methods',
+    'synced_norm',
+)
+TRIPLE = (*SCORED, 'image_that_is_broken', 'training')
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def single(tmp_path_factory):
+    """A folder, and what one process makes of each scenario."""
     folder = tmp_path_factory.mktemp('ddp')
     toy.base_file(folder)
-    torchrun(folder)
-    return folder
+    names = (*SCORED, 'training', 'averaging')
+    return folder, {name: getattr(scenarios, name)(folder) for name in names}
 
 
-def test_two_processes_make_the_plan_of_one(folder):
-    single = toy.train(toy.config(folder, work_dir=str(folder / 'single')))
+@pytest.fixture(scope='module')
+def folder(single):
+    """The folder with the outcomes of a group of two processes and one of three."""
+    play(single[0], f'2:{",".join(PAIR)}', f'3:{",".join(TRIPLE)}')
+    return single[0]
+
+
+def assert_near(scores, expected):
+    """Equal up to the order of the sums."""
+    assert scores.keys() == expected.keys()
+    for name, score in scores.items():
+        bound = 1e-6 * float(expected[name].max()) + 1e-20
+        torch.testing.assert_close(score, expected[name], rtol=1e-4, atol=bound)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        if 'running_' not in key:  # statistics of a batch norm are each process' own
+            assert torch.equal(a[key], b[key]), key
+
+
+# Scoring.
+
+
+@pytest.mark.parametrize('count', [2, 3])
+@pytest.mark.parametrize('name', SCORED)
+def test_scores_of_several_processes_are_those_of_one(single, folder, name, count):
+    results = outcomes(folder, name, count)
+    scores = [result[0] if isinstance(result, tuple) else result for result in results]
+    expected = single[1][name]
+    assert_near(scores[0], expected[0] if isinstance(expected, tuple) else expected)
+    for other in scores[1:]:
+        assert_same(scores[0], other)
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_scores_take_one_all_reduce(folder, count):
+    for scores, sizes in outcomes(folder, 'per_sample', count):
+        entries = sum(score.numel() for score in scores.values())
+        assert len(sizes) == 1 and entries <= sizes[0] < entries + 64 * len(scores)
+
+
+@pytest.mark.parametrize(('name', 'count', 'culprit', 'message'), [
+    ('image_that_is_broken', 2, 1, 'cannot be loaded: OSError: broken data stream'),
+    ('image_that_is_broken', 3, 1, 'cannot be loaded: OSError: broken data stream'),
+    ('bug_on_one_process', 2, 1, "'NoneType' object is not callable"),
+])  # fmt: skip
+def test_failure_of_one_process_ends_all_with_its_message(folder, name, count, culprit, message):
+    for rank, outcome in enumerate(outcomes(folder, name, count)):
+        assert isinstance(outcome, str) and message in outcome
+        assert ('ScoreError: scoring failed on process' in outcome) is (rank != culprit)
+
+
+# Training.
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_several_processes_make_the_plan_of_one(single, folder, count):
     plans = [
-        Plan.from_json((folder / run / 'cdra_plan.json').read_text()) for run in ('single', 'ddp')
+        Plan.from_json((folder / f'{run}/cdra_plan.json').read_text())
+        for run in ('training', f'training_{count}')
     ]
-    assert plans[0] == plans[1]
-    # Batch norm sees half the batch per process, so the weights are near, not equal.
-    states = [torch.load(folder / f'rank{r}.pth', weights_only=True) for r in (0, 1)]
-    assert states[0].keys() == single.model.state_dict().keys()
+    assert plans[0] == plans[1] and plans[0].blocks
+    first, *others = outcomes(folder, 'training', count)
+    assert first.keys() == single[1]['training'].keys()
+    for other in others:
+        assert_same(first, other)
 
 
-def test_all_processes_end_with_the_same_parameters(folder):
-    states = [torch.load(folder / f'rank{r}.pth', weights_only=True) for r in (0, 1)]
-    for key, value in states[0].items():
-        if 'running_' not in key:  # local statistics of batch norm
-            assert torch.equal(value, states[1][key]), key
+@pytest.mark.parametrize('name', ['averaging', 'resumed_from_one'])
+def test_accumulation_and_average_end_where_one_process_ends(single, folder, name):
+    for ends in outcomes(folder, name, 2):
+        for weights, expected in zip(ends, single[1]['averaging'], strict=True):
+            torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(ends[0]['head.fc.weight'], ends[1]['module.head.fc.weight'])
 
 
-def test_a_resumed_distributed_run_ends_with_the_same_weights(folder):
-    torchrun(folder, 'resume')
-    for rank in (0,):
-        whole = torch.load(folder / f'rank{rank}.pth', weights_only=True)
-        resumed = torch.load(folder / f'rank{rank}_resumed.pth', weights_only=True)
-        for key, value in whole.items():
-            if 'running_' not in key:
-                assert torch.equal(value, resumed[key]), key
+def test_run_of_two_processes_is_resumed_by_one(single, folder):
+    cfg = scenarios.classifier(folder, resume=True)
+    cfg.load_from, cfg.work_dir = str(folder / 'classifier_2/iter_4.pth'), str(folder / 'alone')
+    ends = scenarios.averaged(toy.train(cfg))
+    for weights, expected in zip(ends, single[1]['averaging'], strict=True):
+        torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_every_method_trains_without_looking_for_unused_parameters(folder, name):
+    runs = [ends[name] for ends in outcomes(folder, 'all_methods', 2)]
+    assert not [run for run in runs if isinstance(run, str)]
+    (first, trained), (second, _) = runs
+    assert_same(first, second)
+    base = torch.load(toy.base_file(folder), weights_only=True)['state_dict']
+    begin = {f'backbone.{key}': value for key, value in base.items()}
+    for key in first.keys() & begin.keys():
+        assert torch.equal(first[key], begin[key]) is (key not in trained), key
