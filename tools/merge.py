@@ -1,15 +1,18 @@
-"""Merges the adapters of a checkpoint into its base weights.
+"""Makes of a checkpoint with adapters what is to be shipped.
 
-The result is a plain OpenMMLab checkpoint: the model of the config loads it strictly,
-without this package, and runs at the speed of the base model.
+--format merged    a plain OpenMMLab checkpoint: the model of the config loads it strictly, without
+                   this package, and runs at the speed of the base model (the default)
+--format adapter   the adapter file: what is trained of the backbone, for cdra_mm.core.load_adapter
+--format peft      a folder that Hugging Face PEFT loads onto timm's model of the same base
+--format onnx      the merged model, for onnxruntime
 
 python tools/merge.py configs/cdra/demo.py work_dirs/demo/iter_300.pth demo_merged.pth
+python tools/merge.py configs/cdra/demo.py work_dirs/demo/iter_300.pth demo.onnx --format onnx
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from cdra_mm.command_line import add_config_arguments, run
@@ -21,7 +24,23 @@ def parse_args() -> argparse.Namespace:
     )
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint with adapters')
-    parser.add_argument('out', help='where the merged checkpoint goes')
+    parser.add_argument('out', help='the file to write; of --format peft: the folder')
+    parser.add_argument(
+        '--format', choices=['merged', 'adapter', 'peft', 'onnx'], default='merged', dest='to'
+    )
+    parser.add_argument(
+        '--names',
+        choices=['timm', 'config'],
+        help="peft: names of timm's model, or of the backbone of the config (default: timm's where "
+        'they are known)',
+    )
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='onnx: size of the images (default: the size that the model was made for)',
+    )
     parser.add_argument('--force', action='store_true', help='replace OUT where it exists')
     return parser.parse_args()
 
@@ -29,45 +48,17 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from cdra_mm.core import write_atomically
+    from cdra_mm.mm.exports import FORMATS, Export, check_options
     from cdra_mm.mm.inputs import check_weight_file
     from cdra_mm.mm.launch import load_config, prepare_config
-    from cdra_mm.mm.merging import merge_checkpoint
 
     cfg = prepare_config(load_config(args.config, args.cfg_options))
     check_weight_file(args.checkpoint)
-    check_out(Path(args.out), args.force)
-    merged = merge_checkpoint(cfg, args.checkpoint)
-    write_atomically(args.out, lambda temporary: save(merged.checkpoint, temporary))
-    before, after = (Path(path).stat().st_size / 2**20 for path in (args.checkpoint, args.out))
-    print(
-        f'{merged.num_adapters} adapters merged; largest difference of an output on a random image '
-        f'{merged.difference:.1e} (outputs up to {merged.scale:.3g})'
-    )
-    print(
-        f'{args.out}: {after:.2f} MiB (with adapters, without the frozen base: {before:.2f} MiB); '
-        'loads strictly into the plain model'
-    )
-
-
-def save(checkpoint: dict, path: str) -> None:
-    import torch
-
-    try:
-        torch.save(checkpoint, path)
-    except RuntimeError as error:  # what torch makes of a full disk
-        raise OSError(str(error)) from error
-
-
-def check_out(out: Path, force: bool) -> None:
-    from cdra_mm.core import CheckpointError
-
-    if out.is_dir() or (out.exists() and not force):
-        what = 'is a folder' if out.is_dir() else 'exists (--force replaces it)'
-        raise CheckpointError(f'{out} {what}: nothing was written')
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise CheckpointError(f'{out} cannot be written: {folder} is not a writable folder')
+    shape = tuple(args.shape) if args.shape else None
+    asked = Export(cfg, args.checkpoint, Path(args.out), args.names, shape)
+    check_options(asked, args.to, args.force)
+    for line in FORMATS[args.to](asked):
+        print(line)
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ __all__ = [
     'plan_of',
     'planned_adapters',
     'remove_adapters',
+    'trained_whole',
     'unmerge_adapters',
 ]
 
@@ -58,8 +59,10 @@ def apply_plan(
     check_fits(model, plan)
     kept = [_submodule(model, path) for path in keep_trainable]
     generator = torch.Generator().manual_seed(seed)
-    for path, suffix, adapter in planned_adapters(model, plan):
+    places = planned_adapters(model, plan)
+    for _, _, adapter in places:
         adapter.reset(generator)
+    for path, suffix, adapter in places:  # nothing fails from here on
         adapt_module(model.get_submodule(path), suffix, adapter)
     freeze_rest(model, plan, kept)
     return model
@@ -114,10 +117,11 @@ def build_adapter(
         target = resolve(model, name)
         build = cast(Any, kind)
         return target.module, target.suffix, build(target, parameter_of(model, target), **sizes)
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, PlanError):
-            raise
-        raise PlanError(f'{name} ({kind.kind}) cannot be put on this model: {error}') from None
+    except PlanError:
+        raise
+    except Exception as error:  # a plan may hold any sizes, also such as no memory holds
+        what = str(error).partition('\n')[0] or type(error).__name__
+        raise PlanError(f'{name} ({kind.kind}) cannot be put on this model: {what}') from error
 
 
 def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) -> None:
@@ -128,8 +132,7 @@ def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) ->
         plan: Its plan.
         kept: Submodules that stay as they are.
     """
-    whole = [vector.name for vector in plan.vectors if vector.indices is None]
-    trained = {id(parameter_of(model, resolve(model, name))) for name in (*whole, *plan.also_train)}
+    trained = {id(parameter_of(model, resolve(model, name))) for name in trained_whole(plan)}
     trained |= {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
     untouched = {id(p) for module in kept for p in module.parameters()}
     for parameter in model.parameters():
@@ -139,6 +142,12 @@ def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) ->
     for block in plan.blocks:
         cast(LowRank, present[block.name]).dropout = block.dropout
     model._cdra_plan = plan  # type: ignore[assignment]
+
+
+def trained_whole(plan: Plan) -> list[str]:
+    """Names of the model's own parameters that a plan trains whole."""
+    whole = [vector.name for vector in plan.vectors if vector.indices is None]
+    return [*whole, *plan.also_train]
 
 
 def check_fits(model: nn.Module, plan: Plan) -> dict[str, Target]:

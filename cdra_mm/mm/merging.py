@@ -14,13 +14,19 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, adapters, merge_adapters, remove_adapters
+from cdra_mm.core import (
+    CheckpointError,
+    adapters,
+    freeze_rest,
+    merge_adapters,
+    remove_adapters,
+)
 
 from .backbone import attach_loader, find_backbone
 from .checkpoint import Record, read_record
 from .launch import plain_config
 
-__all__ = ['Merged', 'merge_checkpoint']
+__all__ = ['Adapted', 'Merged', 'image_size', 'merge_checkpoint', 'open_adapted']
 
 PREFIX = 'backbone.'
 # A merged output may differ by rounding: this share of the largest output.
@@ -29,20 +35,70 @@ DEFAULT_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """A checkpoint with adapters, loaded into its model.
+
+    Attributes:
+        model: The adapted model; its backbone knows its plan.
+        backbone: Its backbone.
+        config: The config without our hook.
+        meta: The checkpoint's ``meta``.
+        provenance: Where it comes from, plain types.
+    """
+
+    model: nn.Module
+    backbone: nn.Module
+    config: Config
+    meta: Mapping[str, Any]
+    provenance: dict[str, Any]
+
+    def random_image(self) -> Tensor:
+        """An image of the size that the model was made for, ``[1, 3, H, W]``."""
+        return torch.randn(1, 3, *image_size(self.config.model, self.backbone))
+
+
+@dataclass(frozen=True)
 class Merged:
     """What `merge_checkpoint` made.
 
     Attributes:
         checkpoint: ``{'state_dict': ..., 'meta': ...}`` of the plain model.
+        model: The plain model that holds it.
         num_adapters: Adapters that were merged.
         difference: Largest absolute difference of an output on a random image.
         scale: Largest absolute output.
     """
 
     checkpoint: dict[str, Any]
+    model: nn.Module
     num_adapters: int
     difference: float
     scale: float
+
+
+def open_adapted(cfg: Config, path: str) -> Adapted:
+    """Loads a checkpoint with adapters into the model of its config.
+
+    Args:
+        cfg: Config of the model, with or without our hook.
+        path: The checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint has no adapters, or does not fit the config.
+    """
+    plain = plain_config(cfg)
+    init_default_scope(plain.get('default_scope', 'mmengine'))
+    loaded = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    state, record = _adapted_state(loaded, path)
+    model = _build(plain.model)
+    backbone = attach_loader(find_backbone(model))
+    _load(model, state, path)
+    plan = record.read_plan() if record is not None else None
+    if plan is not None:
+        freeze_rest(backbone, plan)
+    model.eval()
+    provenance = _provenance(path, record, len(adapters(backbone)))
+    return Adapted(model, backbone, plain, loaded.get('meta', {}), provenance)
 
 
 def merge_checkpoint(cfg: Config, path: str) -> Merged:
@@ -60,20 +116,13 @@ def merge_checkpoint(cfg: Config, path: str) -> Merged:
         CheckpointError: If the checkpoint has no adapters, does not fit the
             config, or the outputs differ by more than rounding.
     """
-    plain = plain_config(cfg)
-    init_default_scope(plain.get('default_scope', 'mmengine'))
-    loaded = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    state, record = _adapted_state(loaded, path)
-    model = _build(plain.model)
-    backbone = attach_loader(find_backbone(model))
-    _load(model, state, path)
-    num_adapters = len(adapters(backbone))
-    image = torch.randn(1, 3, *_image_size(plain.model, backbone))
+    adapted = open_adapted(cfg, path)
+    model, image = adapted.model, adapted.random_image()
     before = _outputs(model, image)
-    merge_adapters(backbone)
-    remove_adapters(backbone)
+    merge_adapters(adapted.backbone)
+    remove_adapters(adapted.backbone)
 
-    stock = _build(plain.model)
+    stock = _build(adapted.config.model)
     stock.load_state_dict(model.state_dict(), strict=True)
     after = _outputs(stock, image)
     scale = max(float(output.abs().max()) for output in before)
@@ -83,11 +132,11 @@ def merge_checkpoint(cfg: Config, path: str) -> Merged:
             f'merging changes the output by {difference:.3g} (outputs up to {scale:.3g}), more '
             'than rounding can: nothing was written; please report this with the config'
         )
-    meta = {key: value for key, value in loaded.get('meta', {}).items() if key == 'dataset_meta'}
-    meta['cfg'] = plain.pretty_text
-    meta['cdra_merged'] = _provenance(path, record, num_adapters)
+    meta = {key: value for key, value in adapted.meta.items() if key == 'dataset_meta'}
+    meta['cfg'] = adapted.config.pretty_text
+    meta['cdra_merged'] = adapted.provenance
     checkpoint = {'state_dict': stock.state_dict(), 'meta': meta}
-    return Merged(checkpoint, num_adapters, difference, scale)
+    return Merged(checkpoint, stock, adapted.provenance['num_adapters'], difference, scale)
 
 
 def _adapted_state(loaded: Any, path: str) -> tuple[dict[str, Tensor], Record | None]:
@@ -144,7 +193,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(entry)
 
 
-def _image_size(model: Mapping[str, Any], backbone: nn.Module) -> tuple[int, int]:
+def image_size(model: Mapping[str, Any], backbone: nn.Module) -> tuple[int, int]:
     """Height and width that the model was made for."""
     preprocessor = model.get('data_preprocessor') or {}
     for size in (getattr(backbone, 'img_size', None), preprocessor.get('size')):

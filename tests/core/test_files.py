@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -19,6 +20,7 @@ from cdra_mm.core import (
     plan_from_masks,
     save_adapter,
 )
+from cdra_mm.core.files import read_adapter
 from tests.core.problems import adapted, adapter_keys, move, outputs, trainable_names
 from tests.models import MODELS, TinyViT
 
@@ -279,12 +281,84 @@ def test_save_adapter_that_fails_keeps_the_old_file(saved, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_plan_without_fingerprint_fits_any_base(tmp_path):
-    model, other = TinyViT(), TinyViT()
+def plain_plan(tmp_path, **options):
+    """A file whose plan names no base, of a model whose base is at `seed`."""
+    model = TinyViT()
     mask = torch.ones(8, 8, dtype=torch.bool)
-    apply_plan(model, plan_from_masks({'blocks.0.attn.proj.weight': mask}, rank_rule=1))
+    masks = {'blocks.0.attn.proj.weight': mask, 'blocks.0.norm1.bias': torch.ones(8).bool()}
+    apply_plan(model, plan_from_masks(masks, rank_rule=1, **options))
     move(model)
     save_adapter(model, tmp_path / 'x.safetensors')
-    load_adapter(other, tmp_path / 'x.safetensors')
-    name = 'blocks.0.attn.proj.weight:'[:-1]
-    assert name in adapters(other) and isinstance(other.blocks[0].attn.proj, nn.Linear)
+    return model
+
+
+def test_file_of_a_plan_without_fingerprint_names_its_base_all_the_same(tmp_path):
+    torch.manual_seed(1)
+    model = plain_plan(tmp_path, also_train={'cls_token': 8})
+    torch.manual_seed(1)
+    same, other = TinyViT(), TinyViT()
+    load_adapter(same, tmp_path / 'x.safetensors')
+    assert torch.equal(outputs(same.double().eval()), outputs(model.double().eval()))
+    refuse(other.double().eval(), tmp_path / 'x.safetensors', 'check_base=False')
+
+
+def test_load_adapter_takes_another_base_where_that_is_asked_for(saved):
+    _, model, path = saved
+    other = TinyViT().double().eval()
+    load_adapter(other, path, check_base=False)
+    assert adapters(other).keys() == adapters(model).keys()
+    assert isinstance(other.blocks[0].attn.proj, nn.Linear)
+    expected = model.state_dict()
+    learnt = [key for key in expected if '.cdra.' in key or key == 'cls_token']
+    assert learnt and all(torch.equal(other.state_dict()[key], expected[key]) for key in learnt)
+
+
+def test_adapter_file_tells_what_it_is(saved, tmp_path):
+    from cdra_mm import __version__
+
+    _, model, _ = saved
+    path = tmp_path / 'told.safetensors'
+    save_adapter(model, path, metrics={'mIoU': np.float32(43.5)}, metadata={'author': 'me'})
+    metadata = contents(path)[1]
+    assert metadata['format'] == 'cdra_mm.adapter' and metadata['version'] == '1'
+    assert metadata['cdra_mm'] == __version__ and metadata['author'] == 'me'
+    assert metadata['method'] == adapted('fused')[2].method
+    assert read_adapter(path).metrics == {'mIoU': 43.5}
+    with pytest.raises(CheckpointError, match="'plan'"):
+        save_adapter(model, path, metadata={'plan': '{}'})
+
+
+def metadata_with(**changes):
+    def change(tensors, metadata):
+        kept = {key: value for key, value in metadata.items() if key not in changes}
+        return tensors, kept | {key: value for key, value in changes.items() if value is not None}
+
+    return change
+
+
+def not_finite(tensors, metadata):
+    key = next(key for key in tensors if key.endswith('.up'))
+    return tensors | {key: torch.full_like(tensors[key], float('nan'))}, metadata
+
+
+def whole_numbers(tensors, metadata):
+    key = next(key for key in tensors if key.endswith('.up'))
+    return tensors | {key: tensors[key].long()}, metadata
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (metadata_with(version='2'), "version '2'"),
+        (metadata_with(version=None), 'version None'),
+        (metadata_with(base_fingerprint=None), 'base weights'),
+        (metadata_with(base_fingerprint='0' * 64), 'other base weights'),
+        (metadata_with(metrics='[1'), 'metrics'),
+        (not_finite, 'no finite numbers'),
+        (whole_numbers, 'no finite numbers'),
+    ],
+)
+def test_load_adapter_refuses_a_changed_file(saved, change, message):
+    base, _, path = saved
+    rewritten(path, change)
+    refuse(base, path, message)

@@ -1,7 +1,10 @@
-"""torch's strict reader takes the checkpoints of mmengine, and nothing that could run code."""
+"""Checkpoints of mmengine are read, and nothing in a file is executed."""
 
 from __future__ import annotations
 
+import argparse
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,11 +20,13 @@ import torch
 pytest.importorskip('mmengine')
 
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, checkpoint
 from mmengine.utils import digit_version
 
+from cdra_mm.core import CheckpointError
 from cdra_mm.mm import compatibility
-from cdra_mm.mm.compatibility import allow_mmengine_checkpoints
+from cdra_mm.mm.compatibility import TRUST, guard_checkpoints
 
 if digit_version(torch.__version__) < digit_version(compatibility.STRICT_TORCH):
     pytest.skip('this torch reads everything', allow_module_level=True)
@@ -46,7 +51,8 @@ def original_mmengine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delattr(checkpoint, 'get_torch_safe_globals', raising=False)
     monkeypatch.setattr(checkpoint, 'load_from_local', load_from_local)
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    plain = {p: getattr(f, '__wrapped__', f) for p, f in CheckpointLoader._schemes.items()}
+    monkeypatch.setattr(CheckpointLoader, '_schemes', plain)
     CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
@@ -85,7 +91,7 @@ def renamed(path: Path, old: str, new: str) -> Path:
 def test_strict_reading_gives_back_what_a_run_logged(run_file):
     with pytest.raises(UnpicklingError):
         load(run_file)
-    allow_mmengine_checkpoints()
+    guard_checkpoints()
     loaded = load(run_file)
     losses = loaded['message_hub']['log_scalars']['train/loss']
     assert isinstance(losses, HistoryBuffer)
@@ -97,7 +103,7 @@ def test_strict_reading_gives_back_what_a_run_logged(run_file):
 @pytest.mark.parametrize('module', ['numpy.core.multiarray', 'numpy._core.multiarray'])
 def test_arrays_of_either_numpy_are_read(run_file, module):
     own = np.empty(0).__reduce__()[0].__module__
-    allow_mmengine_checkpoints()
+    guard_checkpoints()
     loaded = load(renamed(run_file, own, module))
     assert loaded['meta']['area'].tolist() == [0, 1, 2]
     assert loaded['message_hub']['runtime_info']['best_score'] == 71.5
@@ -113,15 +119,100 @@ def test_arrays_of_either_numpy_are_read(run_file, module):
     ],
 )
 def test_nothing_else_is_allowed(tmp_path, call):
-    allow_mmengine_checkpoints()
+    guard_checkpoints()
     torch.save(call, tmp_path / 'a.pth')
-    with pytest.raises(UnpicklingError):
+    with pytest.raises(CheckpointError, match=f'(?s)a.pth.*({TRUST}|no checkpoint)'):
         load(tmp_path / 'a.pth')
+
+
+@pytest.fixture(params=['archive', 'pickle'])
+def hostile(request, tmp_path):
+    """A checkpoint that writes a file when it is unpickled, in both formats of torch.save."""
+    traces = tmp_path / 'executed'
+    traces.mkdir()
+    path, call = tmp_path / 'hostile.pth', Call(os.mkdir, str(traces / 'here'))
+    weights = dict(weight=torch.ones(2))
+    torch.save(
+        dict(state_dict=weights, meta=call), path,
+        _use_new_zipfile_serialization=request.param == 'archive',
+    )  # fmt: skip
+    yield path
+    assert not list(traces.iterdir()), 'the file was executed'
+
+
+def refuse(read, path, *arguments):
+    with pytest.raises(CheckpointError, match='hostile.pth'):
+        read(path, *arguments)
+
+
+def test_the_hostile_file_would_write(hostile):
+    torch.load(hostile, weights_only=False)
+    (hostile.parent / 'executed' / 'here').rmdir()
+
+
+@pytest.mark.parametrize('is_fork', [True, False])
+def test_no_loader_of_mmengine_executes_a_file(hostile, is_fork, monkeypatch):
+    def load_again(filename: str, map_location: Any = None) -> Any:
+        try:
+            return torch.load(filename, map_location=map_location, weights_only=True)
+        except UnpicklingError:
+            return torch.load(filename, map_location=map_location, weights_only=False)
+
+    if is_fork:
+        CheckpointLoader.register_scheme('', load_again, force=True)
+    guard_checkpoints()
+    before = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+    refuse(load, hostile)
+    # An address whose file was downloaded before.
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(hostile.parent / 'hub'))
+    (hostile.parent / 'hub' / 'checkpoints').mkdir(parents=True)
+    shutil.copy(hostile, hostile.parent / 'hub' / 'checkpoints')
+    refuse(load, 'https://nowhere.invalid/hostile.pth')
+    assert os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == before
+
+
+def test_no_loader_of_ours_executes_a_file(hostile):
+    from cdra_mm.core.files import read_adapter
+    from cdra_mm.mm.backbones.timm_weights import load_weights
+    from cdra_mm.mm.base_weights import BaseSource, load_base
+    from cdra_mm.mm.inputs import check_weight_file
+    from cdra_mm.mm.weights import read_state_dict
+
+    guard_checkpoints()
+    refuse(read_state_dict, hostile)
+    refuse(read_adapter, hostile)
+    refuse(lambda path: load_weights(torch.nn.Linear(1, 1), str(path)), hostile)
+    for kind in ('checkpoint', 'init_cfg'):
+        backbone = BaseModule()
+        backbone.add_module('weight', torch.nn.Linear(1, 1))
+        failed = load_base(backbone, BaseSource(kind, str(hostile)), lambda: False)
+        assert 'CheckpointError' in failed and 'hostile.pth' in failed
+    if not zipfile.is_zipfile(hostile):  # of an archive only the directory is looked at
+        refuse(check_weight_file, hostile)
+    renamed = hostile.with_name('hostile.pth.safetensors')
+    hostile.rename(renamed)
+    refuse(read_adapter, renamed)
+    refuse(read_state_dict, renamed)
+    refuse(read_state_dict, renamed.rename(renamed.with_suffix('.npz')))
+
+
+def test_a_trusted_file_is_read_as_before(hostile, monkeypatch):
+    monkeypatch.setenv(TRUST, '1')
+    guard_checkpoints()
+    assert load(hostile)['state_dict'].keys() == {'weight'}
+    (hostile.parent / 'executed' / 'here').rmdir()
+
+
+def test_files_with_the_settings_of_a_command_line_are_read(tmp_path):
+    guard_checkpoints()
+    settings = argparse.Namespace(lr=0.1, names=np.array(['a', 'bc']))
+    torch.save(dict(model=dict(weight=torch.ones(2)), args=settings), tmp_path / 'deit.pth')
+    assert vars(load(tmp_path / 'deit.pth')['args'])['lr'] == 0.1
 
 
 def test_torch_itself_stays_strict(run_file):
     before = set(torch.serialization.get_safe_globals())
-    allow_mmengine_checkpoints()
+    guard_checkpoints()
     load(run_file)
     assert set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(UnpicklingError):
@@ -131,19 +222,12 @@ def test_torch_itself_stays_strict(run_file):
 @pytest.mark.parametrize('version', ['2.5.1', '2.6.0', '2.12.1+cpu', '2.15.0'])
 def test_only_a_strict_torch_is_told(run_file, version, monkeypatch):
     monkeypatch.setattr(torch, '__version__', version)
-    allow_mmengine_checkpoints()
+    guard_checkpoints()
     if version == '2.5.1':
         with pytest.raises(UnpicklingError):
             load(run_file)
     else:
         assert load(run_file)['state_dict'].keys() == {'weight'}
-
-
-def test_an_mmengine_that_tells_torch_itself_is_left_alone(run_file, monkeypatch):
-    monkeypatch.setattr(checkpoint, 'get_torch_safe_globals', list, raising=False)
-    allow_mmengine_checkpoints()
-    with pytest.raises(UnpicklingError):
-        load(run_file)
 
 
 def test_import_of_the_package_allows_what_the_process_needs(repository, run_file):

@@ -1,0 +1,143 @@
+"""What `tools/merge.py` can make of a checkpoint with adapters: one function a format.
+
+Each writes its file or folder whole or not at all, and returns what is to be told about it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from cdra_mm.core import CheckpointError, ConfigError, save_adapter, write_atomically
+
+from .merging import image_size, merge_checkpoint, open_adapted
+from .onnx_export import export_onnx
+from .peft_format import to_peft, write_peft
+
+__all__ = ['FORMATS', 'Export', 'check_options']
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is asked for.
+
+    Attributes:
+        config: Config of the model.
+        checkpoint: The checkpoint with adapters.
+        out: The file or folder to write.
+        names: Of the format ``peft``: whose names the weights get.
+        shape: Of the format ``onnx``: height and width of the images, pixels.
+    """
+
+    config: Config
+    checkpoint: str
+    out: Path
+    names: str | None = None
+    shape: tuple[int, int] | None = None
+
+
+def _write_merged(asked: Export) -> list[str]:
+    """A plain checkpoint that the stock model loads strictly."""
+    merged = merge_checkpoint(asked.config, asked.checkpoint)
+    write_atomically(asked.out, lambda temporary: torch.save(merged.checkpoint, temporary))
+    return [
+        f'{merged.num_adapters} adapters merged; largest difference of an output on a random image '
+        f'{merged.difference:.1e} (outputs up to {merged.scale:.3g})',
+        f'{asked.out}: {_mib([asked.out])} (with adapters, without the frozen base: '
+        f'{_mib([Path(asked.checkpoint)])}); loads strictly into the plain model',
+    ]
+
+
+def _write_adapter(asked: Export) -> list[str]:
+    """The adapter file: what is trained of the backbone, and where it goes."""
+    adapted = open_adapted(asked.config, asked.checkpoint)
+    save_adapter(adapted.backbone, asked.out, metadata={'source': json.dumps(adapted.provenance)})
+    return [
+        f'{asked.out}: {_mib([asked.out])}, {adapted.provenance["num_adapters"]} adapters of the '
+        'backbone; the head is not in it; cdra_mm.core.load_adapter puts it on the base'
+    ]
+
+
+def _write_peft(asked: Export) -> list[str]:
+    """A folder in the format of Hugging Face PEFT."""
+    adapted = open_adapted(asked.config, asked.checkpoint)
+    image = adapted.random_image()
+    adapter = to_peft(adapted.backbone, lambda: adapted.backbone(image), asked.names)
+    write_peft(adapter, asked.out, {'source': json.dumps(adapted.provenance)})
+    what = "timm's model" if adapter.names == 'timm' else 'the backbone of the config'
+    lines = [
+        f'{asked.out}: {_mib(asked.out.iterdir())}, LoRA on {len(adapter.config["rank_pattern"])} '
+        f'layers of rank up to {adapter.config["r"]}; peft.PeftModel.from_pretrained puts it on '
+        f'{what} with the base weights'
+    ]
+    if adapter.copied:
+        lines.append(
+            f'{len(adapter.copied)} trained vectors and tokens are no LoRA (the first is '
+            f'{adapter.copied[0]}): PEFT copies them into the base model when it loads the folder'
+        )
+    return lines
+
+
+def _write_onnx(asked: Export) -> list[str]:
+    """The merged model in ONNX."""
+    merged = merge_checkpoint(asked.config, asked.checkpoint)
+    size = asked.shape or image_size(asked.config.model, merged.model.backbone)
+    meta = merged.checkpoint['meta']
+    classes = (meta.get('dataset_meta') or {}).get('classes') or ()
+    metadata = {'classes': list(classes), 'source': meta['cdra_merged']}
+    difference = export_onnx(merged.model, asked.out, size, metadata)
+    return [
+        f'{asked.out}: {_mib([asked.out])}, images [B, 3, {size[0]}, {size[1]}] for any B; '
+        f'onnxruntime gives the outputs of the merged model but for {difference:.1e} of the largest'
+    ]
+
+
+FORMATS: dict[str, Callable[[Export], list[str]]] = {
+    'merged': _write_merged,
+    'adapter': _write_adapter,
+    'peft': _write_peft,
+    'onnx': _write_onnx,
+}
+# Which formats take an option.
+OPTIONS = {'names': 'peft', 'shape': 'onnx'}
+FOLDERS = ('peft',)
+
+
+def check_options(asked: Export, to: str, force: bool) -> None:
+    """Refuses options of another format, and a place that cannot be written to.
+
+    Raises:
+        ConfigError: If an option belongs to another format.
+        CheckpointError: If OUT is there and may not be replaced, or cannot be written.
+    """
+    for option, owner in OPTIONS.items():
+        if getattr(asked, option) is not None and to != owner:
+            raise ConfigError(f'--{option} is for --format {owner}, not {to}')
+    if asked.shape is not None and min(asked.shape) < 1:
+        raise ConfigError(f'--shape {asked.shape[0]} {asked.shape[1]}: expected pixels, 1 or more')
+    out, is_folder = asked.out, to in FOLDERS
+    if out.exists() and out.is_dir() != is_folder:
+        what = 'folder' if out.is_dir() else 'file'
+        expected = 'folder' if is_folder else 'file'
+        raise CheckpointError(
+            f'{out} is a {what}, --format {to} writes a {expected}: nothing was written'
+        )
+    if is_folder and out.is_dir() and not (out / 'adapter_config.json').is_file():
+        raise CheckpointError(
+            f'{out} is a folder of other files, which --force does not replace: name a new one'
+        )
+    if out.exists() and not force:
+        raise CheckpointError(f'{out} exists (--force replaces it): nothing was written')
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise CheckpointError(f'{out} cannot be written: {folder} is not a writable folder')
+
+
+def _mib(files: Iterable[Path]) -> str:
+    return f'{sum(file.stat().st_size for file in files) / 2**20:.2f} MiB'

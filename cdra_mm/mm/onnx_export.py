@@ -1,0 +1,165 @@
+"""A merged model as an ONNX file, run once by onnxruntime to prove that nothing changed."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdra_mm.core import CheckpointError, ConfigError, write_atomically
+
+__all__ = ['export_onnx']
+
+INPUT, OUTPUT = 'images', 'logits'
+# The two libraries add up in different orders: this share of the largest output.
+TOLERANCE = 1e-4
+LARGEST = 2**31  # bytes; an ONNX file is one message of protobuf
+BATCHES = (2, 1, 3)  # exported with the first; the others prove that the size is free
+
+
+class _Logits(nn.Module):
+    """Normalised images ``[B, 3, H, W]`` to logits: of a class, or of every pixel."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, classes]``, or ``[B, classes, H, W]`` of a segmentor."""
+        if hasattr(self.model, 'encode_decode'):
+            shapes = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), self.size)
+            logits = self.model.encode_decode(images, [shapes])
+        else:
+            logits = self.model(images, mode='tensor')
+        if not isinstance(logits, Tensor):
+            raise ConfigError(
+                f'{type(self.model).__name__} gives a {type(logits).__name__}: only models that '
+                'give one tensor of logits are exported'
+            )
+        return logits
+
+
+def export_onnx(
+    model: nn.Module, path: str | Path, size: tuple[int, int], metadata: Mapping[str, Any]
+) -> float:
+    """Writes the ONNX file of a plain segmentor or classifier.
+
+    The input is ``images [B, 3, H, W]``, normalised as the data preprocessor of the model does it
+    (kept in the file's metadata), the output ``logits``: ``[B, classes]``, or ``[B, classes, H,
+    W]`` of a segmentor. B is free, H and W are not.
+
+    Args:
+        model: The plain model, without adapters.
+        path: The file.
+        size: H and W, pixels.
+        metadata: What to keep in the file, as JSON texts.
+
+    Returns:
+        Largest difference of an output of onnxruntime, as a share of the largest output.
+
+    Raises:
+        ConfigError: If the packages of the extra ``export`` are missing, or the size does not fit.
+        CheckpointError: If the file cannot be written, or gives other outputs.
+    """
+    runtime = _packages()
+    weight = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if weight >= LARGEST:
+        raise ConfigError(
+            f'the model has {weight / 2**30:.1f} GiB of weights: an ONNX file holds less than 2 GiB'
+        )
+    module = _Logits(model, size).eval()
+    images = torch.randn(BATCHES[0], 3, *size, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            module(images)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f'the model does not take images of {size[0]} x {size[1]} pixels '
+            f'({str(error).splitlines()[0] if str(error) else type(error).__name__}): '
+            'name another --shape'
+        ) from None
+    batch = torch.export.Dim('batch', min=1)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (images,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={'images': {0: batch}},
+            dynamo=True,
+        )
+    proto = program.model_proto
+    for key, value in {**_normalisation(model), **metadata}.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
+    content = proto.SerializeToString()
+    difference = max(_difference(runtime, content, module, count, size) for count in BATCHES)
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f'onnxruntime gives other outputs than the model (a share of {difference:.3g} of the '
+            'largest): nothing was written; please report this with the config'
+        )
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+    return difference
+
+
+def _packages() -> Any:
+    """onnxruntime; torch.onnx imports the others itself."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f'{error.name} is not installed: pip install "cdra-mm[export]" (onnx, onnxscript, '
+            'onnxruntime)'
+        ) from None
+    return onnxruntime
+
+
+@torch.no_grad()
+def _difference(
+    runtime: Any, content: bytes, module: nn.Module, count: int, size: tuple[int, int]
+) -> float:
+    images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(count))
+    session = runtime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    (actual,) = session.run([OUTPUT], {INPUT: images.numpy()})
+    expected = module(images)
+    return float((expected - torch.from_numpy(actual)).abs().max() / expected.abs().max())
+
+
+def _normalisation(model: nn.Module) -> dict[str, Any]:
+    """What has to be done to an image first."""
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    found = {}
+    for key in ('mean', 'std'):
+        value = getattr(preprocessor, key, None)
+        if isinstance(value, Tensor):
+            found[key] = value.flatten().tolist()
+    swapped = getattr(preprocessor, 'channel_conversion', getattr(preprocessor, 'to_rgb', False))
+    return {**found, 'channels': 'RGB' if swapped else 'BGR'}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells of its steps and of its own internals."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,197 @@
+"""`tools/merge.py`: what each format gives, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip('mmengine')
+
+from mmengine.registry import MODELS, DefaultScope
+
+from cdra_mm.core import NamedAdapters, load_adapter
+from cdra_mm.core.files import read_adapter
+from cdra_mm.mm.merging import open_adapted
+from cdra_mm.mm.weights import read_common
+from tests.mm.toy import CLASSES, SIZE, config, train
+
+from .project import REPOSITORY
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A folder with the run of a classifier, and what its checkpoint gives on an image."""
+    folder = tmp_path_factory.mktemp('formats')
+    loop = dict(type='IterBasedTrainLoop', max_iters=8, val_interval=8)
+    cfg = config(folder, 'cls', train_cfg=loop)
+    cfg.dump(folder / 'toy.py')
+    train(cfg)
+    image = torch.randn(2, 3, SIZE, SIZE)
+    adapted = open_adapted(cfg, str(folder / 'run/iter_8.pth'))
+    with torch.no_grad():
+        outputs = {
+            'features': adapted.backbone(image)[-1],
+            'logits': adapted.model(image, mode='tensor'),
+        }
+    return folder, cfg, image, outputs
+
+
+def call(capsys, monkeypatch, folder, tool, *arguments):
+    """Runs a tool in this process: (exit code, what it printed, last line on stderr)."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+    code = 0
+    try:
+        runpy.run_path(str(REPOSITORY / 'tools' / f'{tool}.py'), run_name='__main__')
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    return code, out, err.strip().splitlines()[-1] if err.strip() else ''
+
+
+@pytest.fixture
+def merge(run, capsys, monkeypatch):
+    def merge(out, *options, config='toy.py', checkpoint='run/iter_8.pth'):
+        words = (config, checkpoint, out, *options)
+        return call(capsys, monkeypatch, run[0], 'merge', *words)
+
+    return merge
+
+
+def base_backbone(cfg):
+    """The backbone of the config with its base weights."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    backbone.eval()  # which does not return it
+    return backbone
+
+
+def test_adapter_format_is_the_file_of_the_run(run, merge):
+    folder, cfg, image, outputs = run
+    code, printed, _ = merge('adapter.safetensors', '--format', 'adapter')
+    assert code == 0 and 'load_adapter' in printed and 'head' in printed
+    file, own = (
+        read_adapter(folder / name)
+        for name in ('adapter.safetensors', 'run/cdra_adapter.safetensors')
+    )
+    assert file.plan == own.plan and file.base_fingerprint == own.base_fingerprint
+    assert file.tensors.keys() == own.tensors.keys()
+    assert all(torch.equal(file.tensors[key], value) for key, value in own.tensors.items())
+    backbone = base_backbone(cfg)
+    load_adapter(backbone, folder / 'adapter.safetensors')
+    with torch.no_grad():
+        assert torch.equal(backbone(image)[-1], outputs['features'])
+
+
+def test_adapter_file_of_a_run_names_its_metrics(run):
+    metrics = read_adapter(run[0] / 'run/cdra_adapter.safetensors').metrics
+    summary = json.loads((run[0] / 'run/summary.json').read_text())
+    assert metrics and metrics == summary['metrics']
+
+
+def test_adapters_of_runs_are_switched_on_one_backbone(run):
+    folder, cfg, image, outputs = run
+    backbone = base_backbone(cfg)
+    named = NamedAdapters(backbone)
+    named.add('toy', folder / 'run/cdra_adapter.safetensors')
+    with torch.no_grad():
+        before = backbone(image)[-1]
+        named.use('toy')
+        assert torch.equal(backbone(image)[-1], outputs['features'])
+        named.use(None)
+        assert torch.equal(backbone(image)[-1], before)
+    assert (before - outputs['features']).abs().max() > 1e-3
+
+
+def test_peft_format_gives_timm_the_outputs_of_the_run(run, merge):
+    peft = pytest.importorskip('peft', reason='peft (extra test) is not installed')
+    timm = pytest.importorskip('timm')
+    folder, _, image, outputs = run
+    code, printed, _ = merge('lora', '--format', 'peft')
+    assert code == 0 and "timm's model" in printed and 'cls_token' not in printed.splitlines()[0]
+    model = timm.models.VisionTransformer(
+        img_size=SIZE, patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2, num_classes=0
+    )
+    base = torch.load(folder / 'base.pth', weights_only=True)['state_dict']
+    model.load_state_dict(read_common(base).weights)
+    model = peft.PeftModel.from_pretrained(model, folder / 'lora').eval()
+    with torch.no_grad():
+        features = model.base_model.model.forward_features(image)[:, 0]
+    torch.testing.assert_close(features, outputs['features'], rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_format_gives_the_outputs_of_the_run(run, merge):
+    pytest.importorskip('onnxscript', reason='onnxscript (extra export) is not installed')
+    runtime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    folder, _, image, outputs = run
+    code, printed, _ = merge('toy.onnx', '--format', 'onnx')
+    assert code == 0 and f'[B, 3, {SIZE}, {SIZE}]' in printed
+    session = runtime.InferenceSession(folder / 'toy.onnx')
+    (logits,) = session.run(['logits'], {'images': image.numpy()})
+    assert logits.shape == (2, CLASSES)
+    torch.testing.assert_close(torch.from_numpy(logits), outputs['logits'], rtol=1e-4, atol=1e-5)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata['classes']) == list('abcd')
+    assert json.loads(metadata['source'])['method'] == 'cdra'
+
+
+REFUSALS = {
+    'names of another format': (['new.pth', '--names', 'timm'], '--names is for --format peft'),
+    'shape of another format': (
+        ['new', '--format', 'peft', '--shape', '32', '32'], '--shape is for --format onnx',
+    ),
+    'no pixels': (['new.onnx', '--format', 'onnx', '--shape', '0', '32'], 'expected pixels'),
+    'folder for a file': (['run', '--format', 'adapter', '--force'], 'run is a folder'),
+    'file for a folder': (['base.pth', '--format', 'peft', '--force'], 'base.pth is a file'),
+    'folder of other files': (['run', '--format', 'peft', '--force'], 'folder of other files'),
+    'existing file': (['base.pth', '--format', 'adapter'], '--force replaces it'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', REFUSALS)
+def test_merge_refuses_before_anything_is_written(case, run, merge):
+    arguments, expected = REFUSALS[case]
+    before = sorted(run[0].rglob('*'))
+    code, _, line = merge(*arguments)
+    assert code == 2 and expected in line, line
+    assert sorted(run[0].rglob('*')) == before
+
+
+class Program:
+    """Pickled as a call that makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+TOOLS = {
+    'merge': ['toy.py', 'hostile.pth', 'new.pth'],
+    'test': ['toy.py', 'hostile.pth', '--work-dir', 'hostile'],
+    'train': ['toy.py', '--work-dir', 'hostile', '--resume', 'hostile.pth'],
+    'train from it': ['toy.py', '--work-dir', 'hostile', '--cfg-options', 'load_from=hostile.pth'],
+    'train on it': [
+        'toy.py', '--work-dir', 'hostile',
+        '--cfg-options', 'model.backbone.init_cfg.checkpoint=hostile.pth',
+    ],
+    'convert_weights': ['hostile.pth', 'new.pth'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', TOOLS)
+def test_no_tool_executes_a_checkpoint(case, run, capsys, monkeypatch):
+    folder = run[0]
+    state = torch.load(folder / 'base.pth', weights_only=True)['state_dict']
+    program = Program(str(folder / 'executed'))
+    torch.save(dict(state_dict=state, meta=program), folder / 'hostile.pth')
+    code, _, line = call(capsys, monkeypatch, folder, case.split()[0], *TOOLS[case])
+    assert not (folder / 'executed').exists()
+    assert code == 2 and 'hostile.pth' in line and 'could run code' in line, line
