@@ -6,8 +6,12 @@ VENV ?= .venv
 PIP_FLAGS ?= -qq --disable-pip-version-check
 # Extra arguments of pytest, e.g. make test PYTEST_ARGS='-n 4 -m "not slow"'
 PYTEST_ARGS ?=
+# Inputs of each kind that make fuzz tries
+FUZZ_EXAMPLES ?= 5000
 # What make bench runs
 BENCH_ARGS ?= all --json work_dirs/benchmark.json
+# What make stress runs with, e.g. --kills 6 --seed 1
+STRESS_ARGS ?=
 
 RUN := $(VENV)/bin/python
 SETUP := $(VENV)/.setup.stamp
@@ -26,7 +30,7 @@ UPSTREAM_RUN := $(UPSTREAM)/bin/python
 UPSTREAM_SETUP := $(UPSTREAM)/.setup.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream lint bench format clean
+.PHONY: help setup demo test test-upstream fuzz lint bench stress format clean
 
 help: ## List these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +70,9 @@ $(UPSTREAM_SETUP): pyproject.toml
 	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) -e '.[openmmlab,test]'
 	@touch $@
 
+fuzz: $(SETUP) ## Try thousands of damaged plans, adapter files, lists and settings (FUZZ_EXAMPLES of each)
+	@CDRA_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN) -m pytest tests/fuzz --timeout 0 $(PYTEST_ARGS)
+
 lint: $(SETUP) ## Check style, format and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
@@ -75,6 +82,9 @@ bench: $(SETUP) ## Compare speed and memory with limits and peers (BENCH_ARGS='s
 	@$(RUN) -c 'import timm, peft, opacus, backpack' 2>/dev/null || \
 	  $(RUN) -m pip install $(PIP_FLAGS) -e '.[bench]'
 	@$(RUN) tools/benchmark.py $(BENCH_ARGS)
+
+stress: $(SETUP) ## Kill a small run 30 times, resume it each time, compare (10 minutes; STRESS_ARGS='--kills 6')
+	@$(RUN) tools/stress.py $(STRESS_ARGS)
 
 format: $(SETUP) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix .

@@ -7,6 +7,7 @@ a missing OpenMMLab can be told in one line.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,14 +16,15 @@ __all__ = ['add_config_arguments', 'add_launcher_arguments', 'one_line', 'run']
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain')
 
 
 def run(main: Callable[[], object]) -> None:
     """Runs the main function of a tool and ends the process.
 
-    What the user can mend (`CDRAError`, a file that is not there, a missing
-    OpenMMLab) becomes one line ``error: ...`` on stderr and exit code 2, an
+    What the user can mend (`CDRAError`, a file that is not there, a full disk, a
+    missing OpenMMLab) becomes one line ``error: ...`` on stderr and exit code 2, an
     interruption exit code 130. Anything else is a bug and keeps its traceback.
 
     Args:
@@ -30,10 +32,14 @@ def run(main: Callable[[], object]) -> None:
     """
     try:
         main()
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(': '.join(['interrupted', *map(str, interrupt.args)]), file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            remedy = 'make room and run the same command again, a training with --resume'
+            print(f'error: {one_line(error)}: {remedy}', file=sys.stderr)
+            sys.exit(WRONG_INPUT)
         if not _is_wrong_input(error):
             raise
         print(f'error: {one_line(error)}', file=sys.stderr)

@@ -97,8 +97,9 @@ class Ablation:
             return min(max(int(self.size_ratio * side + 0.5), 1), whole) if side else 0
         if self.size_ratio == 1:
             return side
-        wide = (self.size_ratio * side.double() + 0.5).to(torch.int64)
-        return wide.clamp(1, whole) * (side > 0)
+        # Clamped before it is an integer: a double beyond int64 has no defined value there.
+        wide = (self.size_ratio * side.double() + 0.5).clamp(1, whole).to(torch.int64)
+        return wide * (side > 0)
 
     def sides(self, rows: Count, cols: Count, shape: tuple[int, ...]) -> tuple[Count, Count]:
         """Sides of the quadrant for the sides of a block."""

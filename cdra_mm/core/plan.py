@@ -8,17 +8,18 @@ the same base weights.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import PlanError
+from .strict_json import strict_json
 
 __all__ = ['PLAN_VERSION', 'Block', 'Part', 'Plan', 'SparseMatrix', 'Vector']
 
 PLAN_VERSION = 2
+LARGEST = (1 << 63) - 1  # what fits into a tensor
 
 
 @dataclass(frozen=True)
@@ -169,16 +170,17 @@ class Plan:
                 contradicts itself.
         """
         try:
-            record = json.loads(text)
-        except (ValueError, TypeError, RecursionError) as error:
+            record = strict_json(text)
+        except ValueError as error:
             raise PlanError(
                 f'the plan is not JSON ({error}): expected what to_json wrote'
             ) from None
         if not isinstance(record, dict):
             raise PlanError(f'the plan is a {type(record).__name__}: expected a JSON object')
-        if record.get('version') != PLAN_VERSION:
+        version = record.get('version')
+        if version != PLAN_VERSION or not isinstance(version, int):
             raise PlanError(
-                f'the plan has version {record.get("version")!r}: this release reads version '
+                f'the plan has version {version!r}: this release reads version '
                 f'{PLAN_VERSION}; make the plan anew or install the release that wrote it'
             )
         _check_keys('the plan', record, set(cls.__dataclass_fields__))
@@ -246,12 +248,14 @@ def _sparse(entry: Any) -> SparseMatrix:
 def _part(entry: Any) -> Part:
     _check_keys('a part', entry, set(Part.__dataclass_fields__))
     name, sizes = _text(entry, 'name'), _mapping(entry, 'sizes')
+    count = _count(entry['num_params'], f'{name}: num_params', 1)
     for key, value in sizes.items():
-        if not isinstance(value, int | float | str):
-            raise PlanError(f'{name}: {key} is {value!r}: expected a number or text')
-    return Part(
-        name, _text(entry, 'kind'), sizes, _count(entry['num_params'], f'{name}: num_params', 1)
-    )
+        if not isinstance(value, str):
+            size = _number(value, f'{name}: {key}')
+            # Or a few characters would ask for any amount of memory.
+            if size > count:
+                raise PlanError(f'{name}: {key} is {size}: expected at most num_params, {count}')
+    return Part(name, _text(entry, 'kind'), sizes, count)
 
 
 def _matrix_shape(entry: dict[str, Any], name: str) -> tuple[int, int]:
@@ -306,14 +310,14 @@ def _mapping(record: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _count(value: Any, what: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise PlanError(f'{what} is {value!r}: expected an integer of at least {least}')
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise PlanError(f'{what} is {value!r:.80}: expected an integer of at least {least}')
     return value
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PlanError(f'{what} is {value!r}: expected a number')
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
+        raise PlanError(f'{what} is {value!r:.80}: expected a number')
     return value
 
 

@@ -136,7 +136,9 @@ class TargetSizes:
 
     def _vector_params(self, n: Tensor) -> Tensor:
         length = self.shape[0]
-        return torch.where(n > 0, torch.where(n * self.rules.beta >= length, length, n), 0)
+        # In float64, as `trains_whole` decides: torch would take a Python float as float32.
+        whole = n.double() * self.rules.beta >= length
+        return torch.where(n > 0, torch.where(whole, length, n), 0)
 
 
 def shifted(values: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cdra_mm.progress import progress_line
+
 from ..core.errors import DataError
 from .optional import optional_module
-from .progress import progress_line
 
 __all__ = ['VOID', 'convert_camvid']
 

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdra_mm.progress import progress_line
+
 from ..core.errors import DataError
 from .optional import optional_module
-from .progress import progress_line
 from .staging import staged
 
 __all__ = ['CLASSES', 'PALETTE', 'make_demo']

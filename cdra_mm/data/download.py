@@ -24,8 +24,9 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cdra_mm.progress import Progress, progress_line
+
 from ..core.errors import DataError
-from .progress import Progress, progress_line
 
 __all__ = ['download', 'verify']
 

@@ -11,11 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cdra_mm.progress import Progress, progress_line
+
 from .classes import Tally, class_lines
 from .layout import Fault
 from .optional import optional_module
 from .pairs import PairSplit
-from .progress import Progress, progress_line
 from .report import Report, SplitState, check
 
 __all__ = ['Inspection', 'inspect_data']

@@ -39,8 +39,9 @@ class ListSplit(Split):
             fields = line.strip().rsplit(maxsplit=1)
             if not fields:
                 continue
-            if len(fields) != 2 or not re.fullmatch(r'-?[0-9]+', fields[1]):
-                faults.append(Fault(where, f'expected "path label", got {line.strip()!r}'))
+            # Longer digits are no label, and int() refuses very long ones in its own words.
+            if len(fields) != 2 or not re.fullmatch(r'-?[0-9]{1,9}', fields[1]):
+                faults.append(Fault(where, f'expected "path label", got {line.strip()!r:.200}'))
                 continue
             label = int(fields[1])
             if label < 0 or (self.num_classes is not None and label >= self.num_classes):
@@ -74,7 +75,7 @@ class JsonSplit(Split):
             return Listing(faults=(fault,))
         try:
             # Pairs, not a dict: it would hide a path that is listed twice.
-            content = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=_Pairs)
+            content = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=_Pairs)
         except (ValueError, RecursionError) as error:
             return Listing(faults=(Fault(str(path), f'is no JSON ({error})'),))
         if not isinstance(content, _Pairs):
@@ -93,7 +94,7 @@ class JsonSplit(Split):
     def _image_root(self, folder: Path, entries: Sequence[tuple[str, str, int]]) -> Path:
         roots = [folder / root for root in self.image_roots]
         first = entries[0][1] if entries else ''
-        return next((root for root in roots if (root / first).is_file()), roots[0])
+        return next((root for root in roots if os.path.isfile(root / first)), roots[0])
 
     def compare(self, root: Path, siblings: Sequence[tuple[Split, Listing]]) -> list[Fault]:
         """Images that are in two splits, and a number of classes that is not the published one."""

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
+from cdra_mm.progress import Progress, progress_line
+
 from ..core.errors import DataError
-from .progress import Progress, progress_line
 
 __all__ = ['DamagedArchiveError', 'unpack']
 

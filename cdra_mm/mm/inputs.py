@@ -89,6 +89,8 @@ def check_weight_file(path: str, where: str = 'checkpoint') -> None:
         CheckpointLoader.load_checkpoint(str(file), map_location='cpu')
     except OSError as error:
         raise CheckpointError(f'weight file {path} ({where}) cannot be read: {error}') from None
+    except CheckpointError as error:
+        raise CheckpointError(f'weight file ({where}): {error}') from None
     except (zipfile.BadZipFile, SafetensorError):
         raise CheckpointError(
             f'weight file {path} ({where}) is cut off or damaged ({file.stat().st_size:,} bytes): '

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cdra_mm.core import DataError
@@ -20,7 +21,7 @@ def check_labels(model: nn.Module, samples: Sequence[Any]) -> None:
         samples: The data samples of one batch.
 
     Raises:
-        DataError: If an id is neither a class of the head nor ignored.
+        DataError: If labels are no integers, or an id is neither a class of the head nor ignored.
     """
     head = getattr(model, 'decode_head', None) or getattr(model, 'head', None)
     if isinstance(head, nn.ModuleList):
@@ -31,6 +32,12 @@ def check_labels(model: nn.Module, samples: Sequence[Any]) -> None:
     ignored = getattr(head, 'ignore_index', None)
     for sample in samples:
         for labels in _labels(sample):
+            if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+                raise DataError(
+                    f'{getattr(sample, "img_path", "a training sample")} has labels of the type '
+                    f'{labels.dtype}: expected integers, one class id each; mend the labels or '
+                    'the transform that loads them'
+                )
             ids = labels.unique()
             wrong = [i for i in ids.tolist() if not 0 <= i < num_classes and i != ignored]
             if wrong:

@@ -106,7 +106,7 @@ class FGVC(ListedImages):
         if self.image_root is not None:
             roots = (self.image_root,)
         folders = [root / name for name in roots]
-        return next((folder for folder in folders if (folder / first).is_file()), folders[0])
+        return next((folder for folder in folders if os.path.isfile(folder / first)), folders[0])
 
 
 def _require_disjoint(root: Path, lists: dict[str, dict[str, int]]) -> None:

@@ -134,7 +134,7 @@ class ListedImages(BaseDataset):
 
     def _require_images(self, folder: Path, paths: Sequence[str]) -> None:
         """Raises when an image is missing; the message names the first few."""
-        missing = [path for path in paths if not (folder / path).is_file()]
+        missing = [path for path in paths if not os.path.isfile(folder / path)]
         if missing:
             named = ', '.join(missing[:NAMED_IMAGES])
             rest = f' and {len(missing) - NAMED_IMAGES} more' if len(missing) > NAMED_IMAGES else ''

@@ -1,0 +1,217 @@
+"""Settings that are wrong, or only look so."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from mmengine.config import Config
+
+from cdra_mm import CDRAHook
+from cdra_mm.core import (
+    ConfigError,
+    PlanError,
+    apply_plan,
+    load_adapter,
+    make_plan,
+    plan_from_masks,
+    save_adapter,
+)
+from cdra_mm.methods import make_method
+from cdra_mm.mm.inputs import check_inputs
+from cdra_mm.mm.launch import load_config, prepare_config
+from tests.models import TinyViT, images
+
+from .case import heading
+
+TARGET = 'blocks.0.attn.proj.weight'
+
+
+def scores(model):
+    return {name: torch.rand_like(p) for name, p in model.named_parameters() if 'blocks' in name}
+
+
+def runs(model, plan):
+    """An adapted copy gives finite outputs."""
+    adapted = apply_plan(copy.deepcopy(model), plan).eval()
+    assert torch.isfinite(adapted(images(2)[0])).all()
+    return adapted
+
+
+with heading('Settings') as (refused, taken):
+
+    @refused('an unknown setting', ConfigError, "'gama' (did you mean 'gamma'?)")
+    def _(folder):
+        CDRAHook(gama=0.1)
+
+    @refused('an unknown method', ConfigError, "'lineer' is unknown (did you mean 'linear'?)")
+    def _(folder):
+        CDRAHook(method=dict(type='lineer'))
+
+    @refused("a method that is no dict: `method='lora'`", ConfigError, 'expected a dict such as')
+    def _(folder):
+        CDRAHook(method='lora')
+
+    @refused(
+        "a value of the wrong type: `budget_params='a lot'`",
+        ConfigError,
+        "budget_params='a lot': expected an integer",
+    )
+    def _(folder):
+        CDRAHook(budget_params='a lot')
+
+    @refused('a number that is none: `beta=nan`', ConfigError, 'beta=nan: expected a finite number')
+    def _(folder):
+        CDRAHook(beta=float('nan'))
+
+    @refused('`num_samples=True`', ConfigError, 'num_samples=True: expected an integer')
+    def _(folder):
+        CDRAHook(num_samples=True)
+
+    @refused('`seed=-1`', ConfigError, 'seed=-1: expected a count of at least 0')
+    def _(folder):
+        CDRAHook(seed=-1)
+
+    @refused('a count that no tensor holds', ConfigError, 'expected an integer')
+    def _(folder):
+        CDRAHook(num_samples=10**30)
+
+    @refused('two budgets', ConfigError, 'give only one of')
+    def _(folder):
+        CDRAHook(gamma=0.1, budget_params=1000)
+
+    @taken('no budget', '`budget_percent=0.5`, half a percent of the backbone')
+    def _(folder):
+        assert CDRAHook().method.budget_percent == 0.5
+
+    @refused('no budget in Python: `make_plan(scores)`', PlanError, 'give exactly one of them')
+    def _(folder):
+        make_plan({'m': torch.rand(4, 4)})
+
+    @refused('`gamma` outside (0, 1]', ConfigError, 'gamma=1.5: expected a fraction in (0, 1]')
+    def _(folder):
+        CDRAHook(gamma=1.5)
+
+    @taken(
+        '`gamma=1`: everything is selected',
+        'every matrix gets its adapter, every vector is trained',
+    )
+    def _(folder):
+        model = TinyViT()
+        plan = make_plan(scores(model), gamma=1)
+        assert plan.num_sensitive == plan.num_competing
+        runs(model, plan)
+
+    @refused('a budget too small for any adapter', PlanError, 'budget_params=3 is too small')
+    def _(folder):
+        make_plan(scores(TinyViT()), budget_params=3)
+
+    @refused(
+        'more sensitive entries than there are',
+        PlanError,
+        'expected a count from 1 to 16, the number of competing entries',
+    )
+    def _(folder):
+        make_plan({'m': torch.rand(4, 4)}, num_sensitive=17)
+
+    @refused('a role that the backbone lacks', PlanError, "no matrix of the role 'w3'")
+    def _(folder):
+        from cdra_mm.methods import Request
+
+        make_method(dict(type='lora', targets=['w3'])).plan(Request(TinyViT()))
+
+    @refused(
+        '`cdra` and `default_hooks.cdra` that contradict each other',
+        ConfigError,
+        'cdra says gamma=0.1, default_hooks.cdra says 0.2: keep one',
+    )
+    def _(folder):
+        prepare_config(Config(dict(cdra=dict(gamma=0.1), default_hooks=dict(cdra=dict(gamma=0.2)))))
+
+    @refused('a `cdra` block that is no dict', ConfigError, 'cdra=0.5: expected a dict such as')
+    def _(folder):
+        prepare_config(Config(dict(cdra=0.5)))
+
+    @refused('a config that is not there', ConfigError, "(did you mean 'demo.py'?)")
+    def _(folder):
+        (folder / 'demo.py').touch()
+        load_config(folder / 'dmeo.py')
+
+    @refused('a config that is no Python', ConfigError, 'SyntaxError')
+    def _(folder):
+        (folder / 'broken.py').write_text('model = dict(')
+        load_config(folder / 'broken.py')
+
+    @refused(
+        'a config without a training loader', ConfigError, 'the config has no train_dataloader'
+    )
+    def _(folder):
+        check_inputs(
+            Config(dict(model={'type': 'X'}, train_cfg={'a': 1}, optim_wrapper={'a': 1})), 'train'
+        )
+
+
+with heading('Plans') as (refused, taken):
+
+    @taken('a matrix without a sensitive entry', 'it is not in the plan and stays frozen')
+    def _(folder):
+        mask = torch.zeros(8, 8, dtype=torch.bool)
+        mask[:4, :4] = True
+        other = 'blocks.1.attn.proj.weight'
+        plan = plan_from_masks({TARGET: mask, other: torch.zeros_like(mask)}, rank_rule=1)
+        assert [block.name for block in plan.blocks] == [TARGET]
+        weight = runs(TinyViT(), plan).get_parameter(other)
+        assert not weight.requires_grad
+
+    @taken('a plan with one adapter', 'it is applied, saved and loaded like any other')
+    def _(folder):
+        model = TinyViT()
+        adapted = runs(model, plan_from_masks({TARGET: torch.ones(8, 8).bool()}, rank_rule=1))
+        save_adapter(adapted, folder / 'a.safetensors')
+        assert len(load_adapter(model, folder / 'a.safetensors').blocks) == 1
+
+    @refused('a plan file that is not there', ConfigError, 'cannot be read')
+    def _(folder):
+        from cdra_mm.mm.run_plan import read_plan
+
+        read_plan(folder / 'cdra_plan.json')
+
+    @refused('a plan file that is cut off', PlanError, 'the plan is not JSON')
+    def _(folder):
+        plan_from_json(lambda text: text[:-9])
+
+    @refused('a plan in which a name stands twice', PlanError, "'method' stands twice")
+    def _(folder):
+        plan_from_json(lambda text: text.replace('{', '{"method": "lora", ', 1))
+
+    @refused('a plan of another version', PlanError, 'make the plan anew')
+    def _(folder):
+        plan_from_json(lambda text: text.replace('"version": 2', '"version": 1'))
+
+    @refused('a plan that contradicts itself', PlanError, 'rank 9 exceeds the block of 8 x 8')
+    def _(folder):
+        plan_from_json(lambda text: text.replace('"rank": 1', '"rank": 9'))
+
+    @refused('a plan for another architecture', PlanError, 'it belongs to another architecture')
+    def _(folder):
+        apply_plan(TinyViT(dim=16), plan())
+
+    @refused('a plan for other base weights', PlanError, 'the plan was made for other base weights')
+    def _(folder):
+        apply_plan(TinyViT(), plan(fingerprint='0' * 64))
+
+    @refused('a plan on a model that has one', PlanError, 'is adapted already')
+    def _(folder):
+        apply_plan(apply_plan(TinyViT(), plan()), plan())
+
+
+def plan(**options):
+    return plan_from_masks({TARGET: torch.ones(8, 8).bool()}, rank_rule=1, **options)
+
+
+def plan_from_json(change):
+    from cdra_mm.core import Plan
+
+    text = change(plan().to_json())
+    assert text != plan().to_json()
+    Plan.from_json(text)
