@@ -9,7 +9,8 @@ Importing this package imports neither torch nor OpenMMLab.
 from importlib import import_module
 from typing import Any
 
-__version__ = '0.1.0'
+from .version import __version__
+
 __all__ = ['CDRABackbone', 'CDRAHook', '__version__', 'bases']
 
 _LAZY = {'CDRAHook': '.mm.hook', 'CDRABackbone': '.mm.backbone', 'bases': '.mm.packages'}

@@ -8,7 +8,6 @@ The one run whose figure counts:   python tools/train.py configs/vtab/cifar.py -
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from cdra_mm.command_line import add_config_arguments, add_launcher_arguments, run, set_local_rank
 
@@ -56,6 +55,7 @@ def main() -> None:
         start_processes,
     )
     from cdra_mm.mm.rebuild import plain_model
+    from cdra_mm.mm.resuming import told_how_to_resume
 
     cfg = prepare_config(load_config(args.config, args.cfg_options, final_run=args.final))
     if args.amp:
@@ -71,7 +71,7 @@ def main() -> None:
     start_processes(cfg, args.launcher)
     runner = build_runner(cfg)
     refuse_foreign_weights(plain_model(runner))
-    with named_downloads(cfg):
+    with named_downloads(cfg), told_how_to_resume(cfg.work_dir):
         runner.train()
 
 
@@ -98,17 +98,15 @@ def set_auto_scale_lr(cfg) -> None:
 
 
 def set_resume(cfg, checkpoint: str) -> None:
-    from cdra_mm.mm.inputs import check_weight_file
+    from cdra_mm.mm.resuming import check_whole, latest_checkpoint
 
     if checkpoint == 'auto':
-        pointer = Path(cfg.work_dir, 'last_checkpoint')
-        if not pointer.is_file():
+        latest = latest_checkpoint(cfg.work_dir, print)
+        if latest is None:
             print(f'no checkpoint in {cfg.work_dir}: starting from the beginning')
             return
-        latest = Path(pointer.read_text(encoding='utf-8').strip())
-        # The work directory may have been moved since.
-        checkpoint = str(latest if latest.is_file() else pointer.with_name(latest.name))
-    check_weight_file(checkpoint, '--resume')
+        checkpoint = str(latest)
+    check_whole(checkpoint)
     cfg.resume, cfg.load_from = True, checkpoint
 
 

@@ -27,6 +27,8 @@ Read in the order of the data:
 `adapt`                   plan + model: apply, merge, unmerge
 `state_keys`              adapters built from the keys of a state dict
 `files`, `fingerprints`   adapter files, and which base they belong to
+`named_adapters`          several adapters on one base
+`writing`                 files that are there whole or not at all
 ========================  ==============================================
 """
 
@@ -38,6 +40,7 @@ from .adapt import (
     merge_adapters,
     plan_of,
     remove_adapters,
+    trained_whole,
     unmerge_adapters,
 )
 from .adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
@@ -50,8 +53,9 @@ from .errors import (
     PlanError,
     ScoreError,
 )
-from .files import load_adapter, save_adapter, write_atomically, write_text
+from .files import load_adapter, save_adapter
 from .fingerprints import fingerprint, fingerprint_of
+from .named_adapters import NamedAdapters
 from .plan import Block, Part, Plan, SparseMatrix, Vector
 from .planning import make_plan, plan_from_masks
 from .ranks import dynamic_rank
@@ -59,6 +63,7 @@ from .scores import estimate_scores
 from .selection import select
 from .state_keys import build_adapters
 from .targets import Target, block_width, find_blocks, find_targets, resolve
+from .writing import write_atomically, write_folder, write_text
 
 __all__ = [
     'Adapter',
@@ -68,6 +73,7 @@ __all__ = [
     'CheckpointError',
     'ConfigError',
     'DataError',
+    'NamedAdapters',
     'ParameterAdapter',
     'Part',
     'Plan',
@@ -99,7 +105,9 @@ __all__ = [
     'resolve',
     'save_adapter',
     'select',
+    'trained_whole',
     'unmerge_adapters',
     'write_atomically',
+    'write_folder',
     'write_text',
 ]

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdra_mm.progress import counted, progress_line
+
 from .errors import PlanError
 from .selection import BUCKETS, FINITE_BUCKETS, Threshold, coarse_histogram, fine_histogram
 from .sizes import Rules, TargetSizes, shifted
@@ -65,7 +67,7 @@ class _Search:
         edges = torch.arange(FINITE_BUCKETS - 1, -1, -1) << 16
         # Rows: n, parameters, adapters, least, most.
         totals = torch.zeros(5, len(edges), dtype=torch.int64)
-        for name, score in scores.items():
+        for name, score in counted(scores.items(), 'planning, every budget', unit='weights'):
             counts = coarse_histogram(name, score)
             target = self.targets[name] = TargetSizes(score, next(maxima), rules)
             n = counts[:FINITE_BUCKETS].flip(0).cumsum(0)
@@ -102,10 +104,13 @@ class _Search:
     ) -> None:
         """Looks into the buckets that are worth it, in order, as far as passes last."""
         left = self.passes
+        show = progress_line('planning, exact budget', unit='passes', after=1.0)
         for position in order.tolist():
             if left and worth(position):
                 take(self.inside(position))
                 left -= 1
+                show(self.passes - left, self.passes)  # at most: few are mostly enough
+        show(self.passes, self.passes)
 
 
 def threshold_for_budget(

@@ -13,11 +13,14 @@
 `checkpoint`, `slim_hook` slim checkpoints and their record
 `base_weights`            where a frozen base came from, and how to bring it back
 `merging`                 an adapted checkpoint becomes a plain one
+`exports`                 and what else it can become: adapter file, LoRA of PEFT, ONNX
+`peft_format`             compact blocks as a LoRA in PEFT's format
+`onnx_export`             a merged model for onnxruntime
 `report`, `summary`       what was planned, what it cost and gave
 `datasets`, `heads`       data sets and heads that OpenMMLab lacks
 `metrics`                 the bitwise figure of the paper's Table 3, which is no IoU
 `weights`                 weights of other projects under OpenMMLab's names
-`compatibility`           what the original mmengine needs with today's torch
+`compatibility`           how checkpoint files are read: nothing in them is executed
 ========================  ==================================================
 """
 
@@ -32,8 +35,8 @@ except ImportError as error:
 
 import warnings
 
-from .compatibility import allow_mmengine_checkpoints
+from .compatibility import guard_checkpoints
 
 # mmcv without compiled operators says so at every import; no backbone here uses them.
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
-allow_mmengine_checkpoints()
+guard_checkpoints()

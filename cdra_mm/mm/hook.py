@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -23,16 +23,22 @@ from cdra_mm.core import (
     save_adapter,
     write_text,
 )
-from cdra_mm.methods import CDRA, METHODS, Full, Method, make_method
+from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_method
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .base_weights import check_loaded, find_source, reproduced_names
 from .checkpoint import Record, ensure_base, make_record, read_record
+from .midway import MIDWAY_KEY, go_on
 from .rebuild import plain_model, rebuild, remember_configs
+from .recompute import keep_gradients
 from .report import describe_plan
+from .resuming import check_parts, check_state, choose_checkpoint
 from .run_plan import RunPlanner
+from .saving import save_safely
 from .slim_hook import SlimCheckpointHook
+from .strategies import refuse_sharding
 from .summary import parameter_summary, update_summary
+from .visual_hook import VisualHook
 
 __all__ = ['CDRAHook']
 
@@ -65,6 +71,10 @@ class CDRAHook(Hook):
         seed: Seed of the samples drawn, their augmentations and the factors.
         plan: Path of a plan to use instead of scoring.
         save_base: Store the frozen base weights in every checkpoint.
+        keep_scores: What of the scores goes into ``cdra_scores.safetensors`` in the work
+            directory, for pictures: False, ``'masks'`` or ``'all'`` (see `kept_scores`).
+        visualize: Show the plan and how the adapters grow through the run's visualizer
+            (see `visual_hook`).
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
@@ -79,19 +89,34 @@ class CDRAHook(Hook):
         num_samples: int = 400,
         batch_size: int | None = None,
         statistic: str | None = None,
-        also_train: Sequence[str] = ('cls_token',),
+        also_train: str | Sequence[str] = ('cls_token',),
         seed: int = 0,
-        plan: str | None = None,
+        plan: str | Path | None = None,
         save_base: bool = False,
+        keep_scores: bool | str = False,
+        visualize: bool = True,
         **settings: Any,
     ) -> None:
-        self.method = _method_of(method or {'type': 'cdra'}, settings)
+        given = {
+            'num_samples': num_samples,
+            'batch_size': batch_size,
+            'statistic': statistic,
+            'also_train': also_train,
+            'seed': seed,
+            'plan': plan,
+            'save_base': save_base,
+            'keep_scores': keep_scores,
+            'visualize': visualize,
+        }
+        check_types(given, get_type_hints(CDRAHook.__init__))
+        self.method = _method_of({} if method is None else method, settings)
         self.planner = RunPlanner(
-            self.method, num_samples, batch_size, statistic, also_train, seed, plan
+            self.method, num_samples, batch_size, statistic, also_train, seed, plan, keep_scores
         )
-        self.seed, self.save_base = seed, save_base
+        self.seed, self.save_base, self.visualize = seed, save_base, visualize
         self.record: Record | None = None
         self._configs: dict[str, Any] = {}
+        self._midway: dict[str, Any] | None = None  # None: nothing was resumed
         self._metrics: dict[str, Any] = {}
         self._started = 0.0
 
@@ -104,11 +129,16 @@ class CDRAHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Teaches the backbone to load adapted checkpoints, before anything is loaded."""
+        refuse_sharding(runner)
         attach_loader(find_backbone(plain_model(runner)))
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             self._configs = remember_configs(runner)
+            choose_checkpoint(runner)
+            save_safely(runner)
         if not any(isinstance(hook, SlimCheckpointHook) for hook in runner.hooks):
             runner.register_hook(SlimCheckpointHook(lambda: self.record))
+            if self.visualize:
+                runner.register_hook(VisualHook(self.method, lambda: self.record))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Builds the adapters before a resumed optimizer state asks for their parameters."""
@@ -116,15 +146,19 @@ class CDRAHook(Hook):
             return
         backbone = find_backbone(plain_model(runner))
         record = read_record(checkpoint.get('state_dict', {}), PREFIX)
-        if record is None and isinstance(self.method, Full):
-            self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
-            return
-        if record is None:
+        plain = record is None and isinstance(self.method, Full)
+        if record is None and not plain:
             raise CheckpointError(
                 'cannot resume: the checkpoint was not written by a run with CDRAHook. To start '
                 'from its weights, use load_from without resume; to go on with it, remove the hook'
             )
-        self._adopt(runner, backbone, record)
+        check_parts(checkpoint, runner)
+        if record is None:
+            self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
+        else:
+            self._adopt(runner, backbone, record)
+        check_state(checkpoint, runner, record)
+        self._midway = checkpoint.get(MIDWAY_KEY, {})
 
     def before_train(self, runner: Runner) -> None:
         """Scores, plans and adapts, unless a checkpoint has brought adapters along."""
@@ -135,6 +169,9 @@ class CDRAHook(Hook):
             self._adopt(runner, backbone, loaded)
         if self.record is None:
             self._begin(runner, backbone)
+        if self._midway is not None:
+            go_on(runner, self._midway)
+        keep_gradients(plain_model(runner))
         wrap_config(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
@@ -154,7 +191,7 @@ class CDRAHook(Hook):
             sizes['checkpoint_bytes'] = last.stat().st_size
         if self.record.plan:
             path = Path(runner.work_dir) / ADAPTER_FILE
-            save_adapter(backbone, path)
+            save_adapter(backbone, path, metrics=self._metrics)
             sizes['adapter_bytes'] = path.stat().st_size
         update_summary(
             runner.work_dir,
@@ -210,7 +247,7 @@ class CDRAHook(Hook):
             if self.settings.get(key) != record.settings.get(key)
         )
         if differ:
-            key = differ[0]
+            key = 'method' if 'method' in differ else differ[0]
             raise CheckpointError(
                 f'the checkpoint was made with {key}={record.settings.get(key)!r}, the config says '
                 f'{self.settings.get(key)!r}: use the settings of the checkpoint, or start a new '
@@ -234,14 +271,15 @@ class CDRAHook(Hook):
 
 def _method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
     """The method; of the settings beside it, it gets those it has too (a budget)."""
-    unknown = set(settings) - {field.name for field in fields(CDRA)}
-    name = config.get('type', 'cdra')
-    if name == 'cdra' or unknown:
-        return make_method({'type': 'cdra', **settings, **config})
-    own = {field.name for field in fields(METHODS[name])} if name in METHODS else set()
-    if set(settings) - own:
+    if isinstance(config, Mapping):  # otherwise `find_method` says what it has to be
+        config = {'type': 'cdra', **config}
+    known = {field.name for field in fields(CDRA)}
+    own = {field.name for field in fields(find_method(config))} & known
+    unused = {key: value for key, value in settings.items() if key not in own}
+    if unused:
+        make_method({'type': 'cdra', **unused})  # refuses what nobody has, or nobody takes
         MMLogger.get_current_instance().info(
-            f'{", ".join(sorted(set(settings) - own))}: settings of cdra, not used by {name}'
+            f'{", ".join(sorted(unused))}: settings of cdra, not used by {config["type"]}'
         )
     shared = {key: value for key, value in settings.items() if key in own}
     return make_method({**shared, **config})

@@ -1,22 +1,27 @@
-"""How a run comes by its plan: scores on its own data, a method's decision, or a file."""
+"""How a run comes by its plan: scores on its own data, a method's decision or search, or a file."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import broadcast
+from mmengine.dist import broadcast, get_rank, is_main_process
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import ConfigError, Plan, fingerprint
-from cdra_mm.methods import Method
+from cdra_mm.core import ConfigError, Plan, PlanError, fingerprint
+from cdra_mm.core.scores import require_finite
+from cdra_mm.methods import Method, Request
+from cdra_mm.progress import silent
 
+from .kept_scores import KEEP, SCORES_FILE, selected_masks, write_kept
 from .scoring import score_backbone
+from .supernet import trials_in
 
 __all__ = ['RunPlanner', 'read_plan', 'same_everywhere']
 
@@ -33,7 +38,9 @@ class RunPlanner:
         also_train: Backbone parameters that are trained whole, where they exist.
         seed: Seed of the samples drawn and their augmentations.
         path: A plan file to use instead.
-        seconds: What scoring took.
+        keep_scores: What of the scores goes into the work directory: False, ``'masks'``
+            or ``'all'``.
+        seconds: What scoring or a search took.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -45,16 +52,26 @@ class RunPlanner:
     statistic: str | None
     also_train: Sequence[str]
     seed: int
-    path: str | None
+    path: str | Path | None
+    keep_scores: bool | str = False
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (('num_samples', self.num_samples), ('batch_size', self.batch_size)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
-        self.statistic = self.statistic or getattr(self.method, 'statistic', 'per_sample')
+        for name, value, least in (
+            ('num_samples', self.num_samples, 1),
+            ('batch_size', self.batch_size, 1),
+            ('seed', self.seed, 0),  # numpy takes no negative one
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f'{name}={value!r}: expected a count of at least {least}')
+        if self.statistic is None:
+            self.statistic = getattr(self.method, 'statistic', 'per_sample')
         if self.statistic not in ('per_sample', 'per_batch'):
             raise ConfigError(f'statistic={self.statistic!r}: expected per_sample or per_batch')
+        if self.path is not None and (not str(self.path) or '\0' in str(self.path)):
+            raise ConfigError(f'plan={str(self.path)!r}: expected the path of a cdra_plan.json')
+        if self.keep_scores is not False and self.keep_scores not in KEEP:
+            raise ConfigError(f"keep_scores={self.keep_scores!r}: expected False, 'masks' or 'all'")
         also = self.also_train
         self.also_train = (also,) if isinstance(also, str) else tuple(also)
 
@@ -65,6 +82,8 @@ class RunPlanner:
         if self.method.needs_scores:
             settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
             settings |= {'also_train': list(self.also_train), 'seed': self.seed}
+        if self._needs_search:
+            settings |= {'seed': self.seed}
         return {'method': self.method.name, **settings}
 
     def plan(self, runner: Runner, backbone: nn.Module) -> Plan | None:
@@ -72,10 +91,19 @@ class RunPlanner:
 
         Returns:
             The plan, or None to train the whole backbone.
+
+        Raises:
+            ScoreError: If a weight of the backbone is not finite.
         """
+        require_finite(backbone)
+        if self.keep_scores and (self.path or not self.method.needs_scores):
+            why = (
+                'the plan comes from a file' if self.path else f'{self.method.name} uses no scores'
+            )
+            MMLogger.get_current_instance().info(f'keep_scores: nothing to keep, {why}')
         if self.path:
             return read_plan(self.path)
-        scores, num_samples = None, 0
+        scores, num_samples = {}, 0
         if self.method.needs_scores:
             begin = time.time()
             scores, num_samples = score_backbone(
@@ -90,14 +118,56 @@ class RunPlanner:
             self.seconds = time.time() - begin
         how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
         own = dict(backbone.named_parameters())
-        plan = self.method.plan(
+        request = Request(
             backbone,
             scores,
             also_train={name: own[name].numel() for name in self.also_train if name in own},
             settings=how if self.method.needs_scores else {},
             fingerprint=fingerprint(backbone) if self.method.needs_scores else '',
         )
-        return same_everywhere(plan)
+        with silent(get_rank() != 0):
+            plan = same_everywhere(self._decide(runner, request))
+        if self.keep_scores and scores and plan is not None and is_main_process():
+            self._keep(runner.work_dir, request, plan)
+        return plan
+
+    @property
+    def _needs_search(self) -> bool:
+        return getattr(self.method, 'needs_search', False)
+
+    def _decide(self, runner: Runner, request: Request) -> Plan | None:
+        """The method's plan; one that searches has the run to try plans in."""
+        if not self._needs_search:
+            return self.method.plan(request)
+        begin = time.time()
+        with trials_in(runner, request.backbone, self.seed) as trials:
+            settings = {**request.settings, 'seed': self.seed}
+            plan = self.method.plan(replace(request, trials=trials, settings=settings))
+        self.seconds += time.time() - begin
+        return plan
+
+    def _keep(self, work_dir: str | Path, request: Request, plan: Plan) -> None:
+        """Writes the scores of what competed, and what the plan has selected of it."""
+        logger = MMLogger.get_current_instance()
+        scores = request.scores
+        if hasattr(self.method, 'competing'):
+            scores = self.method.competing(request.backbone, scores)
+        path = Path(work_dir) / SCORES_FILE
+        how = {
+            **request.settings,
+            'method': plan.method,
+            'num_sensitive': plan.num_sensitive,
+            'num_competing': plan.num_competing,
+            'fingerprint': plan.fingerprint,
+        }
+        masks = selected_masks(plan, scores)
+        try:
+            write_kept(path, scores, masks, what=str(self.keep_scores), meta=how)
+        except PlanError as error:  # a method of another package may select in a way of its own
+            logger.warning(f'keep_scores: nothing is kept; {error}')
+            return
+        size = path.stat().st_size / 2**20
+        logger.info(f'keep_scores={self.keep_scores!r}: {path.name}, {size:.1f} MiB')
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -108,9 +178,10 @@ def read_plan(path: str | Path) -> Plan:
         PlanError: If it is no plan.
     """
     try:
-        return Plan.from_json(Path(path).read_text(encoding='utf-8'))
+        text = Path(path).read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f'plan={str(path)!r} cannot be read: {error}') from None
+    return Plan.from_json(text)
 
 
 def same_everywhere(plan: Plan | None) -> Plan | None:

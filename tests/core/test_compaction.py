@@ -68,6 +68,12 @@ def test_compact_keeps_ties_in_order_in_a_large_mask():
     assert (rows.tolist(), cols.tolist()) == reference.compact(mask)
 
 
+def test_compact_counts_where_the_mask_lies():
+    """The meta device stands for any other than the CPU's."""
+    for counts in compaction._counts(torch.ones(3, 4, dtype=torch.bool, device='meta')):
+        assert counts.is_meta and counts.dtype == torch.int32  # exact, whatever the size
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.int64, torch.uint8])
 def test_compact_refuses_a_mask_that_hides_its_polarity(dtype):
     with pytest.raises(TypeError, match=str(dtype)):
@@ -80,7 +86,7 @@ def test_compact_refuses_what_is_no_matrix(shape):
         compact(torch.ones(shape, dtype=torch.bool))
 
 
-@pytest.mark.parametrize('shape', [(3, 4), (0, 4)])
+@pytest.mark.parametrize('shape', [(3, 4), (0, 4), (3, 0)])
 def test_compact_refuses_a_mask_that_selects_nothing(shape):
     with pytest.raises(ValueError, match='(?i)nothing|empty|no selected'):
         compact(torch.zeros(shape, dtype=torch.bool))

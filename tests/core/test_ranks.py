@@ -72,19 +72,19 @@ def test_dynamic_rank_worked_examples():
     assert dynamic_rank(2774, 199, 41, (768, 768), rule=8) == 8
 
 
-@pytest.mark.parametrize('rule', ['eq8', '', 0, -2, 1.5, None])
+@pytest.mark.parametrize('rule', ['eq8', '', 0, -2, 1.5, True, None])
 def test_dynamic_rank_refuses_an_unknown_rule(rule):
     with pytest.raises(CDRAError, match=r'(?s)rule.*eq7.*count|eq7.*count.*rule'):
         dynamic_rank(10, 2, 3, (4, 5), rule=rule)
 
 
-@pytest.mark.parametrize('min_rank', [-1, 0.5])
+@pytest.mark.parametrize('min_rank', [-1, 0.5, True])
 def test_dynamic_rank_refuses_a_min_rank_that_is_no_count(min_rank):
     with pytest.raises(CDRAError, match=f'min_rank.*{min_rank}'):
         dynamic_rank(10, 2, 3, (4, 5), min_rank=min_rank)
 
 
-@pytest.mark.parametrize('block', [(5, 0, 3), (5, 5, 3), (5, 2, 6)])
+@pytest.mark.parametrize('block', [(5, 0, 3), (5, 2, 0), (5, 5, 3), (5, 2, 6)])
 def test_dynamic_rank_refuses_a_block_that_does_not_fit(block):
     with pytest.raises(CDRAError, match='4.*5'):
         dynamic_rank(*block, (4, 5))

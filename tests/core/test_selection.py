@@ -78,6 +78,37 @@ def test_select_gives_each_target_a_mask_of_its_own():
     assert not masks['b'].any()
 
 
+def test_select_of_a_target_without_entries():
+    masks = select({'a': torch.ones(0, 3), 'b': torch.ones(2)}, num_sensitive=2)
+    assert masks['a'].shape == (0, 3) and masks['a'].dtype == torch.bool
+    assert masks['b'].all()
+
+
+def test_masks_above_are_made_in_one_place():
+    """A mask of its own for each target of a large model would be a second model in memory."""
+    scores = {name: torch.rand(size) for name, size in {'a': 6, 'b': 6, 'c': 4}.items()}
+    masks = selection.masks_above(scores, selection.Threshold(0, 0))
+    assert len({mask.data_ptr() for _, mask in masks}) == 1
+
+
+def test_masks_above_lie_where_their_scores_do():
+    """The meta device stands for any other than the CPU's."""
+    scores = {'a': torch.rand(6), 'b': torch.rand(4, device='meta')}
+    masks = selection.masks_above(scores, selection.Threshold(0, 0))
+    assert [mask.device.type for _, mask in masks] == ['cpu', 'meta']
+
+
+def test_one_thread_is_one_until_it_ends():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with selection.one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_select_zeros_do_not_flood_in():
     """A threshold test ``>= 0`` would take all of them."""
     scores = {'a': torch.zeros(4, 4), 'b': torch.zeros(8)}
@@ -128,6 +159,28 @@ def test_select_of_values_at_the_edges_of_neighbouring_buckets():
         assert_masks(select(scores, num_sensitive=count), top_k(scores, count))
 
 
+def test_select_of_ties_at_the_upper_edge_of_a_bucket():
+    """No lower half is larger, so nothing of the bucket comes before them."""
+    score = torch.tensor([0x3F80FFFF] * 3, dtype=torch.int32).view(torch.float32)
+    assert select({'a': score}, num_sensitive=2)['a'].tolist() == [True, True, False]
+
+
+def test_kth_largest_counts_beyond_what_fp32_holds(monkeypatch):
+    """2^24 + 1 entries lie above: a count rounded to fp32 is one less."""
+
+    def counts(numbers):
+        histogram = torch.zeros(selection.BUCKETS, dtype=torch.int64)
+        for bucket, number in numbers.items():
+            histogram[bucket] = number
+        return histogram
+
+    coarse, fine = counts({7: 2**24 + 1, 3: 10}), counts({9: 1, 8: 9})
+    monkeypatch.setattr(selection, 'coarse_histogram', lambda name, score: coarse)
+    monkeypatch.setattr(selection, 'fine_histogram', lambda score, upper: (0, fine))
+    threshold = selection.kth_largest({'a': torch.ones(1)}, 2**24 + 2)
+    assert threshold == (3 << 16 | 9, 1)
+
+
 SCORES = {'a': torch.ones(2, 5), 'b': torch.ones(10)}
 
 
@@ -160,6 +213,13 @@ def test_select_refuses_a_score_that_is_no_square(value):
     for count in (1, 7):
         with pytest.raises(PlanError, match='blocks.0.bad.weight'):
             select(scores, num_sensitive=count)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_select_refuses_scores_of_another_type(dtype):
+    """Their bit patterns would be read as those of fp32 numbers."""
+    with pytest.raises(PlanError, match=rf'bad\.weight.*{dtype}'):
+        select({'a': torch.ones(3), 'bad.weight': torch.ones(2, 2, dtype=dtype)}, num_sensitive=1)
 
 
 def test_select_refuses_no_scores():

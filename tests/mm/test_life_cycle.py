@@ -233,7 +233,9 @@ def test_peers_run_behind_the_same_line(tmp_path, method):
 
 def test_a_plan_file_replaces_scoring(run, tmp_path, monkeypatch):
     folder, runner = run
-    monkeypatch.setattr('cdra_mm.mm.run_plan.score_backbone', lambda *_, **__: pytest.fail('scored'))
+    monkeypatch.setattr(
+        'cdra_mm.mm.run_plan.score_backbone', lambda *_, **__: pytest.fail('scored')
+    )
     plan = str(folder / 'run/cdra_plan.json')
     cfg = toy.config(folder, cdra=dict(plan=plan), work_dir=str(tmp_path / 'run'))
     assert_same(weights(runner), weights(toy.train(cfg)))

@@ -1,0 +1,257 @@
+"""What is known of a run: from its work directory, a checkpoint, an adapter file or a plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cdra_mm.core import CheckpointError, ConfigError, Plan
+from cdra_mm.core.files import FORMAT as ADAPTER_FORMAT
+from cdra_mm.mm.backbone import PREFIX
+from cdra_mm.mm.checkpoint import Record, read_record
+from cdra_mm.mm.hook import ADAPTER_FILE, PLAN_FILE
+from cdra_mm.mm.inputs import check_weight_file
+from cdra_mm.mm.kept_scores import SCORES_FILE, Kept, read_kept
+from cdra_mm.mm.summary import SUMMARY
+from cdra_mm.pictures import Places
+from cdra_mm.pictures.plan_map import places_of
+
+from .mask_run import AT, read_mask_file
+from .run_log import read_log
+
+__all__ = ['Run', 'read_run']
+
+MARK = 'cdra'  # the child of an adapted module that holds its adapters
+
+
+@dataclass
+class Run:
+    """What is known of one run.
+
+    Attributes:
+        path: What was named.
+        name: A short name for tables and legends.
+        work_dir: Its work directory, None where only one file is known.
+        plan: Its plan, None where the whole backbone is trained or nothing tells.
+        method: Name of its method, '' if unknown.
+        settings: Its settings; plain types.
+        config: Its config, None if unknown.
+        summary: `summary.json`; empty while the run has not ended.
+        scalars: What it logged, by rising step, joined over resumes.
+        checkpoint: Its checkpoint, None if there is none.
+        adapter: Tensors of its adapters, by their names in the backbone.
+        base_record: What its checkpoint says of the frozen base.
+        merged: What a merged checkpoint says of its origin; empty for any other.
+        kept: Its kept scores.
+        missing: What cannot be shown and why, in plain words.
+    """
+
+    path: Path
+    name: str
+    work_dir: Path | None = None
+    plan: Plan | None = None
+    method: str = ''
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: Config | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    scalars: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: Path | None = None
+    adapter: Mapping[str, Tensor] = field(default_factory=dict)
+    base_record: Record | None = None
+    merged: Mapping[str, Any] = field(default_factory=dict)
+    kept: Kept | None = None
+    missing: list[str] = field(default_factory=list)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the weights of its backbone sit, from all names that are known."""
+        left_out = self.base_record.left_out if self.base_record else ()
+        return places_of(self.plan or Plan(), left_out, self.kept.shapes if self.kept else None)
+
+
+def read_run(path: str | Path) -> Run:
+    """Reads everything that can be known of a run.
+
+    Args:
+        path: A work directory, a checkpoint (``.pth``), an adapter file (``.safetensors``), a
+            plan (``.json``) or a mask file (``.npz@budget``). What lies beside a file is not looked
+            at: it may be another run's.
+
+    Returns:
+        The run; what is missing is noted in it.
+
+    Raises:
+        CheckpointError: If the path does not exist, or its file is damaged or foreign.
+        ConfigError: If it is a folder without a run, or of no known kind.
+        PlanError: If its plan cannot be read.
+    """
+    named, _, budget = str(path).partition(f'.npz{AT}')
+    path = Path(f'{named}.npz' if budget else path).expanduser()
+    if not path.exists():
+        raise CheckpointError(
+            f'{path} does not exist: name a work directory, a checkpoint or a plan'
+        )
+    run = Run(path, path.resolve().stem if path.is_file() else path.resolve().name)
+    if path.is_dir():
+        _read_work_dir(run)
+    elif path.suffix == '.json':
+        _read_plan(run, path)
+        run.missing.append(
+            'A plan alone was named: what was learnt, logged and measured is unknown.'
+        )
+    elif path.suffix == '.safetensors':
+        _read_adapter(run, path)
+        run.missing.append(
+            'An adapter file alone was named: what was logged and measured is unknown.'
+        )
+    elif path.suffix in ('.pth', '.pt'):
+        _read_checkpoint(run, path)
+        run.missing.append('A checkpoint alone was named: what was logged and measured is unknown.')
+    elif path.suffix == '.npz':
+        run.plan, run.kept = read_mask_file(path, budget)
+        run.missing.append('Masks alone were named: nothing was trained, logged or measured.')
+    else:
+        raise ConfigError(
+            f'{path} is of no kind that is known here: expected a work directory, a checkpoint '
+            '(.pth), an adapter file (.safetensors), a plan (.json) or a mask file (.npz)'
+        )
+    if run.plan is not None:
+        run.method = run.plan.method
+        run.settings = run.settings or run.plan.settings
+    _note_what_is_missing(run)
+    return run
+
+
+def _read_work_dir(run: Run) -> None:
+    folder = run.work_dir = run.path
+    run.summary = _read_summary(folder / SUMMARY)
+    run.method = str(run.summary.get('method', ''))
+    run.scalars, run.config = read_log(folder)
+    plan, adapter = folder / PLAN_FILE, folder / ADAPTER_FILE
+    checkpoint = _last_checkpoint(folder)
+    if not run.summary and not run.scalars and checkpoint is None and not plan.is_file():
+        raise ConfigError(
+            f'{folder} is no work directory of a run: it holds neither {PLAN_FILE}, {SUMMARY}, a '
+            'log nor a checkpoint'
+        )
+    if plan.is_file():
+        _read_plan(run, plan)
+    if checkpoint is not None:
+        _read_checkpoint(run, checkpoint)
+    elif adapter.is_file():
+        _read_adapter(run, adapter)
+    if (folder / SCORES_FILE).is_file():
+        run.kept = read_kept(folder / SCORES_FILE)
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{path} cannot be read ({error}): remove it to go on') from None
+    if not isinstance(summary, dict):
+        raise CheckpointError(f'{path} holds no summary of a run: remove it to go on')
+    return summary
+
+
+def _read_plan(run: Run, path: Path) -> None:
+    try:
+        run.plan = Plan.from_json(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f'{path} cannot be read: {error}') from None
+    except ValueError as error:
+        raise type(error)(f'{path}: {error}') from None
+
+
+def _read_adapter(run: Run, path: Path) -> None:
+    try:
+        with safe_open(str(path), framework='pt') as file:
+            metadata = file.metadata() or {}
+            if metadata.get('format') != ADAPTER_FORMAT:
+                raise CheckpointError(
+                    f'{path} is no adapter file of cdra_mm: expected what a run leaves as '
+                    f'{ADAPTER_FILE}'
+                )
+            run.adapter = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f'{path} is truncated or no safetensors file ({error})') from None
+    run.plan = run.plan or Plan.from_json(metadata.get('plan', ''))
+
+
+def _read_checkpoint(run: Run, path: Path) -> None:
+    check_weight_file(str(path))
+    loaded = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    state = loaded.get('state_dict') if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f'{path} has no state_dict: it is no checkpoint of an OpenMMLab run')
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    record, meta = read_record(state, PREFIX), loaded.get('meta') or {}
+    run.checkpoint, run.base_record = path, record
+    run.merged = dict(meta.get('cdra_merged') or {})
+    if record is not None:
+        run.method, run.settings = record.method, record.settings
+        run.plan = run.plan or record.read_plan()
+    elif run.merged:
+        run.method = str(run.merged.get('method', ''))
+        run.settings = dict(run.merged.get('settings') or {})
+    elif run.work_dir is None:
+        raise CheckpointError(
+            f'{path} was not written by a run with CDRAHook: there is no plan in it to show'
+        )
+    trained = _trained_whole(run.plan)
+    run.adapter = {
+        key.removeprefix(PREFIX): value.clone()  # not the memory of the whole file
+        for key, value in state.items()
+        if key.startswith(PREFIX)
+        and (MARK in key.split('.') or key.removeprefix(PREFIX) in trained)
+    }
+    if run.config is None and isinstance(meta.get('cfg'), str):
+        try:
+            run.config = Config.fromstring(meta['cfg'], '.py')
+        except Exception as error:  # a config is a program
+            run.missing.append(f'The config in {path.name} cannot be read: {error}')
+
+
+def _trained_whole(plan: Plan | None) -> set[str]:
+    if plan is None:
+        return set()
+    return {*plan.also_train, *(vector.name for vector in plan.vectors)}
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint, also of a work directory that was moved."""
+    pointer = folder / 'last_checkpoint'
+    if pointer.is_file():
+        named = Path(pointer.read_text(encoding='utf-8').strip())
+        for path in (folder / named.name, named):
+            if path.is_file():
+                return path
+    found = sorted(folder.glob('*.pth'), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def _note_what_is_missing(run: Run) -> None:
+    if run.merged:
+        run.missing.append(
+            'The checkpoint is merged: it no longer tells its adapters from the base weights, so '
+            'plan, ranks and updates cannot be shown; name the checkpoint with adapters for that '
+            f'({run.merged.get("checkpoint", "unknown")}).'
+        )
+    elif run.plan is None:
+        what = run.method or 'the method'
+        run.missing.append(f'There is no plan: {what} trains the whole backbone, or nothing tells.')
+    if run.work_dir is not None and 'training_seconds' not in run.summary:
+        run.missing.append('The run has not ended: its cost and last metrics are not known yet.')
+    if run.work_dir is not None and run.checkpoint is None and not run.adapter:
+        run.missing.append('There is no checkpoint yet: what was learnt cannot be shown.')

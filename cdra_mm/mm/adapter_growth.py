@@ -1,0 +1,104 @@
+"""How far the adapters of a model have moved it, in a few numbers.
+
+    relative change     ||W' - W|| / ||W||, Frobenius, of the adapted matrix, vector or part
+    effective rank      exp(-sum p ln p) with p = s / sum s over the singular values s of the update
+                        (Roy and Vetterli, EUSIPCO 2007): how many directions it really has
+
+The singular values of ``up @ down`` are those of a matrix ``[r, r]`` (both factors' triangular
+parts), so that looking costs next to nothing beside a training step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from cdra_mm.core import ParameterAdapter, adapters, find_targets, resolve
+from cdra_mm.core.low_rank import LowRank
+from cdra_mm.core.targets import parameter_of, view_of
+
+__all__ = ['AdapterGrowth', 'effective_rank', 'update_spectrum']
+
+
+def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
+    """The singular values of ``scale * up @ down``, largest first, fp64 ``[r]``, on the CPU.
+
+    Args:
+        up: ``[|R|, r]``.
+        down: ``[r, |C|]``.
+        scale: Factor of the update.
+    """
+    tall = torch.linalg.qr(up.detach().double().cpu(), mode='r').R
+    wide = torch.linalg.qr(down.detach().double().cpu().T, mode='r').R
+    return abs(scale) * torch.linalg.svdvals(tall @ wide.T)
+
+
+def effective_rank(spectrum: Tensor) -> float:
+    """The effective rank of an update; 0 where it is zero.
+
+    Args:
+        spectrum: Its singular values, ``[r]``.
+
+    Example:
+        >>> effective_rank(torch.tensor([2.0, 2.0, 0.0]))
+        2.0
+    """
+    total = float(spectrum.sum())
+    if not total > 0:
+        return 0.0
+    return round(float(torch.exp(torch.special.entr(spectrum / total).sum())), 9)
+
+
+class AdapterGrowth:
+    """Looks at the adapters of a backbone while it is trained.
+
+    Args:
+        backbone: An adapted backbone, its adapters not merged.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.adapters = adapters(backbone)
+        self.bases: dict[str, Tensor] = {}  # what a relative change is relative to: views
+        self.norms: dict[str, float] = {}
+        self.roles: dict[str, str] = {}
+        targets = find_targets(backbone) if self.adapters else {}
+        for name, adapter in self.adapters.items():
+            if not isinstance(adapter, ParameterAdapter):
+                continue
+            # One outside the blocks, such as a patch embedding's, is known by its path.
+            target = targets.get(name) or resolve(backbone, name)
+            base = parameter_of(backbone, target).detach()
+            self.bases[name], self.roles[name] = base, target.role
+            self.norms[name] = float(view_of(target, base).norm(dtype=torch.float32))
+
+    @torch.no_grad()
+    def scalars(self) -> dict[str, float]:
+        """Means over the adapters, by name.
+
+        Returns:
+            ``relative_change/<role>`` of adapters that change a weight,
+            ``parameter_norm/<kind>`` of the others, and ``rank_in_use``: the effective ranks over
+            the planned ones, each adapter by its size ``|R| + |C|``: a share of the parameters.
+        """
+        found: dict[str, list[float]] = defaultdict(list)
+        used = planned = 0.0
+        for name, adapter in self.adapters.items():
+            if isinstance(adapter, LowRank):
+                spectrum = update_spectrum(adapter.up, adapter.down, adapter.scale)
+                change = float(spectrum.norm())
+                size = adapter.up.shape[0] + adapter.down.shape[1]
+                used += effective_rank(spectrum) * size
+                planned += adapter.up.shape[1] * size
+            elif isinstance(adapter, ParameterAdapter):
+                base = self.bases[name]
+                change = float((adapter.added_to(base) - base).norm(dtype=torch.float32))
+            else:
+                squares = (float(p.square().sum()) for p in adapter.parameters())
+                found[f'parameter_norm/{adapter.kind}'].append(sum(squares) ** 0.5)
+                continue
+            if self.norms[name]:  # of a zero there is no relative change
+                found[f'relative_change/{self.roles[name]}'].append(change / self.norms[name])
+        scalars = {key: sum(values) / len(values) for key, values in found.items()}
+        return scalars | ({'rank_in_use': used / planned} if planned else {})

@@ -1,0 +1,39 @@
+"""What a plan looks like: how pictures are drawn, where a weight sits, and the maps of a plan.
+
+Shared by the report and by what training shows, so it knows no OpenMMLab. matplotlib is loaded when
+the first figure is made.
+"""
+
+from .places import Place, Places
+from .plan_map import MAPS, PlanMap, draw_map, map_of
+from .style import (
+    COLOURS,
+    FRAME,
+    GREY,
+    INK,
+    SEQUENCE,
+    colour_of,
+    new_figure,
+    pixels_of,
+    render,
+    styled,
+)
+
+__all__ = [
+    'COLOURS',
+    'FRAME',
+    'GREY',
+    'INK',
+    'MAPS',
+    'SEQUENCE',
+    'Place',
+    'Places',
+    'PlanMap',
+    'colour_of',
+    'draw_map',
+    'map_of',
+    'new_figure',
+    'pixels_of',
+    'render',
+    'styled',
+]

@@ -1,0 +1,185 @@
+"""Maps of a plan: one number for each layer and each kind of weight in it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cdra_mm.core import Plan
+
+from .places import Places
+from .style import INK, SEQUENCE, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['MAPS', 'PlanMap', 'draw_map', 'map_of', 'map_values', 'places_of', 'short_number']
+
+LABELLED_CELLS = 16  # layers up to which a number fits into a cell
+TOO_WIDE = 1000  # largest over smallest number
+LABELLED_LAYERS = 25  # layers up to which each one is named
+
+
+@dataclass(frozen=True)
+class PlanMap:
+    """Numbers by layer and kind of weight.
+
+    Attributes:
+        title: What they are.
+        unit: Of one number, for the numbers behind the map.
+        layers: Columns, first layer first.
+        kinds: Rows, top to bottom.
+        values: By ``(kind, layer)``; what is missing is drawn empty.
+        outside: The sum of what belongs to no layer.
+    """
+
+    title: str
+    unit: str
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    values: Mapping[tuple[str, str], float]
+    outside: float = 0
+
+
+def _ranks(plan: Plan) -> dict[str, float]:
+    return {block.name: block.rank for block in (*plan.blocks, *plan.dropped)}
+
+
+def _parameters(plan: Plan) -> dict[str, float]:
+    trained = (*plan.blocks, *plan.vectors, *plan.sparse, *plan.parts)
+    return {record.name: record.num_params for record in trained} | dict(plan.also_train)
+
+
+# What can be mapped of every plan: title, unit, the number of each name.
+MAPS: dict[str, tuple[str, str, Callable[[Plan], dict[str, float]]]] = {
+    'ranks': ('Ranks', 'rank', _ranks),
+    'parameters': ('Trainable parameters', 'trainable parameters', _parameters),
+}
+
+
+def map_of(plan: Plan, what: str, places: Places | None = None) -> PlanMap:
+    """A map of a plan.
+
+    Args:
+        plan: The plan.
+        what: A key of `MAPS`.
+        places: Where its weights sit, if more is known than the plan tells.
+    """
+    title, unit, numbers = MAPS[what]
+    return map_values(numbers(plan), title, unit, places or places_of(plan))
+
+
+def map_values(values: Mapping[str, float], title: str, unit: str, places: Places) -> PlanMap:
+    """A map of numbers that are known for some weights; those in one cell are added up.
+
+    Args:
+        values: One number for each name.
+        title: What they are.
+        unit: Of one number.
+        places: Where these weights sit.
+    """
+    cells: dict[tuple[str, str], float] = defaultdict(float)
+    outside = 0.0
+    for name, value in values.items():
+        place = places[name]
+        if place.layer:
+            cells[place.kind, place.layer] += value
+        else:
+            outside += value
+    present = dict.fromkeys(kind for kind, _ in cells)
+    # Weights in the order of a block, then what has no shape, as it comes.
+    kinds = dict.fromkeys([*(kind for kind in places.kinds if kind in present), *present])
+    return PlanMap(title, unit, tuple(places.layers), tuple(kinds), dict(cells), outside)
+
+
+def places_of(
+    plan: Plan, names: Iterable[str] = (), shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Places:
+    """The places of everything in a plan.
+
+    Args:
+        plan: The plan.
+        names: Further weights of its backbone.
+        shapes: Shapes of such, by name.
+    """
+    matrices = {r.name: r.shape for r in (*plan.blocks, *plan.dropped, *plan.sparse)}
+    vectors = {vector.name: (vector.length,) for vector in plan.vectors}
+    known = [*(part.name for part in plan.parts), *plan.also_train, *names]
+    return Places(known, {**matrices, **vectors, **(shapes or {})})
+
+
+def draw_map(plan_map: PlanMap) -> Figure:
+    """Draws a map; call it within `styled`.
+
+    Cells hold their numbers where there is room; a hatched cell has none.
+    """
+    import numpy as np
+
+    rows, columns = max(1, len(plan_map.kinds)), max(1, len(plan_map.layers))
+    figure = new_figure(7.5, 1.3 + 0.3 * rows)
+    axes = figure.subplots()
+    grid = np.full((rows, columns), math.nan)
+    for (kind, layer), value in plan_map.values.items():
+        grid[plan_map.kinds.index(kind), plan_map.layers.index(layer)] = value
+    norm = _scale([value for value in plan_map.values.values() if value > 0])
+    logarithmic = norm.vmin > 0
+    axes.set_facecolor('#F2F2F2')
+    image = axes.imshow(grid, aspect='auto', cmap=SEQUENCE, norm=norm)
+    if columns <= LABELLED_CELLS:
+        _write_numbers(axes, grid, norm)
+    step = math.ceil(columns / LABELLED_LAYERS)
+    axes.set_xticks(range(0, len(plan_map.layers), step), plan_map.layers[::step])
+    axes.set_yticks(range(len(plan_map.kinds)), plan_map.kinds)
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which='minor', color='white', linewidth=1.0)
+    axes.tick_params(which='both', length=0)
+    axes.set_axisbelow(False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel('layer')
+    axes.set_title(plan_map.title + (', logarithmic colours' if logarithmic else ''))
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.01)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: short_number(value))
+    if not logarithmic:
+        bar.ax.locator_params(nbins=4)
+    return figure
+
+
+def _scale(values: list[float]) -> Any:
+    """From zero to the largest; by powers of ten where small numbers would all look like zero."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    if values and max(values) > TOO_WIDE * min(values):
+        return LogNorm(min(values), max(values), clip=True)
+    return Normalize(0, max(values, default=1.0))
+
+
+def _write_numbers(axes: Any, grid: Any, norm: Any) -> None:
+    rows, columns = grid.shape
+    for i in range(rows):
+        for j in range(columns):
+            if not math.isnan(grid[i, j]):
+                # The dark end of the scale takes white letters.
+                colour = INK if norm(grid[i, j]) > 0.55 else 'white'
+                text = short_number(float(grid[i, j]))
+                axes.text(j, i, text, ha='center', va='center', color=colour, fontsize=7)
+
+
+def short_number(value: float) -> str:
+    """A number in at most five letters or so.
+
+    Example:
+        >>> [short_number(n) for n in (0, 7, 999, 1234, 45678, 1.5e6, 0.02345, 1.2e-9)]
+        ['0', '7', '999', '1.2k', '46k', '1.5M', '0.023', '1e-09']
+    """
+    for scale, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+        if abs(value) >= 0.9995 * scale:
+            scaled = value / scale
+            return f'{scaled:.{1 if abs(scaled) < 9.95 else 0}f}'.removesuffix('.0') + letter
+    if value and abs(value) < 0.001:
+        return f'{value:.0e}'
+    return f'{value:.0f}' if abs(value) >= 99.5 or value == int(value) else f'{value:.2g}'

@@ -1,0 +1,105 @@
+"""Progress: counts and time left on a terminal, whole lines or nothing in a log."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+
+from cdra_mm import progress
+from cdra_mm.core import budget, make_plan
+from cdra_mm.progress import counted, described, logged_progress, progress_line, silent
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is moved by hand."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    return now
+
+
+def test_progress_line_shows_counts_and_time_left_on_a_terminal(clock):
+    terminal = Terminal()
+    show = progress_line('scoring', unit='samples', stream=terminal)
+    show(0, 40)
+    clock[0] += 10
+    show(20, 40)
+    assert terminal.getvalue().endswith('scoring  20 of 40 samples  50 %  2 samples/s  0:10 left')
+    clock[0] += 10
+    show(40, 40)
+    assert terminal.getvalue().endswith('\n') and terminal.getvalue().count('\n') == 1
+
+
+def test_progress_line_writes_nothing_into_a_log():
+    log = io.StringIO()
+    show = progress_line('scoring', unit='samples', stream=log)
+    show(0, 2)
+    show(2, 2)
+    assert list(counted([1, 2], 'planning', unit='weights', stream=log)) == [1, 2]
+    assert log.getvalue() == ''
+
+
+def test_logged_progress_tells_whole_lines_where_there_is_no_terminal(clock):
+    lines, log = [], io.StringIO()
+    show = logged_progress('scoring', lines.append, unit='samples', stream=log)
+    for done in range(11):
+        show(done, 10)
+        clock[0] += 1
+    assert [line.split('  ')[1] for line in lines] == [
+        f'{done} of 10 samples' for done in (3, 5, 8, 10)
+    ]
+    assert lines[0].endswith('0:07 left') and 'left' not in lines[-1]
+    assert log.getvalue() == '' and not any('\r' in line or '\n' in line for line in lines)
+
+
+def test_logged_progress_draws_one_line_on_a_terminal():
+    lines, terminal = [], Terminal()
+    show = logged_progress('scoring', lines.append, unit='samples', stream=terminal)
+    show(10, 10)
+    assert lines == [] and '10 of 10 samples  100 %' in terminal.getvalue()
+
+
+def test_counted_shows_only_what_takes_long(clock):
+    quick, slow = Terminal(), Terminal()
+    for terminal, seconds in ((quick, 0.01), (slow, 0.9)):
+        for _ in counted(range(4), 'planning', unit='weights', stream=terminal):
+            clock[0] += seconds
+    assert quick.getvalue() == ''
+    assert '2 of 4 weights' in slow.getvalue() and slow.getvalue().endswith('\n')
+
+
+def test_silent_processes_show_nothing():
+    terminal, lines = Terminal(), []
+    with silent():
+        progress_line('a', stream=terminal)(1, 1)
+        logged_progress('a', lines.append, unit='samples', stream=io.StringIO())(1, 1)
+    assert terminal.getvalue() == '' and lines == []
+    progress_line('a', stream=terminal)(1, 1)
+    assert terminal.getvalue()
+
+
+def test_slow_work_has_no_rate_of_zero():
+    assert 'samples/s' not in described('a', 1, 10, 0.2, 'samples')
+    assert '0:45 left' in described('a', 1, 10, 0.2, 'samples')
+
+
+def test_budget_search_shows_its_progress(monkeypatch, clock):
+    terminal = Terminal()
+    monkeypatch.setattr(progress.sys, 'stderr', terminal)
+    scores = {str(i): torch.rand(20, 20) for i in range(3)}
+
+    def slow(name, score):
+        clock[0] += 2
+        return histograms(name, score)
+
+    histograms = budget.coarse_histogram
+    monkeypatch.setattr(budget, 'coarse_histogram', slow)
+    make_plan(scores, budget_params=100, rank_rule='count')
+    assert '2 of 3 weights' in terminal.getvalue()
