@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from cdra_mm.mm.exports import FORMATS, Export, check_options
+    from cdra_mm.mm.export.formats import FORMATS, Export, check_options
     from cdra_mm.mm.inputs import check_weight_file
     from cdra_mm.mm.launch import load_config, prepare_config
 

@@ -102,7 +102,7 @@ class StressedRun:
 
     def newest(self) -> int:
         """Iteration of the checkpoint that a resume would take, 0 for none."""
-        from cdra_mm.mm.resuming import latest_checkpoint
+        from cdra_mm.mm.checkpoints.resuming import latest_checkpoint
 
         found = latest_checkpoint(self.work_dir, lambda _: None)
         return int(found.stem.rpartition('_')[2]) if found else 0

@@ -45,6 +45,7 @@ def main() -> None:
     args = parse_args()
     set_local_rank(args)
 
+    from cdra_mm.mm.checkpoints.resuming import told_how_to_resume
     from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
     from cdra_mm.mm.launch import (
         build_runner,
@@ -55,7 +56,6 @@ def main() -> None:
         start_processes,
     )
     from cdra_mm.mm.rebuild import plain_model
-    from cdra_mm.mm.resuming import told_how_to_resume
 
     cfg = prepare_config(load_config(args.config, args.cfg_options, final_run=args.final))
     if args.amp:
@@ -98,7 +98,7 @@ def set_auto_scale_lr(cfg) -> None:
 
 
 def set_resume(cfg, checkpoint: str) -> None:
-    from cdra_mm.mm.resuming import check_whole, latest_checkpoint
+    from cdra_mm.mm.checkpoints.resuming import check_whole, latest_checkpoint
 
     if checkpoint == 'auto':
         latest = latest_checkpoint(cfg.work_dir, print)

@@ -17,10 +17,10 @@ from torch import Tensor
 from cdra_mm.core import CheckpointError, ConfigError, Plan
 from cdra_mm.core.files import FORMAT as ADAPTER_FORMAT
 from cdra_mm.mm.backbone import PREFIX
-from cdra_mm.mm.checkpoint import Record, read_record
+from cdra_mm.mm.checkpoints.record import Record, read_record
 from cdra_mm.mm.hook import ADAPTER_FILE, PLAN_FILE
 from cdra_mm.mm.inputs import check_weight_file
-from cdra_mm.mm.kept_scores import SCORES_FILE, Kept, read_kept
+from cdra_mm.mm.planning.kept_scores import SCORES_FILE, Kept, read_kept
 from cdra_mm.mm.summary import SUMMARY
 from cdra_mm.pictures import Places
 from cdra_mm.pictures.plan_map import places_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdra_mm.core import ConfigError
 from cdra_mm.core.layers import PLAIN_LINEAR
 
-from .checkpoint import RECORD_KEY, restore
+from .checkpoints.record import RECORD_KEY, restore
 from .weights.conversion import convert_on_load
 from .weights.destinations import destination_of
 

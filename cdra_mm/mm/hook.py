@@ -26,17 +26,17 @@ from cdra_mm.core import (
 from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_method
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
-from .base_weights import check_loaded, find_source, reproduced_names
-from .checkpoint import Record, ensure_base, make_record, read_record
-from .midway import MIDWAY_KEY, go_on
+from .checkpoints.base_weights import check_loaded, find_source, reproduced_names
+from .checkpoints.midway import MIDWAY_KEY, go_on
+from .checkpoints.record import Record, ensure_base, make_record, read_record
+from .checkpoints.resuming import check_parts, check_state, choose_checkpoint
+from .checkpoints.saving import save_safely
+from .checkpoints.slim_hook import SlimCheckpointHook
+from .parallel.strategies import refuse_sharding
+from .planning.run_plan import RunPlanner
 from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients
 from .report import describe_plan
-from .resuming import check_parts, check_state, choose_checkpoint
-from .run_plan import RunPlanner
-from .saving import save_safely
-from .slim_hook import SlimCheckpointHook
-from .strategies import refuse_sharding
 from .summary import parameter_summary, update_summary
 from .visual_hook import VisualHook
 

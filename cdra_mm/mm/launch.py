@@ -23,8 +23,8 @@ from cdra_mm.core import ConfigError
 from cdra_mm.methods import CDRA, did_you_mean
 
 from .packages import drop_own_scope, register_packages
-from .processes import start_processes
-from .strategies import check_strategy
+from .parallel.processes import start_processes
+from .parallel.strategies import check_strategy
 
 __all__ = [
     'build_runner',

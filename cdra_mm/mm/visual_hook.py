@@ -28,7 +28,7 @@ from cdra_mm.pictures.plan_map import places_of
 
 from .adapter_growth import AdapterGrowth
 from .backbone import find_backbone
-from .checkpoint import Record
+from .checkpoints.record import Record
 from .rebuild import plain_model
 
 __all__ = ['VisualHook']

@@ -2,8 +2,8 @@
 
 Command: python tools/train.py configs/cdra/deit_tiny_upernet_camvid.py
 Data: CDRA_CAMVID_ROOT, see configs/_base_/datasets/camvid.py.
-Memory: not measured. Time: 20 minutes on one CPU core with train_cfg.max_iters=200. Result then:
-    38.8 mIoU on val, 36.3 on test; the heads alone 39.3 and 35.5 (one seed, docs/results.md). 1000
+Memory: not measured. Time: 20 minutes on one CPU core with train_cfg.max_iters=200. Result:
+    38.8 mIoU on val, 36.3 on test then; heads alone 39.3, 35.5 (one seed, docs/results.md). 1000
     iterations: unmeasured.
 Frozen backbone or full fine-tuning for comparison:
     --cfg-options default_hooks.cdra.method.type=linear  (or full)

@@ -18,8 +18,8 @@ from cdra_mm.analysis.command import analyze
 from cdra_mm.analysis.report import REPORT
 from cdra_mm.analysis.run_log import join_logs
 from cdra_mm.core import CDRAError
+from cdra_mm.mm.export.merging import merge_checkpoint
 from cdra_mm.mm.launch import load_config
-from cdra_mm.mm.merging import merge_checkpoint
 from tests.mm import toy
 
 from .problems import write_run

@@ -141,6 +141,18 @@ def test_smaller_blocks_within_a_budget_are_found_among_scores_of_one_magnitude(
         assert plan.num_trainable == reference.within_budget(sizes, budget)
 
 
+def test_smaller_blocks_within_a_budget_may_stand_beside_a_sparse_matrix():
+    """The best plan adapts one matrix each way."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        'w': torch.rand(6, 6, generator=generator),
+        'v': torch.rand(6, 6, generator=generator) * 0.3,
+    }
+    ablation = Ablation(size_ratio=0.5, case1=False, alpha=2, lora_rank=1)
+    plan = make_plan(scores, budget_params=10, rank_rule=1, ablation=ablation)
+    assert (plan.num_trainable, len(plan.blocks), len(plan.sparse)) == (10, 1, 1)
+
+
 def test_a_smaller_block_that_misses_every_selected_entry_stays_frozen():
     mask = torch.tensor([[False, True], [True, False]])
     plan = plan_from_masks({'w': mask}, rank_rule=1, min_rank=1, ablation=Ablation(size_ratio=0.5))

@@ -122,8 +122,24 @@ def test_planning_leaves_the_number_of_threads_alone():
 
 
 def test_make_plan_records_how_it_was_made():
-    plan = make_plan({'w': torch.rand(6, 6)}, gamma=0.5, rank_rule='count', settings={'seed': 3})
-    assert plan.settings['seed'] == 3
+    scores = {'w': torch.rand(6, 6)}
+    rules = {'rank_rule': 'count', 'min_rank': 1, 'beta': 4}
+    for budget in ({'gamma': 0.5}, {'num_sensitive': 9}, {'budget_params': 30}):
+        plan = make_plan(scores, **budget, **rules, settings={'seed': 3})
+        assert plan.method == 'cdra'
+        assert dict(plan.settings) == {**budget, **rules, 'seed': 3}
+
+
+def test_plan_from_masks_records_how_it_was_made():
+    mask = torch.ones(6, 6, dtype=torch.bool)
+    plan = plan_from_masks({'w': mask}, settings={'seed': 3}, fingerprint='f')
+    defaults = {'rank_rule': 'eq7', 'min_rank': 0, 'beta': 5}  # of the paper, and SPT's
+    assert dict(plan.settings) == {**defaults, 'seed': 3}
+    assert plan.fingerprint == 'f'
+    assert dict(make_plan({'w': torch.rand(6, 6)}, gamma=1.0).settings) == {
+        **defaults,
+        'gamma': 1.0,
+    }
 
 
 def test_vector_is_trained_whole_from_a_fifth():
@@ -144,7 +160,7 @@ SCORES = {'w': torch.rand(6, 6), 'b': torch.rand(8)}
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({}, r'(?s)gamma.*num_sensitive.*budget_params'),
+        ({}, '^gamma=None, num_sensitive=None, budget_params=None: give exactly one of them$'),
         ({'gamma': 0.1, 'budget_params': 9}, r'(?s)gamma.*budget_params'),
         ({'num_sensitive': 4, 'budget_params': 9}, r'(?s)num_sensitive.*budget_params'),
         ({'gamma': 2.0}, r'gamma.*2'),
@@ -155,6 +171,9 @@ SCORES = {'w': torch.rand(6, 6), 'b': torch.rand(8)}
         ({'gamma': 0.5, 'min_rank': -1}, r'min_rank.*-1'),
         ({'gamma': 0.5, 'beta': 0}, r'beta.*0'),
         ({'gamma': 0.5, 'also_train': {'cls_token': -3}}, r'(?s)cls_token.*-3'),
+        ({'gamma': 0.5, 'also_train': {'cls_token': -1}}, r'(?s)cls_token.*-1'),
+        ({'gamma': 0.5, 'also_train': {'cls_token': 2.5}}, r'(?s)cls_token.*2\.5'),
+        ({'gamma': 0.5, 'also_train': {'cls_token': True}}, r'(?s)cls_token.*True'),
     ],
 )
 def test_make_plan_refuses_settings_that_make_no_sense(options, message):

@@ -165,6 +165,11 @@ def test_select_of_ties_at_the_upper_edge_of_a_bucket():
     assert select({'a': score}, num_sensitive=2)['a'].tolist() == [True, True, False]
 
 
+def test_select_of_the_largest_number_there_is():
+    score = torch.tensor([1.0, torch.finfo(torch.float32).max, 2.0])
+    assert select({'a': score}, num_sensitive=1)['a'].tolist() == [False, True, False]
+
+
 def test_kth_largest_counts_beyond_what_fp32_holds(monkeypatch):
     """2^24 + 1 entries lie above: a count rounded to fp32 is one less."""
 

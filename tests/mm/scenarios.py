@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from cdra_mm.methods import METHODS
-from cdra_mm.mm.scoring import score_backbone
+from cdra_mm.mm.planning.scoring import score_backbone
 from tests.mm import test_methods_runs, toy
 
 WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)

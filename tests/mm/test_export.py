@@ -25,7 +25,7 @@ from cdra_mm.core import (
 )
 from cdra_mm.methods import Request, make_method
 from cdra_mm.mm.backbones import TimmViT
-from cdra_mm.mm.peft_format import to_peft, write_peft
+from cdra_mm.mm.export.peft_format import to_peft, write_peft
 from cdra_mm.mm.weights import convert
 from tests.core.problems import move, random_masks
 
@@ -208,7 +208,7 @@ def toy_model(folder, task):
 
 @pytest.mark.parametrize('task', ['seg', 'cls'])
 def test_onnx_file_gives_the_outputs_of_the_model(task, tmp_path, onnx_runtime):
-    from cdra_mm.mm.onnx_export import export_onnx
+    from cdra_mm.mm.export.onnx_export import export_onnx
 
     model, size = toy_model(tmp_path, task), (SIZE, SIZE + 8)
     assert export_onnx(model, tmp_path / 'a.onnx', size, {'classes': ['a', 'b']}) < 1e-4
@@ -230,7 +230,7 @@ def test_onnx_file_gives_the_outputs_of_the_model(task, tmp_path, onnx_runtime):
 def test_onnx_export_that_differs_is_refused(tmp_path, onnx_runtime, monkeypatch):
     import onnx
 
-    from cdra_mm.mm import onnx_export
+    from cdra_mm.mm.export import onnx_export
 
     program = SimpleNamespace(model_proto=onnx.ModelProto())
     monkeypatch.setattr(torch.onnx, 'export', lambda *_, **__: program)
@@ -251,7 +251,7 @@ def test_onnx_export_that_differs_is_refused(tmp_path, onnx_runtime, monkeypatch
     ids=str,
 )
 def test_onnx_refuses_what_cannot_be_exported(change, message, tmp_path, onnx_runtime, monkeypatch):
-    from cdra_mm.mm import onnx_export
+    from cdra_mm.mm.export import onnx_export
 
     size = change.pop('size', (SIZE, SIZE))
     for name, value in change.items():

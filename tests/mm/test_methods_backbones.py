@@ -16,8 +16,8 @@ from mmengine.runner import Runner
 
 from cdra_mm.core import CDRAError, Plan, PlanError, adapters
 from cdra_mm.methods import METHODS
-from cdra_mm.mm.checkpoint import base_state
-from cdra_mm.mm.merging import merge_checkpoint
+from cdra_mm.mm.checkpoints.record import base_state
+from cdra_mm.mm.export.merging import merge_checkpoint
 
 from . import test_methods_runs as plain_vit
 from . import toy

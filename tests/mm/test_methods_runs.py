@@ -10,8 +10,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from cdra_mm.core import CDRAError, Plan, adapters
 from cdra_mm.methods import METHODS
-from cdra_mm.mm.checkpoint import base_state
-from cdra_mm.mm.merging import merge_checkpoint
+from cdra_mm.mm.checkpoints.record import base_state
+from cdra_mm.mm.export.merging import merge_checkpoint
 
 from . import toy
 from .test_life_cycle import Stop, assert_same, weights

@@ -22,9 +22,9 @@ from cdra_mm.core import (
     adapters,
 )
 from cdra_mm.methods import Request, make_method
-from cdra_mm.mm import supernet
-from cdra_mm.mm.merging import merge_checkpoint
-from cdra_mm.mm.supernet import RunTrials, trials_in
+from cdra_mm.mm.export.merging import merge_checkpoint
+from cdra_mm.mm.planning import supernet
+from cdra_mm.mm.planning.supernet import RunTrials, trials_in
 
 from . import toy
 from .test_life_cycle import Stop, assert_same, weights

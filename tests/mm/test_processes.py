@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config
 
 from cdra_mm.core import ConfigError
-from cdra_mm.mm import processes
-from cdra_mm.mm.processes import start_processes
+from cdra_mm.mm.parallel import processes
+from cdra_mm.mm.parallel.processes import start_processes
 
 TORCHRUN = dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='1', MASTER_ADDR='here', MASTER_PORT='1')
 SLURM = dict(SLURM_PROCID='3', SLURM_NTASKS='4', SLURM_LOCALID='1', SLURM_NODELIST='node7')

@@ -15,8 +15,8 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError
-from cdra_mm.mm.resuming import latest_checkpoint, told_how_to_resume
-from cdra_mm.mm.saving import clear_leftovers
+from cdra_mm.mm.checkpoints.resuming import latest_checkpoint, told_how_to_resume
+from cdra_mm.mm.checkpoints.saving import clear_leftovers
 
 from . import toy
 from .test_life_cycle import assert_same, weights
@@ -97,7 +97,7 @@ def test_a_run_that_dies_while_it_saves_goes_on_exactly(tmp_path, monkeypatch, l
     replace = os.replace
     with monkeypatch.context() as patch:
         if last_act == 'remove':
-            patch.setattr('cdra_mm.mm.saving._remove', die)
+            patch.setattr('cdra_mm.mm.checkpoints.saving._remove', die)
         else:
             name = 'iter_4.pth' if last_act == 'replace' else 'last_checkpoint'
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdra_mm.core import ConfigError, Plan, find_targets
-from cdra_mm.mm.contrastive import contrastive_loss, supervised_contrastive
 from cdra_mm.mm.hook import CDRAHook
-from cdra_mm.mm.scoring import SeededSamples
+from cdra_mm.mm.planning.contrastive import contrastive_loss, supervised_contrastive
+from cdra_mm.mm.planning.scoring import SeededSamples
 from tests.reference.contrastive import supervised_contrastive as reference
 
 from . import toy
@@ -89,11 +89,11 @@ def test_contrastive_scores_are_of_whole_batches(tmp_path):
 
 
 def test_hook_takes_the_statistic_of_its_method_unless_told():
-    assert CDRAHook().statistic == 'per_sample'
-    assert CDRAHook(method=dict(type='gps')).statistic == 'per_batch'
-    assert CDRAHook(method=dict(type='spt_lora')).statistic == 'per_batch'
+    assert CDRAHook().planner.statistic == 'per_sample'
+    assert CDRAHook(method=dict(type='gps')).planner.statistic == 'per_batch'
+    assert CDRAHook(method=dict(type='spt_lora')).planner.statistic == 'per_batch'
     hook = CDRAHook(method=dict(type='spt_lora'), statistic='per_sample')
-    assert hook.statistic == hook.settings['statistic'] == 'per_sample'
+    assert hook.planner.statistic == hook.settings['statistic'] == 'per_sample'
 
 
 def gps_run(folder, task):

@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from cdra_mm.core import CDRAError, ConfigError, Plan, adapters
+from cdra_mm.mm.export.merging import merge_checkpoint
 from cdra_mm.mm.inputs import check_inputs
 from cdra_mm.mm.launch import plain_config
-from cdra_mm.mm.merging import merge_checkpoint
 
 from .stock import ONE_LINE, Stock, runner_of, write_data
 from .stock_table import REFUSED, STOCK

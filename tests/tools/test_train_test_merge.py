@@ -260,7 +260,7 @@ def test_merge_refuses_in_one_line(case, damaged, capsys, monkeypatch):
     source, out, expected = BAD_MERGES[case]
     state = torch.load(damaged / 'base.pth', weights_only=True)['state_dict']
     torch.save({'state_dict': state}, damaged / 'nothing_to_do.pth')
-    from cdra_mm.mm.checkpoint import Record
+    from cdra_mm.mm.checkpoints.record import Record
 
     record = Record(method='linear', plan=Plan(method='linear').to_json())
     torch.save(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core import CheckpointError, ConfigError
 
-from ..checkpoint import base_state
+from ..checkpoints.record import base_state
 from ..weights import read_state_dict
 
 __all__ = ['ADDRESS', 'import_timm', 'load_weights']

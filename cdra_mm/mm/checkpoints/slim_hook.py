@@ -9,9 +9,9 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from .backbone import PREFIX
-from .checkpoint import Record, slim
+from ..backbone import PREFIX
 from .midway import MIDWAY_KEY, midway_state
+from .record import Record, slim
 
 __all__ = ['SlimCheckpointHook']
 

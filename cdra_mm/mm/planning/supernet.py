@@ -27,9 +27,9 @@ from cdra_mm.core import ConfigError, DataError, Plan, ScoreError, adapters, rem
 from cdra_mm.core.scores import evaluation_mode
 from cdra_mm.methods import SharedAdapters
 
-from .exchange import Meeting, as_single_process
+from ..parallel.exchange import Meeting, as_single_process
+from ..rebuild import plain_model, remember_configs
 from .labels import check_labels
-from .rebuild import plain_model, remember_configs
 from .scoring import SeededSamples, per_sample_losses, seeded_batches, show_progress
 from .scoring_state import autocast, computed_once, kept_random_state, plain_forward
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from cdra_mm.core import CheckpointError
 
-from .backbone import PREFIX
-from .checkpoint import Record
-from .inputs import check_weight_file
-from .rebuild import plain_model
+from ..backbone import PREFIX
+from ..inputs import check_weight_file
+from ..rebuild import plain_model
+from .record import Record
 from .saving import POINTER, clear_leftovers, pointed_at
 
 __all__ = [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdra_mm.core import ScoreError
 
-from .scoring_state import patched
+from ..planning.scoring_state import patched
 
 __all__ = ['Meeting', 'as_single_process', 'own_share']
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cdra_mm.core import CheckpointError
 
-from .rebuild import plain_model
+from ..rebuild import plain_model
 
 __all__ = ['MIDWAY_KEY', 'go_on', 'midway_state']
 

@@ -34,10 +34,10 @@ from cdra_mm.core import (
 from cdra_mm.core.scores import LossFn, evaluation_mode
 from cdra_mm.progress import logged_progress
 
+from ..parallel.exchange import Meeting, as_single_process, own_share
+from ..rebuild import plain_model
 from .contrastive import TwoViews, contrastive_loss, join_views
-from .exchange import Meeting, as_single_process, own_share
 from .labels import check_labels
-from .rebuild import plain_model
 from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
 
 __all__ = [

@@ -40,8 +40,8 @@ from cdra_mm.core.entries import Entries
 from cdra_mm.core.low_rank import LowRank
 from cdra_mm.core.targets import parameter_of
 
-from .weights.destinations import destination_of
-from .weights.layouts import MMSEG_VIT, OPENMMLAB_VIT, TIMM_VIT, Layout
+from ..weights.destinations import destination_of
+from ..weights.layouts import MMSEG_VIT, OPENMMLAB_VIT, TIMM_VIT, Layout
 
 __all__ = ['NAMES', 'PeftAdapter', 'to_peft', 'write_peft']
 
@@ -213,7 +213,7 @@ def _renaming(backbone: nn.Module, names: str | None) -> tuple[Callable[[str], s
 
 
 def _is_timm(backbone: nn.Module) -> bool:
-    from .backbones import TimmViT
+    from ..backbones import TimmViT
 
     return isinstance(backbone, TimmViT)
 

@@ -22,9 +22,9 @@ from cdra_mm.core import (
     remove_adapters,
 )
 
-from .backbone import attach_loader, find_backbone
-from .checkpoint import Record, read_record
-from .launch import plain_config
+from ..backbone import attach_loader, find_backbone
+from ..checkpoints.record import Record, read_record
+from ..launch import plain_config
 
 __all__ = ['Adapted', 'Merged', 'image_size', 'merge_checkpoint', 'open_adapted']
 

@@ -1,0 +1,9 @@
+"""What an adapted checkpoint becomes.
+
+========================  ==================================================
+`merging`                 a plain checkpoint
+`formats`                 the other forms, and which method has which
+`peft_format`             a LoRA in PEFT's format
+`onnx_export`             a merged model for onnxruntime
+========================  ==================================================
+"""

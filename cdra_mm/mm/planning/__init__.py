@@ -1,0 +1,12 @@
+"""From a run's own data to its plan.
+
+========================  ==================================================
+`run_plan`                how a run comes by its plan
+`scoring`                 the run's own data and loss as batches (Eq. 3)
+`scoring_state`           the state of a run while it is scored
+`labels`                  labels that fit the heads
+`contrastive`             the loss that GPS scores by
+`supernet`                the search of NOAH
+`kept_scores`             what is kept of the scores for pictures
+========================  ==================================================
+"""
