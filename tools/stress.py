@@ -230,7 +230,8 @@ def moment(
     if wanted == 'scoring':
         pattern = moments.choice(SCORING)
     else:
-        pattern = rf'Iter\(train\) \[ *{moments.randrange(stressed.newest(), ITERATIONS) + 1}/'
+        next_one = min(stressed.newest() + 1, ITERATIONS)
+        pattern = rf'Iter\(train\) \[ *{moments.randint(next_one, ITERATIONS)}/'
     return lambda: re.search(pattern, stressed.read_log()) is not None
 
 
