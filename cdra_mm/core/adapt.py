@@ -150,15 +150,12 @@ def trained_whole(plan: Plan) -> list[str]:
     return [*whole, *plan.also_train]
 
 
-def check_fits(model: nn.Module, plan: Plan) -> dict[str, Target]:
+def check_fits(model: nn.Module, plan: Plan) -> None:
     """Checks that a plan was made for this model and these base weights.
 
     Args:
         model: A plain model.
         plan: The plan.
-
-    Returns:
-        The targets of its blocks, vectors and sparse matrices.
 
     Raises:
         PlanError: See `apply_plan`.
@@ -167,11 +164,12 @@ def check_fits(model: nn.Module, plan: Plan) -> dict[str, Target]:
         raise PlanError(
             f'{type(model).__name__} is adapted already: merge or remove its adapters first'
         )
-    targets = {block.name: _fitting(model, block.name, block.shape) for block in plan.blocks}
+    for block in plan.blocks:
+        _fitting(model, block.name, block.shape)
     for vector in plan.vectors:
-        targets[vector.name] = _fitting(model, vector.name, (vector.length,))
+        _fitting(model, vector.name, (vector.length,))
     for matrix in plan.sparse:
-        targets[matrix.name] = _fitting(model, matrix.name, matrix.shape)
+        _fitting(model, matrix.name, matrix.shape)
     for part in plan.parts:
         _, _, adapter = build_adapter(model, part.name, find_kind(part.kind), part.sizes)
         count = sum(p.numel() for p in adapter.parameters())
@@ -187,7 +185,6 @@ def check_fits(model: nn.Module, plan: Plan) -> dict[str, Target]:
             f'{plan.fingerprint[:12]}, this model has {fingerprint(model)[:12]}): load the weights '
             'it was made for, or make a new plan'
         )
-    return targets
 
 
 def plan_of(model: nn.Module) -> Plan | None:

@@ -118,7 +118,7 @@ def threshold_for_budget(
     budget: int,
     *,
     rules: Rules,
-    reserved: int = 0,
+    reserved: int,
 ) -> Threshold:
     """The threshold of the largest plan within a budget.
 

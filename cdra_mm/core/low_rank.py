@@ -41,6 +41,7 @@ class LowRank(ParameterAdapter):
 
     rows: Tensor
     cols: Tensor
+    scaling: Tensor  # where the scale is not 1
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class LowRank(ParameterAdapter):
         dtype = master_dtype(like)
         self.register_buffer('rows', rows.to(like.device))
         self.register_buffer('cols', cols.to(like.device))
-        if scale != 1:  # a state dict has to tell it
+        if scale != 1:  # a state dict has to tell it, and loading one brings it
             self.register_buffer('scaling', torch.tensor(self.scale, dtype=torch.float64))
         self.down = nn.Parameter(torch.zeros(rank, len(cols), device=like.device, dtype=dtype))
         self.up = nn.Parameter(torch.zeros(len(rows), rank, device=like.device, dtype=dtype))
@@ -71,6 +72,8 @@ class LowRank(ParameterAdapter):
         super()._load_from_state_dict(*args, **kwargs)
         if not self.rows.is_meta:
             self.runs = _run(self.rows), _run(self.cols)
+            if 'scaling' in self._buffers:
+                self.scale = float(self.scaling)
 
     @property
     def block(self) -> BlockIndex:

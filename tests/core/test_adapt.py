@@ -156,6 +156,25 @@ def test_apply_plan_is_reproducible_and_leaves_the_random_state_alone():
     assert len({tuple(f) for f in factors}) == len(factors)
 
 
+def test_apply_plan_seed_is_0_unless_given():
+    states = []
+    for options in ({}, {'seed': 0}):
+        torch.manual_seed(0)
+        model = TinyViT()
+        apply_plan(model, random_plan(model), **options)
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@KINDS
+def test_count_parameters_leaves_the_adapters_out_of_the_total(kind):
+    base, model, plan = adapted(kind, moved=False)
+    assert count_parameters(model) == (
+        plan.num_trainable,
+        sum(p.numel() for p in base.parameters()),
+    )
+
+
 def test_apply_plan_keep_trainable_is_a_module_path():
     model = TinyViT()
     model.head2 = nn.Linear(8, 2)

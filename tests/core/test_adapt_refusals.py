@@ -8,10 +8,13 @@ from torch import nn
 
 from cdra_mm.core import (
     CDRAError,
+    Plan,
     PlanError,
+    Vector,
     adapters,
     apply_plan,
     estimate_scores,
+    fingerprint,
     plan_from_masks,
 )
 from tests.core.problems import adapted, outputs, random_masks, random_plan
@@ -36,6 +39,29 @@ def test_apply_plan_refuses_a_plan_that_does_not_fit(build, message):
     assert list(model.state_dict()) == list(before)
     assert all(p.requires_grad for p in model.parameters())
     assert type(model.blocks[0].attn.proj) is nn.Linear
+
+
+def test_apply_plan_refuses_a_vector_of_another_length():
+    model = TinyViT()
+    plan = Plan(method='cdra', vectors=(Vector('blocks.0.norm1.bias', 9, None, 9),))
+    with pytest.raises(PlanError, match=r'blocks\.0\.norm1\.bias has shape \(8,\).*\(9,\)'):
+        apply_plan(model, plan)
+
+
+def test_apply_plan_refuses_an_also_train_of_another_size():
+    model = TinyViT()
+    plan = plan_from_masks(random_masks(model), rank_rule=1, also_train={'cls_token': 9})
+    with pytest.raises(PlanError, match=r'cls_token has shape \(1, 1, 8\), the plan says 9'):
+        apply_plan(model, plan)
+    assert adapters(model) == {}
+
+
+def test_apply_plan_for_other_base_weights_shows_the_begin_of_both_fingerprints():
+    plan = random_plan(TinyViT())
+    model = TinyViT()
+    begins = plan.fingerprint[:12], fingerprint(model)[:12]
+    with pytest.raises(PlanError, match=r'fingerprint {}, this model has {}\)'.format(*begins)):
+        apply_plan(model, plan)
 
 
 def test_apply_plan_refuses_an_adapted_model():

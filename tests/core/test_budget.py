@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdra_mm.core import PlanError, make_plan
+from cdra_mm.core.budget import _Search
+from cdra_mm.core.sizes import Rules
 from tests.core.planning_problems import RULES, problems, rules
 from tests.reference import planning as reference
 from tests.reference.selection import top_k
@@ -97,6 +99,51 @@ def test_make_plan_that_may_not_look_into_buckets_takes_the_best_edge(
         else:
             plan = make_plan(scores, budget_params=budget_params, **theirs)
             assert plan.num_trainable == best <= budget_params
+
+
+def test_make_plan_within_a_budget_parts_scores_that_are_one_bit_apart():
+    """Each next entry is in a row and a column of its own; the last two are equal."""
+    bits = torch.tensor([3, 2, 1, 1], dtype=torch.int32) + 0x3F800000
+    scores = {'w': torch.diag(bits.view(torch.float32))}
+    for budget, most in {2: 2, 3: 2, 4: 4, 7: 4, 8: 8, 9: 8}.items():
+        plan = make_plan(scores, budget_params=budget, rank_rule=1)
+        assert plan.num_trainable == most == 2 * plan.num_sensitive
+
+
+def test_make_plan_says_what_would_be_enough():
+    scores = {'w': torch.eye(4)}
+    begin = '^budget_params=5 is too small for any adapter: '
+    enough = 'the smallest plan with an adapter trains {} parameters'
+    options = {'budget_params': 5, 'rank_rule': 1}
+    with pytest.raises(PlanError, match=begin + enough.format(8) + '$'):
+        make_plan(scores, **options)
+    beside = ', 3 of them beside the adapters and vectors$'
+    with pytest.raises(PlanError, match=begin + enough.format(11) + beside):
+        make_plan(scores, **options, also_train={'cls_token': 3})
+    none = "no threshold gives a rank of 1: try rank_rule='count' or min_rank=1$"
+    with pytest.raises(PlanError, match=begin + none):
+        make_plan({'w': torch.ones(1, 1)}, budget_params=5)
+
+
+def test_search_reads_a_bounded_number_of_entries(monkeypatch):
+    """Over a small model it may look into more buckets than over a large one."""
+    monkeypatch.setattr('cdra_mm.core.budget.SEARCH_ENTRIES', 1000)
+    monkeypatch.setattr('cdra_mm.core.budget.LEAST_PASSES', 4)
+    for side, passes in {6: 27, 20: 4}.items():
+        search = _Search({'w': torch.rand(side, side)}, Rules('count'))
+        assert search.passes == passes
+    looked, order = [], torch.arange(9)
+    monkeypatch.setattr(search, 'inside', looked.append)
+    search.look(lambda position: position != 1, order, lambda sweep: None)
+    assert looked == [0, 2, 3, 4]
+
+
+def test_search_counts_in_integers():
+    """Sums of a model's entries are beyond what fp32 holds exactly."""
+    search = _Search({'w': torch.rand(6, 6), 'b': torch.rand(5)}, Rules())
+    for sweep in (search.sweep, search.inside(0)):
+        assert {values.dtype for values in vars(sweep).values()} == {torch.int64}
+    assert search.least.dtype == search.most.dtype == torch.int64
 
 
 def test_make_plan_within_a_budget_of_many_entries():

@@ -83,6 +83,12 @@ def test_low_rank_state_builds_the_same_adapter(scale):
     assert torch.equal(twin.added_to(base), adapter.added_to(base))
 
 
+def test_low_rank_follows_the_scale_of_a_state():
+    adapter, other = build(scale=0.5), build(scale=0.25)
+    adapter.load_state_dict(other.state_dict())
+    assert adapter.scale == adapter.block[2] == 0.25
+
+
 @pytest.mark.parametrize('shape', [(3,), (0, 2), (2, 2, 2)])
 def test_low_rank_refuses_a_state_whose_down_is_no_matrix(shape):
     state = {**build().state_dict(), 'down': torch.zeros(shape)}

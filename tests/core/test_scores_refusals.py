@@ -49,9 +49,23 @@ def test_scores_name_the_sample_with_a_loss_that_is_not_finite(model, value):
     assert_same(before, snapshot(model))
 
 
+def test_scores_name_the_first_of_the_samples_with_a_loss_that_is_not_finite(model):
+    factors = torch.tensor([1.0, float('inf'), float('nan'), 1.0])
+    with pytest.raises(ScoreError, match='^the loss of sample 1 is inf: expected'):
+        estimate_scores(model, split([4]), lambda m, b: losses(m, b) * factors)
+
+
 def test_scores_refuse_a_mean_loss_that_is_not_finite(model):
-    with pytest.raises(ScoreError, match='(?i)loss.*(finite|nan)|(finite|nan).*loss'):
+    with pytest.raises(ScoreError, match=r'^the loss of sample 0 is nan \(batch of 4\): expected'):
         estimate_scores(model, split([4]), lambda m, b: (losses(m, b).mean() * float('nan'), 4))
+
+
+def test_scores_name_the_weight_that_is_not_finite(model):
+    """Then no sample is at fault."""
+    model.blocks[1].mlp.fc1.weight.data[2, 3] = float('nan')
+    with pytest.raises(ScoreError, match=r'^blocks\.1\.mlp\.fc1\.weight holds values') as error:
+        estimate_scores(model, split([4]), losses)
+    assert error.value.sample is None
 
 
 def test_scores_name_the_sample_with_a_gradient_that_is_not_finite(model):
@@ -61,6 +75,18 @@ def test_scores_name_the_sample_with_a_gradient_that_is_not_finite(model):
 
     with pytest.raises(ScoreError, match=r'(?is)gradient.*\b2\b|\b2\b.*gradient'):
         estimate_scores(model, split([4]), rooted)
+
+
+def test_scores_name_the_first_sample_with_a_gradient_that_is_not_finite_of_all_batches(model):
+    batches = split([3, 4])
+
+    def rooted(model, batch):
+        kept = torch.tensor([1.0, 0.0, 0.0, 1.0] if batch is batches[1] else [1.0] * 3)
+        return (model(batch[0]).sum(-1) * kept).abs().sqrt()
+
+    with pytest.raises(ScoreError, match='^the gradient of sample 4 is not finite') as error:
+        estimate_scores(model, batches, rooted)
+    assert error.value.sample == 4
 
 
 class Scaled(nn.Module):
@@ -87,8 +113,9 @@ def test_scores_name_the_sample_whichever_weight_is_scored_alone(target):
 
 def test_scores_refuse_zero_gradients_everywhere(model):
     nn.init.zeros_(model.head.weight)
-    with pytest.raises(ScoreError, match='(?i)zero'):
-        estimate_scores(model, split([4]), losses)
+    for statistic, count in {'per_sample': '7 samples', 'per_batch': '2 batches'}.items():
+        with pytest.raises(ScoreError, match=f'exactly zero over {count}: '):
+            estimate_scores(model, split([4, 3]), losses, statistic=statistic)
 
 
 def test_scores_refuse_a_loss_without_a_graph(model):
@@ -107,9 +134,25 @@ def test_scores_refuse_a_loss_without_a_graph(model):
         lambda loss: loss[:, None].expand(-1, 2),
         lambda loss: {'loss': loss},
         lambda loss: 1.0,
+        lambda loss: loss[:0],
         lambda loss: (loss.mean(), 0),
+        lambda loss: (loss.mean(), 4.0),
+        lambda loss: (loss.mean(), 4, 4),
+        lambda loss: (loss, 4),
+        lambda loss: (1.0, 4),
     ],
-    ids=['scalar', 'matrix', 'dict', 'float', 'no samples'],
+    ids=[
+        'scalar',
+        'matrix',
+        'dict',
+        'float',
+        'empty',
+        'no samples',
+        'no count',
+        'three',
+        'losses and a count',
+        'a number and a count',
+    ],
 )
 def test_scores_refuse_what_is_no_loss(model, returned):
     with pytest.raises(ScoreError, match='(?i)loss'):

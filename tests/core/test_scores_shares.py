@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cdra_mm.core import ScoreError, estimate_scores
+from cdra_mm.core.scores import _zero_sums
 
 TARGETS = ['0.weight', '0.bias', '2.weight']
 
@@ -51,6 +52,29 @@ def test_shares_add_up_to_the_scores_of_all(problem, statistic):
     scores, expected = score(model, [], statistic, add_up), score(model, batches, statistic)
     for name in TARGETS:
         torch.testing.assert_close(scores[name], expected[name], rtol=1e-5, atol=1e-9)
+
+
+def test_scores_lie_side_by_side_and_begin_at_multiples_of_256_bytes(problem):
+    model, x = problem
+    scores = score(model, [x], 'per_sample')
+    assert {s.data_ptr() for s in scores.values()} == {
+        scores['0.weight'].data_ptr() + begin for begin in (0, 256, 512)
+    }
+    assert scores['0.weight'].untyped_storage().nbytes() == 3 * 256
+
+
+def test_sums_lie_where_their_parameters_do():
+    """The meta device stands for any other than the CPU's."""
+    parameters = {
+        'a': nn.Parameter(torch.ones(3)),
+        'b': nn.Parameter(torch.ones(2, device='meta')),
+        'c': nn.Parameter(torch.ones(65)),
+    }
+    sums, flat = _zero_sums(parameters)
+    assert {name: total.device.type for name, total in sums.items()} == dict(
+        a='cpu', b='meta', c='cpu'
+    )
+    assert [(total.device.type, len(total)) for total in flat] == [('cpu', 192), ('meta', 64)]
 
 
 def test_share_without_a_gradient_is_an_error_only_if_all_are(problem):
