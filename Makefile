@@ -30,7 +30,7 @@ UPSTREAM_RUN := $(UPSTREAM)/bin/python
 UPSTREAM_SETUP := $(UPSTREAM)/.setup.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream fuzz lint bench stress format clean
+.PHONY: help setup demo test test-upstream coverage fuzz lint bench stress format clean
 
 help: ## List these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ $(UPSTREAM_SETUP): pyproject.toml
 	  $(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) --no-build-isolation mmcv==2.1.0
 	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) -e '.[openmmlab,test]'
 	@touch $@
+
+coverage: $(SETUP) ## Run the tests and say which lines and branches they reach (twice the time)
+	@$(RUN) -m pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
 fuzz: $(SETUP) ## Try thousands of damaged plans, adapter files, lists and settings (FUZZ_EXAMPLES of each)
 	@CDRA_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN) -m pytest tests/fuzz --timeout 0 $(PYTEST_ARGS)

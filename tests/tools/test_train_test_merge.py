@@ -134,16 +134,6 @@ def test_train_and_test_without_the_method_are_plain_runs(project):
     assert not (project / 'nothing_of_ours/cdra_plan.json').exists()
 
 
-def test_two_processes_on_a_cpu_make_the_plan_of_one(project):
-    words = command('train', 'block.py', '--work-dir', 'two', '--launcher', 'pytorch')
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    finish(start(project, torchrun + words[1:]))
-    one, two = (
-        Plan.from_json((project / way / 'cdra_plan.json').read_text()) for way in ('hook', 'two')
-    )
-    assert [block.name for block in two.blocks] == [block.name for block in one.blocks]
-
-
 def test_without_openmmlab_the_tools_say_so(project):
     code = (
         'import runpy, sys; sys.modules["mmengine"] = None; sys.argv = ["train", "plain.py"]; '
