@@ -117,7 +117,8 @@ class NamedAdapters:
         with self._plain():
             if file is not None:
                 places = build_from_file(self.model, file, check_base=check_base)
-                whole = {key: file.tensors[key] for key in trained_whole(file.plan)}
+                # A copy: what is read is mapped, and the file may be written over meanwhile.
+                whole = {key: file.tensors[key].clone() for key in trained_whole(file.plan)}
                 self._entries[name] = _Entry(file.plan, places, whole)
             elif isinstance(source, Plan):
                 self._entries[name] = self._planned(source, seed)

@@ -103,6 +103,17 @@ def test_named_adapter_is_what_its_file_is_alone(kind, tmp_path):
     assert several.names == tuple(paths)
 
 
+def test_file_may_be_written_over_after_it_was_added(tmp_path):
+    path = saved(tmp_path)['n2']  # the one with parameters trained whole
+    expected = alone(path)
+    model = fresh()
+    several = named(model, {'a': path})
+    with path.open('r+b') as file:  # in place, as a copy does it, not by a rename
+        file.write(b'\0' * path.stat().st_size)
+    several.use('a')
+    assert_same_model(model, expected)
+
+
 def test_switching_keeps_what_was_trained_meanwhile(tmp_path):
     paths = saved(tmp_path)
     model = fresh()
