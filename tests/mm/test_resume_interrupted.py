@@ -19,6 +19,8 @@ from tests.tools.project import REPOSITORY, make_project
 def train(tmp_path, monkeypatch, capfd):
     """Runs tools/train.py in this process: (exit code, what it printed)."""
     register_all_modules(init_default_scope=False)
+    # What a shell starts in the background ignores SIGINT, and so would its children.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: repr(cfg.to_dict())))
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -33,7 +35,8 @@ def train(tmp_path, monkeypatch, capfd):
             code = end.code
         return code, capfd.readouterr()
 
-    return call
+    yield call
+    signal.signal(signal.SIGINT, inherited)
 
 
 def interrupt(monkeypatch, owner, name, at):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ register_mmseg(init_default_scope=False)
 register_mmpretrain(init_default_scope=False)
 
 SIZE, CLASSES = 32, 4
+# mmengine keeps logs and figures of a process by experiment and second: two runs may share one.
+RUNS = count()
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 
 
@@ -158,7 +161,7 @@ def config(folder: Path, task: str = 'seg', **options: Any) -> Config:
         work_dir=str(folder / 'run'),
         log_level='WARNING',
         visualizer=dict(type='SegLocalVisualizer' if task == 'seg' else 'UniversalVisualizer'),
-        experiment_name=f'toy_{folder.name}_{np.random.randint(1 << 30)}',
+        experiment_name=f'toy_{folder.name}_{next(RUNS)}',
     )
     fields.update(options)
     return Config(fields)

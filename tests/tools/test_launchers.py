@@ -176,5 +176,6 @@ def test_image_that_one_process_cannot_read_ends_both(project):
     )  # fmt: skip
     assert result.returncode == 1  # torchrun's own
     lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
-    assert len(lines) == 2 and all('light/3.png' in line for line in lines)
+    # Both say it, unless torchrun ends the slower one first.
+    assert lines and all('light/3.png' in line for line in lines)
     assert not list((project / 'broken').glob('*.pth'))
