@@ -13,26 +13,8 @@
 
 set -euo pipefail
 
-fail() {
-  echo "error: $1" >&2
-  exit 2
-}
+. "$(dirname "$0")/launchers.sh"
 
 [ $# -ge 3 ] || fail 'expected tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of test.py]'
-CONFIG=$1
-CHECKPOINT=$2
-GPUS=$3
-NNODES=${NNODES:-1}
-[ -f "$CONFIG" ] || fail "config $CONFIG does not exist"
-[[ $GPUS =~ ^[1-9][0-9]*$ ]] || fail "GPUS=$GPUS: expected a number of at least 1"
-[[ $NNODES =~ ^[1-9][0-9]*$ ]] || fail "NNODES=$NNODES: expected a number of at least 1"
-
-MEETING=(--nnodes="$NNODES" --node_rank="${NODE_RANK:-0}"
-  --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
-# Two runs on one machine must not meet on one port.
-[ "$NNODES" != 1 ] || [ -n "${PORT:-}" ] || MEETING=(--standalone)
-
-TOOLS=$(cd "$(dirname "$0")" && pwd)
-export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m torch.distributed.run "${MEETING[@]}" --nproc_per_node="$GPUS" \
-  "$TOOLS/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"
+require_config "$1"
+run_with_torchrun "$3" test "$1" "$2" --launcher pytorch "${@:4}"

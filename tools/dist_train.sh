@@ -13,25 +13,8 @@
 
 set -euo pipefail
 
-fail() {
-  echo "error: $1" >&2
-  exit 2
-}
+. "$(dirname "$0")/launchers.sh"
 
 [ $# -ge 2 ] || fail 'expected tools/dist_train.sh CONFIG GPUS [options of train.py]'
-CONFIG=$1
-GPUS=$2
-NNODES=${NNODES:-1}
-[ -f "$CONFIG" ] || fail "config $CONFIG does not exist"
-[[ $GPUS =~ ^[1-9][0-9]*$ ]] || fail "GPUS=$GPUS: expected a number of at least 1"
-[[ $NNODES =~ ^[1-9][0-9]*$ ]] || fail "NNODES=$NNODES: expected a number of at least 1"
-
-MEETING=(--nnodes="$NNODES" --node_rank="${NODE_RANK:-0}"
-  --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
-# Two runs on one machine must not meet on one port.
-[ "$NNODES" != 1 ] || [ -n "${PORT:-}" ] || MEETING=(--standalone)
-
-TOOLS=$(cd "$(dirname "$0")" && pwd)
-export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m torch.distributed.run "${MEETING[@]}" --nproc_per_node="$GPUS" \
-  "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+require_config "$1"
+run_with_torchrun "$2" train "$1" --launcher pytorch "${@:3}"

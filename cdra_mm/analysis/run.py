@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cdra_mm.core import CheckpointError, ConfigError, Plan
 from cdra_mm.core.files import FORMAT as ADAPTER_FORMAT
+from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.mm.backbone import PREFIX
 from cdra_mm.mm.checkpoints.record import Record, read_record
 from cdra_mm.mm.hook import ADAPTER_FILE, PLAN_FILE
@@ -231,9 +232,8 @@ def _trained_whole(plan: Plan | None) -> set[str]:
 
 def _last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint, also of a work directory that was moved."""
-    pointer = folder / 'last_checkpoint'
-    if pointer.is_file():
-        named = Path(pointer.read_text(encoding='utf-8').strip())
+    named = pointed_at(folder)
+    if named is not None:
         for path in (folder / named.name, named):
             if path.is_file():
                 return path

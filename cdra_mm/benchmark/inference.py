@@ -18,7 +18,7 @@ from .case import Batch, Case
 from .peers import quiet
 from .timing import add_ratio, is_out_of_memory, measure
 
-__all__ = ['compare_inference']
+__all__ = ['compare_inference', 'forward_of']
 
 REFERENCE = 'base'
 Builder = Callable[[nn.Module], nn.Module]
@@ -55,7 +55,7 @@ def compare_inference(
         batch = case.make_batch()
         for name, build in builders.items():
             try:
-                runs[name] = _forward(case, build(case.make_model()).eval(), batch)
+                runs[name] = forward_of(case, build(case.make_model()).eval(), batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -78,7 +78,9 @@ def _merged(adapt: Builder, model: nn.Module) -> nn.Module:
     return model
 
 
-def _forward(case: Case, model: nn.Module, batch: Batch) -> Callable[[], Any]:
+def forward_of(case: Case, model: nn.Module, batch: Batch) -> Callable[[], Any]:
+    """A forward of a batch, without gradients, in the precision of the setting."""
+
     @torch.no_grad()
     def run() -> None:
         with case.autocast():

@@ -8,6 +8,8 @@ from torch import nn
 
 from cdra_mm.core import ConfigError
 
+from .settings import is_number
+
 __all__ = ['BUDGETS', 'DEFAULT_PERCENT', 'check_budget', 'resolved_budget']
 
 # gamma           fraction of the competing entries to select
@@ -34,10 +36,10 @@ def check_budget(method: Any) -> None:
     if not given:
         object.__setattr__(method, 'budget_percent', DEFAULT_PERCENT)
     percent = method.budget_percent
-    if percent is not None and not (_is_number(percent) and 0 < percent <= 100):
+    if percent is not None and not (is_number(percent) and 0 < percent <= 100):
         raise ConfigError(f'budget_percent={percent!r}: expected a percentage in (0, 100]')
     gamma = method.gamma
-    if gamma is not None and not (_is_number(gamma) and 0 < gamma <= 1):
+    if gamma is not None and not (is_number(gamma) and 0 < gamma <= 1):
         raise ConfigError(f'gamma={gamma!r}: expected a fraction in (0, 1]')
     for name in ('num_sensitive', 'budget_params'):
         value = getattr(method, name)
@@ -62,7 +64,3 @@ def resolved_budget(method: Any, backbone: nn.Module) -> dict[str, Any]:
         total = sum(parameter.numel() for parameter in backbone.parameters())
         budget['budget_params'] = int(total * method.budget_percent / 100)
     return budget
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from cdra_mm.core import Block, ConfigError, Plan, PlanError, Target, find_targets
 
 from .base import Request
+from .settings import is_number
 
 __all__ = ['LoRA', 'check_dropout', 'check_rank', 'whole_block']
 
@@ -50,7 +51,7 @@ class LoRA:
         check_rank(self.rank)
         check_dropout(self.dropout)
         alpha = self.alpha
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+        if not is_number(alpha) or not alpha > 0:
             raise ConfigError(f'alpha={alpha!r}: expected a number above 0')
         roles = [self.targets] if isinstance(self.targets, str) else list(self.targets)
         if not roles or not all(isinstance(role, str) for role in roles):
@@ -122,6 +123,5 @@ def check_rank(rank: Any) -> None:
 
 def check_dropout(dropout: Any) -> None:
     """Raises ConfigError unless it is a probability below 1."""
-    is_number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
-    if not is_number or not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise ConfigError(f'dropout={dropout!r}: expected a probability in [0, 1)')

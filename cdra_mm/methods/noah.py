@@ -24,6 +24,7 @@ from .base import Request
 from .evolution import Choice, Evolution, Space, Subnet, draw, largest, smallest
 from .lora import check_dropout
 from .module_table import MODULES, ModuleTable
+from .settings import is_number
 
 __all__ = ['NOAH']
 
@@ -144,9 +145,9 @@ class NOAH:
             ('supernet_lr_mult', 0, math.inf),
         ):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and low <= value <= high):
+            if value is not None and not (is_number(value) and low <= value <= high):
                 raise ConfigError(f'{name}={value!r}: expected a number from {low} to {high}')
-        if not (_is_number(self.held_out) and 0 < self.held_out < 1):
+        if not (is_number(self.held_out) and 0 < self.held_out < 1):
             raise ConfigError(f'held_out={self.held_out!r}: expected a share between 0 and 1')
         if self.budget_params is not None and self.budget_percent is not None:
             raise ConfigError(
@@ -230,7 +231,3 @@ def _sizes(name: str, values: Any) -> list[int]:
     if not ok or not all(type(value) is int and value > 0 for value in values):
         raise ConfigError(f'{name}={values!r}: expected a list of counts of at least 1')
     return sorted(set(values))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

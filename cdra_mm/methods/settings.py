@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin
 
 from cdra_mm.core import ConfigError
 
-__all__ = ['check_types']
+__all__ = ['check_types', 'is_number']
 
 LARGEST = (1 << 63) - 1
 SHOWN = 200  # characters of a value in a message
@@ -48,6 +48,11 @@ def check_types(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
             raise ConfigError(f'{name}={_short(value)}: expected {expected}')
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is an integer or a float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _short(value: Any) -> str:
     """What was given: a list of a million entries is no help in a message."""
     given = repr(value)
@@ -58,7 +63,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return _is_integer(value) or isinstance(value, float) and math.isfinite(value)
 
 
@@ -75,7 +80,7 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     NoneType: ('None', lambda value: value is None),
     bool: ('True or False', lambda value: isinstance(value, bool)),
     int: ('an integer', _is_integer),
-    float: ('a finite number', _is_number),
+    float: ('a finite number', _is_finite),
     str: ('text', lambda value: isinstance(value, str)),
     Path: ('a path', lambda value: isinstance(value, Path)),
     Sequence[str]: ('a list of texts', _are_texts),

@@ -58,6 +58,7 @@ from .base import Request
 from .bottleneck import Bottleneck, bottleneck_parts
 from .budgets import check_budget, resolved_budget
 from .lora import check_dropout, check_rank, whole_block
+from .settings import is_number
 from .spt_budget import threshold_for_budget
 
 __all__ = ['SPTAdapter', 'SPTLoRA']
@@ -112,8 +113,7 @@ class _SPT(ABC):
         # size of a plan could then shrink with more entries, and no budget search be exact.
         for name in ('alpha', 'beta'):
             value = getattr(self, name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or value < 1:
+            if not is_number(value) or value < 1:
                 raise ConfigError(f'{name}={value!r}: expected a number of at least 1')
 
     @abstractmethod

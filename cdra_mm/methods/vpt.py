@@ -33,6 +33,7 @@ from cdra_mm.core import (
 
 from .base import Request
 from .prompts import InputPrompts, Prompts
+from .settings import is_number
 
 __all__ = ['VPTDeep', 'VPTShallow']
 
@@ -56,8 +57,7 @@ class _VPT:
     def __post_init__(self) -> None:
         if type(self.num_prompts) is not int or self.num_prompts < 1:
             raise ConfigError(f'num_prompts={self.num_prompts!r}: expected a count of at least 1')
-        is_number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
-        if not is_number or not 0 <= self.dropout < 1:
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ConfigError(f'dropout={self.dropout!r}: expected a share in [0, 1)')
 
     def plan(self, request: Request) -> Plan | None:

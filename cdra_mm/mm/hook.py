@@ -23,6 +23,7 @@ from cdra_mm.core import (
     save_adapter,
     write_text,
 )
+from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_method
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
@@ -186,8 +187,8 @@ class CDRAHook(Hook):
         backbone = find_backbone(model)
         seconds = time.time() - self._started
         sizes = {}
-        last = _last_checkpoint(runner)
-        if last is not None:
+        last = pointed_at(runner.work_dir)
+        if last is not None and last.is_file():
             sizes['checkpoint_bytes'] = last.stat().st_size
         if self.record.plan:
             path = Path(runner.work_dir) / ADAPTER_FILE
@@ -283,11 +284,3 @@ def _method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method
         )
     shared = {key: value for key, value in settings.items() if key in own}
     return make_method({**shared, **config})
-
-
-def _last_checkpoint(runner: Runner) -> Path | None:
-    pointer = Path(runner.work_dir) / 'last_checkpoint'
-    if not pointer.is_file():
-        return None
-    path = Path(pointer.read_text(encoding='utf-8').strip())
-    return path if path.is_file() else None

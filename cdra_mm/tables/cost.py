@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from cdra_mm.benchmark.arguments import DEFAULTS, MODELS, nearest, unknown
 from cdra_mm.benchmark.case import TIMM_NAMES, Batch, Case, check_vit
+from cdra_mm.benchmark.inference import forward_of
 from cdra_mm.benchmark.memory import in_child, peak_above_rest
 from cdra_mm.benchmark.step import Step
 from cdra_mm.benchmark.timing import is_out_of_memory, measure
@@ -137,7 +138,7 @@ def measure_costs(
             call = in_child if case.device == 'cpu' else _call
             memory[row.name] = call(_peaks, case, row)
             model, merged[row.name] = _for_inference(adapt(case, row))
-            runs[row.name] = _forward(case, model, batch)
+            runs[row.name] = forward_of(case, model, batch)
         except (CDRAError, RuntimeError, MemoryError) as error:
             if not isinstance(error, CDRAError) and not is_out_of_memory(error):
                 raise
@@ -168,20 +169,11 @@ def _for_inference(model: nn.Module) -> tuple[nn.Module, bool]:
     return model.eval(), True
 
 
-def _forward(case: Case, model: nn.Module, batch: Batch) -> Callable[[], Any]:
-    @torch.no_grad()
-    def run() -> None:
-        with case.autocast():
-            model(batch[0])
-
-    return run
-
-
 def _peaks(case: Case, row: Row) -> tuple[int | None, int | None]:
     """Bytes at the peak of a forward, and of a training step."""
     batch = case.make_batch(NUM_CLASSES)
     model, _ = _for_inference(adapt(case, row))
-    above = peak_above_rest(_forward(case, model, batch), case.device)
+    above = peak_above_rest(forward_of(case, model, batch), case.device)
     inference = None if above is None else above + _bytes(model)
     del model
     step = Step(case, adapt(case, row), batch)

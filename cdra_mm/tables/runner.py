@@ -15,6 +15,7 @@ from threading import current_thread, main_thread
 from typing import Any
 
 from cdra_mm.core import CDRAError, ConfigError
+from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.progress import time_left
 
 from .jobs import Commands, Job
@@ -259,9 +260,7 @@ def _size(path: Path) -> int:
 
 
 def _last_checkpoint(folder: Path) -> str:
-    pointer = folder / 'last_checkpoint'
-    if not pointer.is_file():
+    path = pointed_at(folder)
+    if path is None:
         raise ConfigError(f'{folder} has no checkpoint to test: delete the folder to train again')
-    path = Path(pointer.read_text(encoding='utf-8').strip())
-    # The results folder may have been moved since.
-    return str(path if path.is_file() else folder / path.name)
+    return str(path)

@@ -14,14 +14,12 @@ from cdra_mm.core import (
     PlanError,
     adapters,
     apply_plan,
-    build_adapters,
     count_parameters,
     find_targets,
-    load_adapter,
     merge_adapters,
-    save_adapter,
 )
 from cdra_mm.methods import Request, make_method
+from tests.methods.adapted import come_back
 from tests.models import TinySwin, TinyViT
 from tests.reference.layers import dense_model
 
@@ -122,14 +120,8 @@ def test_gps_equals_dense_weights_and_comes_back(kind, tmp_path):
         torch.testing.assert_close(
             model.get_parameter(vector.name).grad, dense.get_parameter(vector.name).grad
         )
-    again = copy.deepcopy(base)
-    build_adapters(again, model.state_dict())
-    again.load_state_dict(model.state_dict())
-    assert torch.equal(again(x), y)
-    save_adapter(model, tmp_path / 'a.safetensors')
-    loaded = copy.deepcopy(base)
-    assert load_adapter(loaded, tmp_path / 'a.safetensors') == plan
-    assert torch.equal(loaded(x), y)
+    for other in come_back(base, model, plan, tmp_path):
+        assert torch.equal(other(x), y)
     merge_adapters(model)
     plain = copy.deepcopy(base)
     plain.load_state_dict(model.state_dict())

@@ -16,14 +16,12 @@ from cdra_mm.core import (
     PlanError,
     adapters,
     apply_plan,
-    build_adapters,
     count_parameters,
     find_targets,
-    load_adapter,
     merge_adapters,
-    save_adapter,
 )
 from cdra_mm.methods import Request, make_method
+from tests.methods.adapted import come_back
 from tests.models import TinySwin, TinyViT
 from tests.reference.layers import dense_model
 
@@ -192,14 +190,8 @@ def test_lora_comes_back_from_a_state_dict_a_file_and_a_merge(kind, tmp_path):
     plan = decide(base, alpha=3, targets='all')
     model = moved(apply_plan(copy.deepcopy(base), plan)).eval()
     y = model(x)
-    again = copy.deepcopy(base)
-    build_adapters(again, model.state_dict())
-    again.load_state_dict(model.state_dict())
-    torch.testing.assert_close(again(x), y)
-    save_adapter(model, tmp_path / 'a.safetensors')
-    loaded = copy.deepcopy(base)
-    assert load_adapter(loaded, tmp_path / 'a.safetensors') == plan
-    torch.testing.assert_close(loaded(x), y)
+    for other in come_back(base, model, plan, tmp_path):
+        torch.testing.assert_close(other(x), y)
     merge_adapters(model)
     torch.testing.assert_close(model(x), y)
     plain = copy.deepcopy(base)

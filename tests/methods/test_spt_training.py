@@ -13,14 +13,12 @@ from cdra_mm.core import (
     PlanError,
     adapters,
     apply_plan,
-    build_adapters,
     count_parameters,
     find_targets,
-    load_adapter,
     merge_adapters,
-    save_adapter,
 )
 from cdra_mm.methods import Request, make_method
+from tests.methods.adapted import come_back
 from tests.models import TinyViT
 from tests.reference.layers import dense_model
 
@@ -49,14 +47,8 @@ def test_spt_starts_at_the_base_and_comes_back_from_a_state_dict_and_a_file(kind
     moved(adapted)
     y = adapted(x)
     assert not torch.allclose(y, base(x))
-    again = copy.deepcopy(base)
-    build_adapters(again, adapted.state_dict())
-    again.load_state_dict(adapted.state_dict())
-    assert torch.equal(again(x), y)
-    save_adapter(adapted, tmp_path / 'a.safetensors')
-    loaded = copy.deepcopy(base)
-    assert load_adapter(loaded, tmp_path / 'a.safetensors') == plan
-    assert torch.equal(loaded(x), y)
+    for other in come_back(base, adapted, plan, tmp_path):
+        assert torch.equal(other(x), y)
     if kind == 'spt_lora':
         merge_adapters(adapted)
         plain = copy.deepcopy(base)

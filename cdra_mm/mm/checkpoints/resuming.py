@@ -15,12 +15,13 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from cdra_mm.core import CheckpointError
+from cdra_mm.last_checkpoint import POINTER, pointed_at
 
 from ..backbone import PREFIX
 from ..inputs import check_weight_file
 from ..rebuild import plain_model
 from .record import Record
-from .saving import POINTER, clear_leftovers, pointed_at
+from .saving import clear_leftovers
 
 __all__ = [
     'check_parts',

@@ -22,10 +22,10 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError, write_atomically, write_text
+from cdra_mm.last_checkpoint import POINTER, pointed_at
 
-__all__ = ['POINTER', 'OrderedCheckpointHook', 'clear_leftovers', 'save_safely']
+__all__ = ['OrderedCheckpointHook', 'clear_leftovers', 'save_safely']
 
-POINTER = 'last_checkpoint'  # mmengine's file with the path of the newest checkpoint
 # What `write_atomically` names a file before it is whole.
 _TEMPORARY = re.compile(r'^\..+\.(?P<process>\d+)\.tmp$')
 
@@ -142,24 +142,6 @@ def save_safely(runner: Runner) -> None:
             ) from None
 
     runner.save_checkpoint = save_checkpoint
-
-
-def pointed_at(work_dir: str | Path) -> Path | None:
-    """The checkpoint that the pointer of a work directory names, whether it exists or not.
-
-    Returns:
-        Its path, beside the pointer where the work directory has been moved since; None where
-        there is no pointer, or an empty one.
-    """
-    pointer = Path(work_dir) / POINTER
-    try:
-        text = pointer.read_text(encoding='utf-8').strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    if not text:
-        return None
-    path = Path(text)
-    return path if path.is_file() else pointer.with_name(path.name)
 
 
 def clear_leftovers(folder: str | Path) -> None:

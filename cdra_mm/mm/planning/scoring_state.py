@@ -14,6 +14,8 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..recompute import recomputed
+
 __all__ = [
     'alive_head',
     'autocast',
@@ -58,10 +60,9 @@ def computed_once(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if getattr(module, 'with_cp', False):
                 stack.enter_context(patched(module, 'with_cp', False))
-            # mmengine's activation_checkpointing puts a wrapper in the instance.
-            wrapped = getattr(module.__dict__.get('forward'), '__wrapped__', None)
-            if wrapped is not None:
-                stack.enter_context(patched(module, 'forward', wrapped))
+            plain = recomputed(module)
+            if plain is not None:
+                stack.enter_context(patched(module, 'forward', plain))
         yield
 
 
