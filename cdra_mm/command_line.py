@@ -74,7 +74,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar='KEY=VALUE',
         help='change settings of the config, for example train_cfg.max_iters=100; '
-        'lists as key="[a,b]", without spaces',
+        'lists as key="[a,b]", tuples as key="(a,b)", without spaces',
     )
 
 

@@ -143,11 +143,12 @@ def option_text(value: Any) -> str:
         ConfigError: If the command line cannot say it.
 
     Example:
-        >>> option_text([0.5, 'a']), option_text(None), option_text(1e-05)
-        ('[0.5,a]', 'None', '1e-05')
+        >>> option_text([0.5, 'a']), option_text((96, 96)), option_text(None)
+        ('[0.5,a]', '(96,96)', 'None')
     """
     if isinstance(value, list | tuple):
-        return f'[{",".join(option_text(entry) for entry in value)}]'
+        left, right = '()' if isinstance(value, tuple) else '[]'
+        return f'{left}{",".join(option_text(entry) for entry in value)}{right}'
     if isinstance(value, Mapping):
         raise ConfigError(f'setting {value!r} is a dict: write its entries one by one')
     return str(value)

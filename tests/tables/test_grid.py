@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mmengine.registry import TRANSFORMS, init_default_scope
 
 from cdra_mm.core import ConfigError
 from cdra_mm.mm.launch import load_config
 from cdra_mm.tables.grid import narrow
 from cdra_mm.tables.grid_file import find_grid, read_grid
-from cdra_mm.tables.jobs import final_jobs, option_text, search_jobs
+from cdra_mm.tables.jobs import Commands, final_jobs, option_text, search_jobs
 
 from .project import GRID, REPOSITORY
 
@@ -153,7 +154,10 @@ def test_task_may_need_a_method_with_other_settings(project, tmp_path):
 
 @pytest.mark.parametrize(
     'value',
-    [0.003, 1e-05, 7, True, None, 'word', [224, 224], [0.9, 0.999], ['q', 'v'], [[1, 2], [3]]],
+    [
+        *(0.003, 1e-05, 7, True, None, 'word', [224, 224], [0.9, 0.999], ['q', 'v'], [[1, 2], [3]]),
+        *((112, 112), (7,), ('q', 0.5), [(1, 2), [3]], ((1, 2), [3])),
+    ],
 )
 def test_option_text_is_read_as_the_value_it_was(value, tmp_path):
     config = tmp_path / 'config.py'
@@ -204,11 +208,34 @@ def test_shipped_grid_options_change_what_its_configs_have(name):
                     break  # mmengine makes them
                 holder = holder[int(part)] if part.isdigit() else holder[part]
             else:
-                assert key.split('.')[-1] in holder or key.endswith('lr_mult'), key
+                # Both are arguments that configs leave at their defaults.
+                allowed = [*holder, 'lr_mult', *(['indices'] if 'pipeline' in holder else [])]
+                assert key.split('.')[-1] in allowed, key
         for metric in task.metrics:
             evaluator = cfg.val_evaluator
             known = {'Accuracy': ['accuracy/top1'], 'IoUMetric': ['mIoU', 'mDice']}
             assert metric in known[evaluator.type]
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_grid_gives_pipelines_that_can_be_built(name, tmp_path):
+    """A size of an image may be a tuple or a list; some transforms take only one of the two."""
+    grid = read_grid(FOLDER / f'{name}.py')
+    for task in {task.config.parent: task for task in grid.tasks}.values():
+        job = final_jobs(grid, grid.rows[0], task, {}, tmp_path)[0]
+        words = Commands(REPOSITORY / 'tools', 'python').train(job)
+        cfg = load_config(task.config, words[words.index('--cfg-options') + 1 :])
+        init_default_scope(cfg.default_scope)
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            for transform in pipelines(loader.dataset):
+                TRANSFORMS.build(transform)
+
+
+def pipelines(dataset):
+    """The transforms of a data set, also of those that it wraps."""
+    yield from dataset.get('pipeline', ())
+    for part in [*dataset.get('datasets', ()), dataset.get('dataset')]:
+        yield from pipelines(part) if part else ()
 
 
 def test_find_grid_by_name_or_path(project, tmp_path):
