@@ -23,9 +23,7 @@ search = {'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': [0.001, 0.
 methods = dict(
     # Pretrained weights want smaller steps than new ones.
     full=dict(
-        search={
-            'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': [0.0001, 0.001, 0.01]
-        }
+        search={'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': [0.0001, 0.001, 0.01]}
     ),
     linear=dict(
         search={
