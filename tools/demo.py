@@ -126,7 +126,7 @@ def main() -> None:
         raise CheckpointError(f'weight file {weights} does not exist: put it there, or name it in '
                               'CDRA_VIT_TINY32')  # fmt: skip
     report = prepare('demo', args.root)
-    print('data: ' + ', '.join(f'{s.images} {s.split.name} images' for s in report.states)
+    print('data: ' + ', '.join(f'{s.found} {s.split.name} images' for s in report.states)
           + f' in {args.root}')  # fmt: skip
     environment = {
         **os.environ,

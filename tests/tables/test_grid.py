@@ -196,7 +196,7 @@ def narrow_to(grid, row):
 def test_shipped_grid_options_change_what_its_configs_have(name):
     """A setting with a slip in its name would be added to a config and change nothing."""
     grid = read_grid(FOLDER / f'{name}.py')
-    for task in {task.config.parent: task for task in grid.tasks}.values():
+    for task in grid.tasks:
         cfg = load_config(task.config, final_run=task.report == 'final_run')
         options = {**grid.options, **task.options}
         for row in grid.rows:
@@ -221,7 +221,7 @@ def test_shipped_grid_options_change_what_its_configs_have(name):
 def test_shipped_grid_gives_pipelines_that_can_be_built(name, tmp_path):
     """A size of an image may be a tuple or a list; some transforms take only one of the two."""
     grid = read_grid(FOLDER / f'{name}.py')
-    for task in {task.config.parent: task for task in grid.tasks}.values():
+    for task in grid.tasks:
         job = final_jobs(grid, grid.rows[0], task, {}, tmp_path)[0]
         words = Commands(REPOSITORY / 'tools', 'python').train(job)
         cfg = load_config(task.config, words[words.index('--cfg-options') + 1 :])
