@@ -2,8 +2,8 @@
 
 A ``TorchFunctionMode`` watches the functions that torch is called with, so it does
 not matter which module holds a weight or whether its ``forward`` is called. A
-new kind of use is one handler here; a use without one is an error, never a
-wrong score.
+new kind of use is one handler here; a parameter that is used without one, or twice,
+is left alone and scored by `one_by_one`: slower, never wrong.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ from torch.overrides import TorchFunctionMode
 
 from .attention import attend
 from .errors import ScoreError
-from .scored_ops import Shift, SquareSink, scored_layer_norm, scored_linear, scored_scale
+from .scored_ops import scored_layer_norm, scored_linear, scored_scale
+from .square_sink import Shift, SquareSink
 
-__all__ = ['ParameterWatch']
+__all__ = ['NotInOnePass', 'ParameterWatch']
+
+
+class NotInOnePass(ScoreError):
+    """A use of a parameter that no scored operation covers."""
 
 
 class ParameterWatch(TorchFunctionMode):
@@ -29,18 +34,26 @@ class ParameterWatch(TorchFunctionMode):
     Args:
         names: Key of ``sink.sums`` by ``id`` of the parameter.
         sink: Where the squares go.
+
+    Attributes:
+        alone: Names of parameters that are left to `one_by_one`, with the reason.
+        complete: Whether all of them were known when this forward began.
+        used: Names of those that scored operations have used in this forward.
     """
 
     def __init__(self, names: dict[int, str], sink: SquareSink) -> None:
         super().__init__()
         self.names, self.sink = names, sink
+        self.alone: dict[str, str] = {}
+        self.complete = True
         self.anchor = torch.zeros((), requires_grad=True)
         self.used: set[str] = set()
         self.views: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self.joins: dict[int, tuple[tuple[Shift, ...], Tensor]] = {}
 
     def begin(self) -> None:
-        """Starts a new batch."""
+        """Starts a new forward."""
+        self.complete = True
         self.used.clear()
         self.views.clear()
         self.joins.clear()
@@ -51,29 +64,48 @@ class ParameterWatch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        names = [n for value in _flat((*args, *kwargs.values())) for n in self.names_of(value)]
+        if not names:
+            return func(*args, **kwargs)
         handler = _HANDLERS.get(func)
-        if handler is not None:
-            out = handler(self, *args, **kwargs)
-            if out is not NotImplemented:
-                return out
+        known = next((name for name in names if name in self.alone), '')
+        if handler is not None and not known:
+            try:
+                out = handler(self, *args, **kwargs)
+                if out is not NotImplemented:
+                    return out
+            except NotInOnePass as error:
+                self.leave(names, str(error))
         out = func(*args, **kwargs)
         # Several results, as of chunk, are as much a use as one.
-        if any(isinstance(part, Tensor) and part.requires_grad for part in _flat((out,))):
-            for value in _flat((*args, *kwargs.values())):
-                name = self.name(value)
-                if name and not isinstance(out, nn.Parameter):
-                    raise _unknown_use(name, func)
+        used = any(isinstance(part, Tensor) and part.requires_grad for part in _flat((out,)))
+        if used and not isinstance(out, nn.Parameter):
+            # An ordinary operation gives all its parameters ordinary gradients.
+            by = getattr(func, '__name__', func)
+            self.leave(names, f'used with {known}' if known else f'used by {by}')
         return out
 
-    def name(self, value: Any) -> str:
-        """The name of a competing parameter or of what is made of some, '' for anything else."""
+    def leave(self, names: Iterable[str], reason: str) -> None:
+        """Leaves parameters to `one_by_one`, from the next forward on."""
+        for name in names:
+            if name not in self.alone:
+                self.alone[name] = reason
+                self.complete = False
+
+    def names_of(self, value: Any) -> tuple[str, ...]:
+        """The names of the competing parameters that a value is, or is joined from."""
         if not isinstance(value, Tensor):
-            return ''
+            return ()
         if id(value) in self.joins:
-            return ', '.join(shift.name for shift in self.joins[id(value)][0])
+            return tuple(shift.name for shift in self.joins[id(value)][0])
+        name = self.name(value)
+        return (name,) if name else ()
+
+    def name(self, value: Any) -> str:
+        """The name of a competing parameter, '' for anything else."""
         return self.names.get(id(self.origin(value)), '')
 
-    def origin(self, value: Tensor) -> Tensor:
+    def origin(self, value: Any) -> Any:
         """The parameter that a noted view shows, or the value itself."""
         return self.views[id(value)][0] if id(value) in self.views else value
 
@@ -88,39 +120,36 @@ class ParameterWatch(TorchFunctionMode):
         return joined
 
     def use(self, *values: Any) -> list[str]:
-        """The names of the values, each noted as used once in this batch."""
+        """The names of the values, each noted as used once in this forward."""
+        if any(id(value) in self.joins for value in values):
+            raise NotInOnePass('used otherwise than in a bias')
         found = [self.name(value) for value in values]
         for name, value in zip(found, values, strict=True):
-            if id(value) in self.joins:
-                raise _unknown_use(name, 'something else than a bias')
-            if name:
-                self._mark(name)
+            if not name:
+                self._refuse_computed(value)
+        for name in filter(None, found):
+            self._mark(name)
         return found
 
     def use_bias(self, bias: Any) -> tuple[Shift, ...]:
         """The competing vectors that a bias consists of, each noted as used once."""
         if id(bias) in self.joins:
             shifts = self.joins[id(bias)][0]
-        else:
-            shifts = (Shift(self.name(bias)),) if self.name(bias) else ()
-        for shift in shifts:
-            self._mark(shift.name)
-        return shifts
+            for shift in shifts:
+                self._mark(shift.name)
+            return shifts
+        return tuple(Shift(name) for name in self.use(bias) if name)
+
+    def _refuse_computed(self, value: Any) -> None:
+        """A scored operation gives what stands in a weight's place no gradient to pass on."""
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            raise NotInOnePass('used together with a weight or bias that is computed')
 
     def _mark(self, name: str) -> None:
         if name in self.used:
-            raise ScoreError(
-                f'{name} is used twice in one forward: the squares of its uses do not add up '
-                'to the square of its gradient; leave shared weights out of `targets`'
-            )
+            # The squares of its uses do not add up to the square of its gradient.
+            raise NotInOnePass('used twice in one forward')
         self.used.add(name)
-
-
-def _unknown_use(name: str, func: Any) -> ScoreError:
-    return ScoreError(
-        f'{name} is used by {getattr(func, "__name__", func)}, which cannot be scored exactly: '
-        'leave it out of `targets`, or add an operation to cdra_mm/core/parameter_watch.py'
-    )
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
@@ -191,9 +220,7 @@ def _reshape(watch: ParameterWatch, input: Any, *shape: Any, **kwargs: Any) -> A
 
 def _join(watch: ParameterWatch, tensors: Any, dim: Any = 0, **kwargs: Any) -> Any:
     """``torch.cat`` of vectors into a bias: BEiT's of query and value, with zeros for the key."""
-    if kwargs or not any(watch.name(tensor) for tensor in tensors):
-        return NotImplemented
-    if any(tensor.dim() != 1 or id(tensor) in watch.joins for tensor in tensors):
+    if kwargs or any(tensor.dim() != 1 or id(tensor) in watch.joins for tensor in tensors):
         return NotImplemented
     shifts, start = [], 0
     for tensor in tensors:
@@ -226,9 +253,6 @@ def _attention(
     **kwargs: Any,
 ) -> Any:
     """``F.multi_head_attention_forward`` (inputs ``[T, B, E]``) with scored projections."""
-    uses = (in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias)
-    if not any(watch.name(p) for p in uses):
-        return NotImplemented
     odd = {
         'a 2-D query': query.dim() != 3,
         'key and value biases': bias_k is not None or bias_v is not None,
@@ -240,8 +264,8 @@ def _attention(
     }
     for what, given in odd.items():
         if given:
-            raise ScoreError(f'nn.MultiheadAttention with {what} cannot be scored exactly')
-    in_w, in_b, out_w = watch.use(*uses[:3])
+            raise NotInOnePass(f'used by nn.MultiheadAttention with {what}')
+    in_w, in_b, out_w = watch.use(in_proj_weight, in_proj_bias, out_proj_weight)
     out_shifts = watch.use_bias(out_proj_bias)
     width = embed_dim_to_check
     projected = []

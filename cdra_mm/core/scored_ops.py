@@ -14,88 +14,15 @@ records it although no weight asks for a gradient and the input may be constant.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import ScoreError
-from .squares import add_squares
+from .square_sink import ALL, Shift, SquareSink
 
-__all__ = ['Shift', 'SquareSink', 'scored_layer_norm', 'scored_linear', 'scored_scale']
-
-ALL = slice(None)
-
-
-class Shift(NamedTuple):
-    """A scored vector that is added to the output of an operation, or a part of it.
-
-    Attributes:
-        name: Key of the sink's sums.
-        columns: Channels of the output that it is added to.
-        rows: Entries of the named vector that are added there.
-    """
-
-    name: str
-    columns: slice = ALL
-    rows: slice = ALL
-
-
-class SquareSink:
-    """Sums ``statistic`` over batches, one fp32 tensor per parameter.
-
-    ``per_sample`` adds ``sum_b (dL_b/dW)^2``; ``per_batch`` adds
-    ``(1/B sum_b dL_b/dW)^2``, which is what SPT's released code does.
-
-    Attributes:
-        batch_size: B of the batch in flight; set before its backward.
-        finite: Per sample, whether all its output gradients were finite so far.
-    """
-
-    def __init__(self, per_sample: bool) -> None:
-        self.per_sample = per_sample
-        self.batch_size = 0
-        self.finite: Tensor | None = None
-        self.sums: dict[str, Tensor] = {}
-
-    def add_matrix(self, name: str, rows: slice, x: Tensor, grad: Tensor) -> None:
-        """Adds the squares of ``dY_b^T X_b``; x ``[B, T, I]``, grad ``[B, T, O]``."""
-        total = self.sums[name][rows]
-        if self.per_sample:
-            add_squares(total, x, grad)
-        else:  # the batch's mean gradient is that of one sample with all the tokens
-            add_squares(total, x.flatten(0, 1)[None], grad.flatten(0, 1)[None] / self.batch_size)
-
-    def add_vector(self, name: str, rows: slice, grads: Tensor) -> None:
-        """Adds the squares of per-sample gradients, fp32 ``[B, length]``."""
-        if self.per_sample:
-            self.sums[name][rows].add_(grads.square().sum(0))
-        else:
-            self.sums[name][rows].add_(grads.mean(0).square_())
-
-    def add_shifts(self, shifts: tuple[Shift, ...], grad: Tensor) -> None:
-        """Adds the squares of biases' gradients, grad ``[B, T, O]``, and notes which are finite.
-
-        Without a shift (a layer with no bias, or none that is scored) it only takes note.
-        """
-        summed = grad.sum(1, dtype=torch.float32)
-        # A sum is NaN or infinite where a term is; reading it is cheaper than reading the terms.
-        finite = torch.isfinite(summed.sum(1))
-        self.finite = finite if self.finite is None else self.finite & finite
-        for shift in shifts:
-            self.add_vector(shift.name, shift.rows, summed[:, shift.columns])
-
-    def per_sample_view(self, tensor: Tensor, name: str) -> Tensor:
-        """``[B, ..., n]`` or windows ``[B * windows, ..., n]`` as ``[B, T, n]``."""
-        if tensor.dim() < 2 or tensor.shape[0] % self.batch_size:
-            raise ScoreError(
-                f'{name} is used on an input of shape {(*tensor.shape[:-1], "...")} in a batch of '
-                f'{self.batch_size}: its first dimension must be the sample; leave this weight out '
-                'of `targets`'
-            )
-        return tensor.reshape(self.batch_size, -1, tensor.shape[-1])
-
+__all__ = ['scored_layer_norm', 'scored_linear', 'scored_scale']
 
 class _ScoredLinear(torch.autograd.Function):
     """``F.linear`` whose backward adds the squared gradients of its own weight."""
@@ -124,11 +51,12 @@ class _ScoredLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         sink: SquareSink = ctx.sink
-        name = ctx.name or ctx.shifts[0].name
-        grad_bt = sink.per_sample_view(grad, name)
-        if ctx.name:
-            sink.add_matrix(name, ctx.rows, sink.per_sample_view(x, name), grad_bt)
-        sink.add_shifts(ctx.shifts, grad_bt)
+        names = [*([ctx.name] if ctx.name else []), *(shift.name for shift in ctx.shifts)]
+        if sink.takes(names, grad):
+            grad_bt = sink.per_sample_view(grad, names[0])
+            if ctx.name:
+                sink.add_matrix(ctx.name, ctx.rows, sink.per_sample_view(x, ctx.name), grad_bt)
+            sink.add_shifts(ctx.shifts, grad_bt)
         dx = (grad @ weight.to(grad.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[1] else None
         return None, dx, None, None, None, None, None, None
 
@@ -160,13 +88,15 @@ class _ScoredLayerNorm(torch.autograd.Function):
         x, mean, rstd, scale, shift = ctx.saved_tensors
         scale_name, shift_name = ctx.names
         sink: SquareSink = ctx.sink
-        grad_bt = sink.per_sample_view(grad, scale_name or shift_name)
-        if scale_name:
-            # sum_t grad_t (x_t - mean_t) rstd_t: the last factor, one per token, by a product.
-            product = sink.per_sample_view((x.float() - mean).mul_(grad), scale_name)
-            per_token = rstd.reshape(product.shape[0], 1, -1).to(product.dtype)
-            sink.add_vector(scale_name, ALL, (per_token @ product).squeeze(1).float())
-        sink.add_shifts((Shift(shift_name),) if shift_name else (), grad_bt)
+        names = [name for name in ctx.names if name]
+        if sink.takes(names, grad):
+            if scale_name:
+                # sum_t grad_t (x_t - mean_t) rstd_t: the last factor, one per token, by a product.
+                product = sink.per_sample_view((x.float() - mean).mul_(grad), scale_name)
+                per_token = rstd.reshape(product.shape[0], 1, -1).to(product.dtype)
+                sink.add_vector(scale_name, ALL, (per_token @ product).squeeze(1).float())
+            grad_bt = sink.per_sample_view(grad, names[0])
+            sink.add_shifts((Shift(shift_name),) if shift_name else (), grad_bt)
         dx = None
         if ctx.needs_input_grad[1]:
             only_dx = [True, False, False]
@@ -192,9 +122,10 @@ class _ScoredScale(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale = ctx.saved_tensors
         sink: SquareSink = ctx.sink
-        product = sink.per_sample_view(grad * x, ctx.name)
-        sink.add_vector(ctx.name, ALL, product.sum(1, dtype=torch.float32))
-        sink.add_shifts((), sink.per_sample_view(grad, ctx.name))
+        if sink.takes([ctx.name], grad):
+            product = sink.per_sample_view(grad * x, ctx.name)
+            sink.add_vector(ctx.name, ALL, product.sum(1, dtype=torch.float32))
+            sink.add_shifts((), sink.per_sample_view(grad, ctx.name))
         dx = (grad * scale).to(x.dtype) if ctx.needs_input_grad[1] else None
         return None, dx, None, None, None
 

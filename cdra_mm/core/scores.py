@@ -4,28 +4,29 @@
 
 One forward and one backward of a batch give the exact squares of all its
 samples: `parameter_watch` puts an operation of `scored_ops` in the place of each
-use of a competing parameter, whose backward adds the squares.
+use of a competing parameter, whose backward adds the squares. Every parameter that has a
+gradient has a score: `batch_scores` finds out what cannot be scored so, and scores it one sample
+at a time.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
+from .batch_scores import BatchScores, LossFn, require_finite
 from .errors import ScoreError
-from .parameter_watch import ParameterWatch
-from .scored_ops import SquareSink
+from .square_sink import SquareSink
 from .targets import Target, find_targets, parameter_of, resolve, view_of
 
-__all__ = ['STATISTICS', 'estimate_scores', 'evaluation_mode', 'require_finite']
+__all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'evaluation_mode', 'require_finite']
 
 STATISTICS = ('per_sample', 'per_batch')
-LossFn = Callable[[nn.Module, Any], 'Tensor | tuple[Tensor, int]']
 Combine = Callable[[Sequence[Tensor], int], int]
 # Entries: sums begin where an allocation of their own would, at multiples of 256 bytes.
 ALIGNMENT = 64
@@ -40,6 +41,7 @@ def estimate_scores(
     statistic: str = 'per_sample',
     progress: Callable[[int], None] | None = None,
     combine: Combine | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[str, Tensor]:
     """Mean squared per-sample gradient of every target (CDRA-SPT, Eq. 3).
 
@@ -51,9 +53,8 @@ def estimate_scores(
         batches: Batches, each whatever ``loss_fn`` takes.
         loss_fn: Called as ``loss_fn(model, batch)``. Returns the losses of the
             batch's samples ``[B]``, each depending on its own sample only, or
-            ``(mean loss of the batch, B)`` where the loss is a plain mean.
-            Inputs of scored layers must have the sample as their first
-            dimension (``[B, ...]``, or ``[B * windows, ...]``).
+            ``(mean loss of the batch, B)`` where the loss is a plain mean. It is called again
+            on the same batch where a weight turns out to be used in an unknown way.
         targets: Names to score. Default: `find_targets(model)`.
         statistic: ``'per_sample'`` (Eq. 3), or ``'per_batch'``: the mean over
             batches of the squared gradient of the batch's mean loss (SPT's
@@ -63,13 +64,16 @@ def estimate_scores(
             as ``combine(sums, count)``: adds every process's `sums` up in place (one flat tensor,
             more only where the model lies on several devices) and returns the sum of their counts
             (of samples; of batches for ``per_batch``). A process may then have no batch.
+        warn: Called with one line where parameters have to be scored one sample at a time.
+            Default: ``warnings.warn``.
 
     Returns:
         fp32 scores by target name, in the target's shape, all views of one tensor per device.
 
     Raises:
         ScoreError: If there is no batch, a loss or gradient is not finite, all
-            gradients are zero, or a weight is used twice or in an unknown way.
+            gradients are zero; or, where the loss is the mean of several samples, a weight is
+            used twice, in an unknown way, or on activations that are not ``[B, ...]``.
         PlanError: If a name does not fit the model.
     """
     if statistic not in STATISTICS:
@@ -80,18 +84,20 @@ def estimate_scores(
         chosen = {name: resolve(model, name) for name in targets}
     sink = SquareSink(statistic == 'per_sample')
     parameters = {target.path: parameter_of(model, target) for target in chosen.values()}
-    names = {id(parameter): path for path, parameter in parameters.items()}
-    sink.sums, flat = _zero_sums(parameters)
+    # Modules that share a parameter share its sums, under the first one's name.
+    names: dict[int, str] = {}
+    for path, parameter in parameters.items():
+        names.setdefault(id(parameter), path)
+    scored = {path: p for path, p in parameters.items() if names[id(p)] == path}
+    sink.sums, flat = _zero_sums(scored)
 
-    samples = num_batches = 0
-    watch = ParameterWatch(names, sink)
-    with evaluation_mode(model), _requiring_grad(list(parameters.values())):
+    with evaluation_mode(model), _requiring_grad(list(scored.values())):
+        scores = BatchScores(model, loss_fn, scored, sink, warn or _warn)
         for batch in batches:
-            samples += _score_batch(model, batch, loss_fn, watch, samples)
-            num_batches += 1
+            scores.add(batch)
             if progress is not None:
-                progress(samples)
-    count = samples if sink.per_sample else num_batches
+                progress(scores.num_samples)
+    count = scores.num_samples if sink.per_sample else scores.num_batches
     if combine is not None:
         count = combine(flat, count)
     if not count:
@@ -106,7 +112,14 @@ def estimate_scores(
             'the loss does not depend on the backbone. Is the last layer of the head all zeros, '
             'or is the backbone run under no_grad?'
         )
-    return {name: _score_of(sink, target) for name, target in chosen.items()}
+    return {
+        name: view_of(target, sink.sums[names[id(parameters[target.path])]])
+        for name, target in chosen.items()
+    }
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=6)  # where estimate_scores was called
 
 
 def _zero_sums(
@@ -128,77 +141,6 @@ def _zero_sums(
         for path, p in parameters.items()
     }
     return sums, list(flat.values())
-
-
-def _score_of(sink: SquareSink, target: Target) -> Tensor:
-    return view_of(target, sink.sums[target.path])
-
-
-def _score_batch(
-    model: nn.Module, batch: Any, loss_fn: LossFn, watch: ParameterWatch, first: int
-) -> int:
-    sink = watch.sink
-    watch.begin()
-    with torch.enable_grad():
-        with watch:
-            losses = loss_fn(model, batch)
-        losses, size = _checked_losses(losses)
-        bad = torch.nonzero(~torch.isfinite(losses.detach())).flatten().tolist()
-        if bad:
-            require_finite(model)
-            index = first + bad[0]
-            raise ScoreError(
-                f'the loss of sample {index} is {losses[bad[0]].item()}'
-                + (f' (batch of {size})' if losses.numel() != size else '')
-                + ': expected a finite value; check that image and its labels',
-                sample=index,
-            )
-        sink.batch_size, sink.finite = size, None
-        if losses.requires_grad:
-            # Only what lies between the loss and the scored layers is computed: no gradient of
-            # any other parameter.
-            try:
-                torch.autograd.grad(losses.sum(), [watch.anchor], allow_unused=True)
-            except CheckpointError as error:
-                raise ScoreError(
-                    'activation checkpointing runs the forward again where its weights cannot be '
-                    'watched: switch it off while scoring'
-                ) from error
-    if sink.finite is not None and not bool(sink.finite.all()):
-        index = first + int(torch.nonzero(~sink.finite)[0])
-        raise ScoreError(
-            f'the gradient of sample {index} is not finite: expected finite values; score in fp32 '
-            'or bf16 and check that sample',
-            sample=index,
-        )
-    return size
-
-
-def require_finite(model: nn.Module) -> None:
-    """Raises ScoreError where a weight is not finite: no sample is at fault then."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ScoreError(
-                f'{name} holds values that are not finite, so no loss is: the pretrained weights '
-                'are damaged, or come from a training that diverged; load others'
-            )
-
-
-def _checked_losses(losses: Any) -> tuple[Tensor, int]:
-    """The losses to add up, ``[B]`` or ``[1]``, and B."""
-    size = None
-    if isinstance(losses, tuple) and len(losses) == 2:
-        mean, size = losses
-        is_count = isinstance(size, int) and size > 0
-        if is_count and isinstance(mean, Tensor) and mean.numel() == 1:
-            return mean.reshape(1) * size, size
-    elif isinstance(losses, Tensor) and losses.dim() == 1 and len(losses):
-        return losses, len(losses)
-    shape = tuple(losses.shape) if isinstance(losses, Tensor) else repr(losses)[:60]
-    raise ScoreError(
-        f'loss_fn returned a {type(losses).__name__} ({shape}): expected the losses of the samples '
-        '[B], or (mean loss, B), with at least one sample'
-    )
 
 
 @contextmanager

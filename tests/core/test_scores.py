@@ -10,7 +10,7 @@ from cdra_mm.core import estimate_scores, find_targets
 from tests.models import MODELS, TinyViT, images, losses, mean_loss
 from tests.reference.scores import mean_squares, one_by_one
 
-SPLITS = {'singles': [1, 1, 1], 'ragged': [4, 4, 3], 'one': [5]}
+SPLITS = {'singles': [1, 1, 1], 'ragged': [4, 4, 3], 'one': [6]}
 
 
 def split(sizes, dtype=torch.float64):
@@ -38,7 +38,8 @@ def test_scores_equal_the_loop_over_single_samples(kind, sizes):
     batches = split(sizes)
     expected = mean_squares(model, one_by_one(batches), losses, find_targets(model))
     assert_scores(estimate_scores(model, batches, losses), expected)
-    assert_scores(estimate_scores(model, batches, mean_loss), expected)
+    if kind != 'windowed' or max(sizes) == 1:  # see test_scores_places.py
+        assert_scores(estimate_scores(model, batches, mean_loss), expected)
 
 
 @pytest.mark.parametrize('kind', MODELS)
