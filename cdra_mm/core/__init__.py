@@ -4,13 +4,16 @@ Read in the order of the data:
 
 ========================  ==============================================
 `families`                where each family of transformers holds its weights
-`targets`                 which weights compete, and their names
-`scores`                  Eq. 3: mean squared per-sample gradients
+`targets`, `exclusion`    which weights compete, and their names
+`scores`, `batch_scores`  Eq. 3: mean squared per-sample gradients
 `parameter_watch`         which operation uses a weight, and its scored form
 `scored_ops`              the operations that square in their backward
+`square_sink`             where they add the squares up
+`sample_check`            whether these are of one sample each
+`one_by_one`              slow and exact: what has no scored form
 `squares`                 how the squares are added up, by device
 `square_kernel`           the Triton kernel for it
-`selection`               the global top-k
+`selection`, `threads`    the global top-k, on one thread
 `compaction`              Eq. 4: rows and columns of the compact block
 `ranks`                   Eq. 7: its rank
 `ablations`               what the paper's ablations change about a matrix

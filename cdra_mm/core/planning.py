@@ -19,8 +19,9 @@ from .ablations import NO_ABLATION, Ablation
 from .budget import threshold_for_budget
 from .errors import PlanError
 from .plan import Block, Plan, SparseMatrix, Vector
-from .selection import Threshold, kth_largest, masks_above, one_thread, requested_count
+from .selection import Threshold, kth_largest, masks_above, requested_count
 from .sizes import Rules
+from .threads import one_thread
 from .treatment import shared_indices, treat_matrix
 from .trials import threshold_by_trials
 

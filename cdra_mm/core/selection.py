@@ -11,13 +11,13 @@ entry, come one target at a time, so that a caller need not hold them all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import PlanError
+from .threads import one_thread
 
 __all__ = [
     'BUCKETS',
@@ -28,7 +28,6 @@ __all__ = [
     'fine_histogram',
     'kth_largest',
     'masks_above',
-    'one_thread',
     'requested_count',
     'select',
 ]
@@ -48,22 +47,6 @@ class Threshold(NamedTuple):
 
     bits: int
     ties: int
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Lets torch's CPU operations run on the calling thread alone, for a while.
-
-    Planning is thousands of short operations, half of them serial in torch. On
-    a machine that others use too, a team of two threads waited for each other
-    at every one of them and took ten times as long as one thread.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @one_thread()

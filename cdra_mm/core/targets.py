@@ -32,6 +32,7 @@ __all__ = [
     'find_targets',
     'parameter_of',
     'resolve',
+    'tied_parameters',
     'view_of',
 ]
 
@@ -98,7 +99,8 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     ``nn.MultiheadAttention``; vectors are the biases and the 1-D weights of
     norms and layer scales, and those that `families` names. Patch and position
     embeddings, tokens, relative position tables and networks, norms outside the
-    blocks and heads do not compete.
+    blocks and heads do not compete. Nor does a parameter that several modules share
+    (`tied_parameters`): an adapter would change one of its uses only.
 
     Args:
         model: Any module that holds transformer blocks.
@@ -110,9 +112,12 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
         PlanError: If the model holds no transformer block.
     """
     found: dict[str, Target] = {}
+    tied = {path for paths in tied_parameters(model) for path in paths}
     for block in find_blocks(model):
         for path, module in _modules_of(model, block):
             for name in _competing_parameters(module):
+                if _join(path, name) in tied:
+                    continue
                 for target in _views(model, path, name, block):
                     found.setdefault(target.name, target)
     if not found:
@@ -123,6 +128,19 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
             'cdra_mm/core/families.py'
         )
     return found
+
+
+def tied_parameters(model: nn.Module) -> list[tuple[str, ...]]:
+    """Paths of each parameter that several modules hold as their own.
+
+    A module that is itself used in several places holds its parameters once.
+    """
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                paths.setdefault(id(parameter), []).append(_join(path, name))
+    return [tuple(shared) for shared in paths.values() if len(shared) > 1]
 
 
 def find_blocks(model: nn.Module) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,7 +74,7 @@ class GPS:
         return request.record(
             self,
             sparse=sparse,
-            vectors=tuple(_biases(request.backbone)),
+            vectors=tuple(_biases(request.backbone, request.scores)),
             num_competing=sum(score.numel() for score in matrices.values()),
             num_sensitive=sum(matrix.num_params for matrix in sparse),
         )
@@ -97,15 +97,18 @@ class GPS:
         return SparseMatrix(name, (rows, cols), tuple(indices))
 
 
-def _biases(backbone: nn.Module) -> Iterator[Vector]:
-    """Biases and layer scales of the blocks, and biases of the layers outside of them."""
+def _biases(backbone: nn.Module, competing: Container[str]) -> Iterator[Vector]:
+    """Biases and layer scales of the blocks that compete, and biases of the layers outside."""
+    targets = find_targets(backbone)
     lengths = {
         target.name: target.shape[0]
-        for target in find_targets(backbone).values()
-        if target.role in ('bias', 'scale')
+        for target in targets.values()
+        if target.role in ('bias', 'scale') and target.name in competing
     }
     for path, module in backbone.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.bias is not None:
-            lengths.setdefault(f'{path}.bias' if path else 'bias', len(module.bias))
+            name = f'{path}.bias' if path else 'bias'
+            if name not in targets:
+                lengths.setdefault(name, len(module.bias))
     for name, length in lengths.items():
         yield Vector(name, length, None, length)

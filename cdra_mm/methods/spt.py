@@ -52,7 +52,8 @@ from cdra_mm.core import (
     resolve,
 )
 from cdra_mm.core.planning import trains_whole
-from cdra_mm.core.selection import kth_largest, masks_above, one_thread, requested_count
+from cdra_mm.core.selection import kth_largest, masks_above, requested_count
+from cdra_mm.core.threads import one_thread
 
 from .base import Request
 from .bottleneck import Bottleneck, bottleneck_parts

@@ -68,6 +68,9 @@ class CDRAHook(Hook):
         batch_size: Samples per batch while scoring; default: the training loader's.
         statistic: ``'per_sample'`` (Eq. 3) or ``'per_batch'``; see `estimate_scores`.
             Default: the method's own, ``'per_sample'`` for ``cdra``.
+        exclude: What does not compete in a method that scores: roles (``'norm'``), and names of
+            parameters or modules of the backbone (``'layers.0.attn.proj.weight'``,
+            ``'layers.11'``).
         also_train: Backbone parameters that are trained whole, where they exist.
         seed: Seed of the samples drawn, their augmentations and the factors.
         plan: Path of a plan to use instead of scoring.
@@ -90,6 +93,7 @@ class CDRAHook(Hook):
         num_samples: int = 400,
         batch_size: int | None = None,
         statistic: str | None = None,
+        exclude: str | Sequence[str] = (),
         also_train: str | Sequence[str] = ('cls_token',),
         seed: int = 0,
         plan: str | Path | None = None,
@@ -102,6 +106,7 @@ class CDRAHook(Hook):
             'num_samples': num_samples,
             'batch_size': batch_size,
             'statistic': statistic,
+            'exclude': exclude,
             'also_train': also_train,
             'seed': seed,
             'plan': plan,
@@ -112,7 +117,15 @@ class CDRAHook(Hook):
         check_types(given, get_type_hints(CDRAHook.__init__))
         self.method = _method_of({} if method is None else method, settings)
         self.planner = RunPlanner(
-            self.method, num_samples, batch_size, statistic, also_train, seed, plan, keep_scores
+            self.method,
+            num_samples,
+            batch_size,
+            statistic,
+            also_train,
+            seed,
+            plan,
+            keep_scores,
+            exclude,
         )
         self.seed, self.save_base, self.visualize = seed, save_base, visualize
         self.record: Record | None = None

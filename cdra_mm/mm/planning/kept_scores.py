@@ -27,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cdra_mm.core import CheckpointError, Plan, PlanError, write_atomically
-from cdra_mm.core.selection import kth_largest, masks_above, one_thread
+from cdra_mm.core.selection import kth_largest, masks_above
+from cdra_mm.core.threads import one_thread
 
 __all__ = ['KEEP', 'SCORES_FILE', 'Kept', 'read_kept', 'selected_masks', 'write_kept']
 

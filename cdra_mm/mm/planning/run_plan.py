@@ -40,6 +40,7 @@ class RunPlanner:
         path: A plan file to use instead.
         keep_scores: What of the scores goes into the work directory: False, ``'masks'``
             or ``'all'``.
+        exclude: What does not compete; see `exclude_targets`.
         seconds: What scoring or a search took.
 
     Raises:
@@ -54,6 +55,7 @@ class RunPlanner:
     seed: int
     path: str | Path | None
     keep_scores: bool | str = False
+    exclude: str | Sequence[str] = ()
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class RunPlanner:
             raise ConfigError(f"keep_scores={self.keep_scores!r}: expected False, 'masks' or 'all'")
         also = self.also_train
         self.also_train = (also,) if isinstance(also, str) else tuple(also)
+        out = self.exclude
+        self.exclude = (out,) if isinstance(out, str) else tuple(out)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -82,6 +86,7 @@ class RunPlanner:
         if self.method.needs_scores:
             settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
             settings |= {'also_train': list(self.also_train), 'seed': self.seed}
+            settings |= self._excluded
         if self._needs_search:
             settings |= {'seed': self.seed}
         return {'method': self.method.name, **settings}
@@ -101,6 +106,11 @@ class RunPlanner:
                 'the plan comes from a file' if self.path else f'{self.method.name} uses no scores'
             )
             MMLogger.get_current_instance().info(f'keep_scores: nothing to keep, {why}')
+        if self.exclude and (self.path or not self.method.needs_scores):
+            MMLogger.get_current_instance().warning(
+                f'exclude={list(self.exclude)}: not used, '
+                + ('the plan comes from a file' if self.path else f'{self.method.name} has no scores')
+            )
         if self.path:
             return read_plan(self.path)
         scores, num_samples = {}, 0
@@ -114,9 +124,11 @@ class RunPlanner:
                 statistic=str(self.statistic),
                 seed=self.seed,
                 score_loss=getattr(self.method, 'score_loss', 'task'),
+                exclude=self.exclude,
             )
             self.seconds = time.time() - begin
         how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
+        how |= self._excluded
         own = dict(backbone.named_parameters())
         request = Request(
             backbone,
@@ -130,6 +142,11 @@ class RunPlanner:
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan
+
+    @property
+    def _excluded(self) -> dict[str, list[str]]:
+        """The setting where it is given: records from before there was one stay comparable."""
+        return {'exclude': list(self.exclude)} if self.exclude else {}
 
     @property
     def _needs_search(self) -> bool:

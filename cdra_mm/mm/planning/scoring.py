@@ -8,9 +8,10 @@ gives what a batch of one would give.
 
 from __future__ import annotations
 
+import copy
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -29,16 +30,17 @@ from cdra_mm.core import (
     DataError,
     ScoreError,
     estimate_scores,
-    find_targets,
 )
 from cdra_mm.core.scores import LossFn, evaluation_mode
 from cdra_mm.progress import logged_progress
 
 from ..parallel.exchange import Meeting, as_single_process, own_share
 from ..rebuild import plain_model
+from .competing import competing_targets
 from .contrastive import TwoViews, contrastive_loss, join_views
 from .labels import check_labels
 from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
+from .unlabelled import Unlabelled
 
 __all__ = [
     'SeededSamples',
@@ -87,6 +89,7 @@ def score_backbone(
     statistic: str,
     seed: int,
     score_loss: str = 'task',
+    exclude: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], int]:
     """Scores a run's backbone on its training data (Eq. 3), over all ranks.
 
@@ -100,19 +103,24 @@ def score_backbone(
         seed: Seed of the drawing and of the augmentations.
         score_loss: ``'task'``, the run's training loss, or ``'supervised_contrastive'``
             (`contrastive`), which mixes the samples of a batch: ``per_batch`` only.
+        exclude: What does not compete; see `exclude_targets`.
 
     Returns:
         Scores by target name, relative to the backbone, the same on all ranks; and the number
-        of samples. Which samples (and for ``per_batch`` which batches) are scored does not depend
+        of samples (without those that `unlabelled` leaves out). Which samples (and for ``per_batch`` which batches) are scored does not depend
         on the number of ranks; the order of the sums does, so two world sizes agree to rounding.
 
     Raises:
-        DataError: If a sample cannot be loaded or has labels out of range.
+        DataError: If a sample cannot be loaded or has labels out of range, or none has labels.
         ScoreError: See `estimate_scores`; names the image. Or another rank has failed.
-        ConfigError: If the loss does not fit the statistic or the model.
+        ConfigError: If the loss does not fit the statistic or the model, or `exclude` names
+            what there is not.
     """
     contrastive = score_loss == 'supervised_contrastive'
-    loss: LossFn = contrastive_loss if contrastive else per_sample_losses
+    unlabelled = Unlabelled(statistic == 'per_batch')
+    loss: LossFn = contrastive_loss
+    if not contrastive:
+        loss = partial(per_sample_losses, unlabelled=unlabelled)
     if contrastive and statistic != 'per_batch':
         raise ConfigError(
             f'statistic={statistic!r}: a contrastive loss is one of a whole batch, not of its '
@@ -121,7 +129,7 @@ def score_backbone(
     logger = MMLogger.get_current_instance()
     logger.info(f'scoring the backbone on up to {num_samples} training samples')
     begin = time.time()
-    find_targets(backbone)  # before any long work
+    targets = competing_targets(backbone, exclude, logger)  # before any long work
     model = plain_model(runner)
     loader = runner.train_loop.dataloader
     indices = _draw(len(loader.dataset), num_samples, seed, logger)
@@ -131,8 +139,13 @@ def score_backbone(
     meeting = Meeting()
 
     def alone(_: nn.Module, data: Any) -> Any:
+        # It may be called again on the same batch, and models pad the labels in place.
+        data = {**data, 'data_samples': copy.deepcopy(data['data_samples'])}
         with as_single_process():
             return loss(model, data)
+
+    def add_up(sums: Sequence[Tensor], count: int) -> int:
+        return unlabelled.require_others(meeting.add_up(sums, count - unlabelled.count))
 
     with ExitStack() as stack:
         stack.enter_context(kept_random_state())
@@ -144,29 +157,36 @@ def score_backbone(
         try:
             scores = estimate_scores(
                 backbone,
-                batches,
+                unlabelled.noted(batches),
                 alone,
+                targets=targets,
                 statistic=statistic,
                 progress=show_progress(len(mine), logger, 'scoring'),
-                combine=meeting.add_up,
+                combine=add_up,
+                warn=logger.warning,
             )
         except Exception as error:  # whatever it is, the others must not wait for it
             named = _naming_image(error, mine, loader.dataset)
             meeting.fail(named)
             raise named from error.__cause__
-    logger.info(f'scored {len(indices)} samples in {time.time() - begin:.1f} s')
-    return scores, len(indices)
+    count = len(indices) - unlabelled.tell(logger, len(indices))
+    logger.info(f'scored {count} samples in {time.time() - begin:.1f} s')
+    return scores, count
 
 
-def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
+def per_sample_losses(
+    model: nn.Module, data: Any, unlabelled: Unlabelled | None = None
+) -> Tensor:
     """The training loss of each sample of a batch, ``[B]``.
 
     Args:
         model: An OpenMMLab model with ``extract_feat`` and ``loss``.
         data: A collated batch, as the data loader gives it.
+        unlabelled: Leaves samples without a label out.
 
     Raises:
-        ConfigError: If the loss does not begin with ``extract_feat``.
+        ConfigError: If the loss does not begin with ``extract_feat``, or its features are not
+            of one sample each.
         DataError: See `check_labels`.
     """
     data = model.data_preprocessor(data, True)
@@ -176,13 +196,35 @@ def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
         if 'gt_score' in sample:  # one-hot integers, which only a mixing would have made floats
             sample.gt_score = sample.gt_score.float()
     features = model.extract_feat(inputs)
+    _check_features(model, features, len(samples))
     losses = []
+    # A batch of one needs no cutting: whatever the shapes are, they are that sample's.
+    part = _slice if len(samples) > 1 else lambda whole, _: whole
     with patched(model.backbone, 'forward', _refuse_second_run(model)):
         for n in range(len(samples)):
-            with patched(model, 'extract_feat', lambda *_, n=n, **__: _slice(features, n)):
+            with patched(model, 'extract_feat', lambda *_, n=n, **__: part(features, n)):
                 total, _ = model.parse_losses(model.loss(inputs[n : n + 1], samples[n : n + 1]))
             losses.append(total)
-    return torch.stack(losses)
+    return (unlabelled or Unlabelled()).stacked(model, losses, samples)
+
+
+def _check_features(model: nn.Module, features: Any, count: int) -> None:
+    """The features of a sample are cut out of those of its batch."""
+    for tensor in _tensors(features):
+        if count > 1 and (tensor.dim() == 0 or len(tensor) != count):
+            raise ConfigError(
+                f'extract_feat of {type(model).__name__} gives features of shape '
+                f'{tuple(tensor.shape)} for a batch of {count}: expected the sample as first '
+                'dimension; give batch_size=1 to CDRAHook'
+            )
+
+
+def _tensors(features: Any) -> Iterator[Tensor]:
+    if isinstance(features, Tensor):
+        yield features
+    elif isinstance(features, Mapping | list | tuple):
+        for value in features.values() if isinstance(features, Mapping) else features:
+            yield from _tensors(value)
 
 
 def _refuse_second_run(model: nn.Module) -> Callable[..., None]:
@@ -250,7 +292,10 @@ def _slice(features: Any, n: int) -> Any:
         return features[n : n + 1]
     if isinstance(features, Mapping):
         return {key: _slice(value, n) for key, value in features.items()}
-    return type(features)(_slice(value, n) for value in features)
+    if isinstance(features, list | tuple):
+        parts = [_slice(value, n) for value in features]
+        return type(features)(*parts) if hasattr(features, '_fields') else type(features)(parts)
+    return features  # None, a size
 
 
 def show_progress(
