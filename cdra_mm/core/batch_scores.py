@@ -21,6 +21,7 @@ from .errors import ScoreError
 from .one_by_one import (
     add_squared,
     add_squares_one_by_one,
+    all_finite,
     gradient_not_finite,
     named,
     warning_of,
@@ -169,8 +170,10 @@ class BatchScores:
                 f'{named(new)}: this was not so in the first batch, whose scores would be wrong; '
                 'leave it out'
             )
-        divisor = 1 if self.sink.per_sample else self.sink.batch_size
-        add_squared(left, self.sink.sums, self.num_samples, divisor)
+        size = self.sink.batch_size
+        if not all_finite(left):
+            raise gradient_not_finite(self.num_samples, self.num_samples + size - 1)
+        add_squared(left, self.sink.sums, 1 if self.sink.per_sample else size)
 
     def _differentiate(
         self, loss: Tensor, purpose: AbstractContextManager[None], names: Iterable[str], keep: bool
@@ -214,8 +217,7 @@ class BatchScores:
 
 
 PAST_THE_WATCH = (
-    'used past torch functions (in a scripted function, a custom autograd function or an '
-    'extension)'
+    'used past torch functions (in a scripted function, a custom autograd function or an extension)'
 )
 
 

@@ -17,6 +17,7 @@ from .errors import ScoreError
 __all__ = [
     'add_squared',
     'add_squares_one_by_one',
+    'all_finite',
     'gradient_not_finite',
     'named',
     'warning_of',
@@ -37,39 +38,51 @@ def add_squares_one_by_one(
         first: Position of the batch's first sample, for the message.
 
     Raises:
-        ScoreError: If a gradient is not finite, naming the sample.
+        ScoreError: If a gradient is not finite, naming the sample or, where it cannot be told
+            which, those of the batch.
     """
     count = len(losses)
-    for n in range(count):
-        gradients = torch.autograd.grad(
-            losses[n], list(parameters.values()), retain_graph=n < count - 1, allow_unused=True
+    names = list(parameters)
+
+    def gradients(n: int, keep: bool) -> dict[str, Tensor | None]:
+        found = torch.autograd.grad(
+            losses[n], list(parameters.values()), retain_graph=keep, allow_unused=True
         )
-        add_squared(dict(zip(parameters, gradients, strict=True)), sums, first + n)
+        return dict(zip(names, found, strict=True))
+
+    for n in range(count):
+        own = gradients(n, n < count - 1)
+        if not all_finite(own):
+            # Through 0 * inf one sample's infinity is in the gradients of all.
+            if n == 0 < count - 1 and not all_finite(gradients(1, False)):
+                raise gradient_not_finite(first, first + count - 1)
+            raise gradient_not_finite(first + n)
+        add_squared(own, sums)
 
 
 def add_squared(
-    gradients: Mapping[str, Tensor | None], sums: Mapping[str, Tensor], sample: int, divisor: int = 1
+    gradients: Mapping[str, Tensor | None], sums: Mapping[str, Tensor], divisor: int = 1
 ) -> None:
-    """Adds the squares of ``gradients / divisor``; one that is None is zero.
-
-    Raises:
-        ScoreError: If one is not finite, naming the sample.
-    """
+    """Adds the squares of ``gradients / divisor``; one that is None is zero."""
     for name, gradient in gradients.items():
-        if gradient is None:
-            continue
-        wide = gradient.to(sums[name].dtype).div(divisor)
-        if not bool(torch.isfinite(wide).all()):
-            raise gradient_not_finite(sample)
-        sums[name].addcmul_(wide, wide)
+        if gradient is not None:
+            wide = gradient.to(sums[name].dtype).div(divisor)
+            sums[name].addcmul_(wide, wide)
 
 
-def gradient_not_finite(sample: int) -> ScoreError:
-    """The error for a sample (or the first of a batch) whose gradient is not finite."""
+def all_finite(gradients: Mapping[str, Tensor | None]) -> bool:
+    """Whether every gradient that is there is finite."""
+    return all(bool(torch.isfinite(g).all()) for g in gradients.values() if g is not None)
+
+
+def gradient_not_finite(first: int, last: int | None = None) -> ScoreError:
+    """The error for a gradient that is not finite: of a sample, or of one among several."""
+    alone = last is None or last == first
+    which = f'sample {first}' if alone else f'one of the samples {first} to {last}'
     return ScoreError(
-        f'the gradient of sample {sample} is not finite: expected finite values; score in fp32 '
-        'or bf16 and check that sample',
-        sample=sample,
+        f'the gradient of {which} is not finite: expected finite values; score in fp32 or bf16 and '
+        + ('check that sample' if alone else 'check these samples'),
+        sample=first if alone else None,
     )
 
 

@@ -44,14 +44,17 @@ class SampleCheck:
             sample: The sample whose loss was differentiated.
         """
         if grad.dim() < 2 or grad.shape[0] % size:
-            self._mix(names, f'used on {_shape(grad)} in a batch of {size}')
+            self._mix(names, f'used on {_shape(grad)} of a batch of {size}')
             return
         # A comparison is false for what is not a number: that is for the finiteness check to say.
         has = (grad.reshape(size, -1).abs() > 0).any(1)
         own = bool(has[sample])
         has[sample] = False
         if bool(has.any()):
-            self._mix(names, f'used on {_shape(grad)}, where the samples do not lie one by one')
+            self._mix(
+                names,
+                f'used on {_shape(grad)} of a batch of {size}, where samples do not lie one by one',
+            )
         elif own:  # of a gradient that is zero everywhere nothing can be said
             self.apart.update(names)
 
@@ -62,8 +65,8 @@ class SampleCheck:
             return
         self._mix(
             names,
-            f'used on {_shape(grad)} in a batch of {size}, of which a mean loss does not say '
-            'which entries belong to which sample',
+            f'used on {_shape(grad)} of a batch of {size}: a mean loss does not tell which of them '
+            'belong to which sample',
         )
 
     def _mix(self, names: Sequence[str], reason: str) -> None:
@@ -72,4 +75,4 @@ class SampleCheck:
 
 
 def _shape(grad: Tensor) -> str:
-    return f'activations of shape {tuple(grad.shape)}'
+    return f'activations [{grad.shape[0] if grad.dim() else ""}, ...]'

@@ -24,6 +24,7 @@ from .square_sink import ALL, Shift, SquareSink
 
 __all__ = ['scored_layer_norm', 'scored_linear', 'scored_scale']
 
+
 class _ScoredLinear(torch.autograd.Function):
     """``F.linear`` whose backward adds the squared gradients of its own weight."""
 

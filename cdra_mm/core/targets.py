@@ -113,8 +113,11 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     """
     found: dict[str, Target] = {}
     tied = {path for paths in tied_parameters(model) for path in paths}
+    first: dict[nn.Module, str] = {}  # a module that several blocks use competes once
     for block in find_blocks(model):
         for path, module in _modules_of(model, block):
+            if first.setdefault(module, path) != path:
+                continue
             for name in _competing_parameters(module):
                 if _join(path, name) in tied:
                     continue

@@ -109,7 +109,11 @@ class RunPlanner:
         if self.exclude and (self.path or not self.method.needs_scores):
             MMLogger.get_current_instance().warning(
                 f'exclude={list(self.exclude)}: not used, '
-                + ('the plan comes from a file' if self.path else f'{self.method.name} has no scores')
+                + (
+                    'the plan comes from a file'
+                    if self.path
+                    else f'{self.method.name} has no scores'
+                )
             )
         if self.path:
             return read_plan(self.path)

@@ -174,9 +174,7 @@ def score_backbone(
     return scores, count
 
 
-def per_sample_losses(
-    model: nn.Module, data: Any, unlabelled: Unlabelled | None = None
-) -> Tensor:
+def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None = None) -> Tensor:
     """The training loss of each sample of a batch, ``[B]``.
 
     Args:
