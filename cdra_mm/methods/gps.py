@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, SparseMatrix, Vector, find_targets
+from cdra_mm.core import ConfigError, Plan, PlanError, SparseMatrix, Vector
 
 from .base import Request
 
@@ -74,7 +74,7 @@ class GPS:
         return request.record(
             self,
             sparse=sparse,
-            vectors=tuple(_biases(request.backbone)),
+            vectors=tuple(_biases(request)),
             num_competing=sum(score.numel() for score in matrices.values()),
             num_sensitive=sum(matrix.num_params for matrix in sparse),
         )
@@ -97,15 +97,16 @@ class GPS:
         return SparseMatrix(name, (rows, cols), tuple(indices))
 
 
-def _biases(backbone: nn.Module) -> Iterator[Vector]:
+def _biases(request: Request) -> Iterator[Vector]:
     """Biases and layer scales of the blocks, and biases of the layers outside of them."""
     lengths = {
         target.name: target.shape[0]
-        for target in find_targets(backbone).values()
+        for target in request.targets().values()
         if target.role in ('bias', 'scale')
     }
-    for path, module in backbone.named_modules():
+    for path, module in request.backbone.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.bias is not None:
             lengths.setdefault(f'{path}.bias' if path else 'bias', len(module.bias))
     for name, length in lengths.items():
-        yield Vector(name, length, None, length)
+        if name not in request.withheld:
+            yield Vector(name, length, None, length)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -43,6 +43,7 @@ from .scoring_state import alive_head, autocast, kept_random_state, patched, pla
 __all__ = [
     'SeededSamples',
     'per_sample_losses',
+    'prepared',
     'score_backbone',
     'seeded_batches',
     'show_progress',
@@ -87,6 +88,7 @@ def score_backbone(
     statistic: str,
     seed: int,
     score_loss: str = 'task',
+    targets: Collection[str] | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """Scores a run's backbone on its training data (Eq. 3), over all ranks.
 
@@ -100,6 +102,7 @@ def score_backbone(
         seed: Seed of the drawing and of the augmentations.
         score_loss: ``'task'``, the run's training loss, or ``'supervised_contrastive'``
             (`contrastive`), which mixes the samples of a batch: ``per_batch`` only.
+        targets: Names of what is scored; default: all that `find_targets` finds.
 
     Returns:
         Scores by target name, relative to the backbone, the same on all ranks; and the number
@@ -121,7 +124,8 @@ def score_backbone(
     logger = MMLogger.get_current_instance()
     logger.info(f'scoring the backbone on up to {num_samples} training samples')
     begin = time.time()
-    find_targets(backbone)  # before any long work
+    if targets is None:
+        targets = find_targets(backbone)  # before any long work
     model = plain_model(runner)
     loader = runner.train_loop.dataloader
     indices = _draw(len(loader.dataset), num_samples, seed, logger)
@@ -146,6 +150,7 @@ def score_backbone(
                 backbone,
                 batches,
                 alone,
+                targets=targets,
                 statistic=statistic,
                 progress=show_progress(len(mine), logger, 'scoring'),
                 combine=meeting.add_up,
@@ -169,12 +174,8 @@ def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
         ConfigError: If the loss does not begin with ``extract_feat``.
         DataError: See `check_labels`.
     """
-    data = model.data_preprocessor(data, True)
+    data = prepared(model, data)
     inputs, samples = data['inputs'], data['data_samples']
-    check_labels(model, samples)
-    for sample in samples:
-        if 'gt_score' in sample:  # one-hot integers, which only a mixing would have made floats
-            sample.gt_score = sample.gt_score.float()
     features = model.extract_feat(inputs)
     losses = []
     with patched(model.backbone, 'forward', _refuse_second_run(model)):
@@ -183,6 +184,20 @@ def per_sample_losses(model: nn.Module, data: Any) -> Tensor:
                 total, _ = model.parse_losses(model.loss(inputs[n : n + 1], samples[n : n + 1]))
             losses.append(total)
     return torch.stack(losses)
+
+
+def prepared(model: nn.Module, data: Any) -> Any:
+    """A collated batch as the model's ``loss`` takes it, with labels that fit.
+
+    Raises:
+        DataError: See `check_labels`.
+    """
+    data = model.data_preprocessor(data, True)
+    check_labels(model, data['data_samples'])
+    for sample in data['data_samples']:
+        if 'gt_score' in sample:  # one-hot integers, which only a mixing would have made floats
+            sample.gt_score = sample.gt_score.float()
+    return data
 
 
 def _refuse_second_run(model: nn.Module) -> Callable[..., None]:
