@@ -16,9 +16,7 @@ __all__ = ['SUMMARY', 'parameter_summary', 'update_summary']
 SUMMARY = 'summary.json'
 
 
-def parameter_summary(
-    backbone: nn.Module, trained: Mapping[int, nn.Parameter]
-) -> dict[str, Any]:
+def parameter_summary(backbone: nn.Module, trained: Mapping[int, nn.Parameter]) -> dict[str, Any]:
     """Trained parameters of a model: backbone, rest ("head"), percent of the backbone.
 
     Args:

@@ -97,7 +97,9 @@ def test_what_leaves_the_backbone_alone_works_on_a_frozen_one(name):
     assert plan_of(name, backbone, below(backbone, '')) is not None
 
 
-@pytest.mark.parametrize('name', [name for name in METHODS if name not in ('full', 'linear', 'mlp')])
+@pytest.mark.parametrize(
+    'name', [name for name in METHODS if name not in ('full', 'linear', 'mlp')]
+)
 def test_a_plan_that_was_made_for_more_is_refused_by_name(name):
     backbone = timm_vit()
     plan = plan_of(name, backbone, {})

@@ -17,6 +17,7 @@ from cdra_mm.mm.rebuild import plain_model
 
 from . import test_methods_runs, toy
 from .scenarios import plain, ready
+from .test_methods_runs import _unformatted  # noqa: F401
 
 SWIN = dict(
     type='SwinTransformer',
@@ -126,7 +127,9 @@ def test_a_backbone_that_freezes_all_of_itself_is_refused_before_scoring(
         'cdra_mm.mm.planning.run_plan.score_backbone', lambda *_, **__: pytest.fail('scored')
     )
     cfg = config(tmp_path, name, type='SelfFreezing')
-    with pytest.raises(PlanError, match=r'nothing is left to train in SelfFreezing: it freezes 4\d'):
+    with pytest.raises(
+        PlanError, match=r'nothing is left to train in SelfFreezing: it freezes 4\d'
+    ):
         toy.train(cfg)
 
 

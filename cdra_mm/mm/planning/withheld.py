@@ -155,7 +155,9 @@ def _with_gradient(runner: Runner, parameters: dict[str, nn.Parameter], seed: in
 @contextmanager
 def _kept_flags(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """``requires_grad`` and ``grad`` are what they were afterwards."""
-    before: list[tuple[nn.Parameter, bool, Any]] = [(p, p.requires_grad, p.grad) for p in parameters]
+    before: list[tuple[nn.Parameter, bool, Any]] = [
+        (p, p.requires_grad, p.grad) for p in parameters
+    ]
     try:
         for parameter, _, _ in before:
             parameter.grad = None
