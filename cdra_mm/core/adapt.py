@@ -27,6 +27,7 @@ __all__ = [
     'merge_adapters',
     'plan_of',
     'planned_adapters',
+    'planned_parameters',
     'remove_adapters',
     'trained_whole',
     'unmerge_adapters',
@@ -132,8 +133,7 @@ def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) ->
         plan: Its plan.
         kept: Submodules that stay as they are.
     """
-    trained = {id(parameter_of(model, resolve(model, name))) for name in trained_whole(plan)}
-    trained |= {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
+    trained = {id(parameter) for parameter in planned_parameters(model, plan).values()}
     untouched = {id(p) for module in kept for p in module.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in untouched:
@@ -142,6 +142,13 @@ def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) ->
     for block in plan.blocks:
         cast(LowRank, present[block.name]).dropout = block.dropout
     model._cdra_plan = plan  # type: ignore[assignment]
+
+
+def planned_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
+    """What a plan trains of a model that has its adapters, by name."""
+    trained = {id(parameter_of(model, resolve(model, name))) for name in trained_whole(plan)}
+    trained |= {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) in trained}
 
 
 def trained_whole(plan: Plan) -> list[str]:

@@ -95,7 +95,12 @@ class ParameterAdapter(Adapter):
 
     Attributes:
         parameter: Name of the base parameter in the adapted module.
+        trains_entries: Whether its one trained tensor is what is added to entries of that
+            parameter, so that an optimizer has to treat it as it treats the parameter itself
+            (no decay of a bias, say).
     """
+
+    trains_entries: ClassVar[bool] = False
 
     def __init__(self, parameter: str) -> None:
         super().__init__()

@@ -37,6 +37,7 @@ class Entries(ParameterAdapter):
 
     kind = 'entries'
     tensors = frozenset({'index', 'value'})
+    trains_entries = True
 
     index: Tensor
 

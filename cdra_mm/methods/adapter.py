@@ -58,7 +58,13 @@ class AdapterTuning:
         Raises:
             PlanError: If a block has no FFN that is seen.
         """
-        outputs = _ffn_outputs(request.backbone)
+        allowed = request.targets()
+        outputs = [target for target in _ffn_outputs(request.backbone) if target.name in allowed]
+        if not outputs:
+            raise PlanError(
+                f'no matrix that ends an FFN of {type(request.backbone).__name__} may be trained: '
+                'use another method for this backbone'
+            )
         parts = bottleneck_parts(request.backbone, outputs, self.bottleneck)
         return request.record(self, parts=tuple(parts))
 

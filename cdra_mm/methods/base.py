@@ -14,9 +14,22 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from cdra_mm.core import Plan
+from cdra_mm.core import (
+    CallAdapter,
+    Plan,
+    PlanError,
+    Target,
+    find_blocks,
+    find_targets,
+    resolve,
+)
+from cdra_mm.core.adapter import find_kind
 
-__all__ = ['Method', 'Request', 'Trials']
+__all__ = ['FROZEN', 'UNREACHED', 'Method', 'Request', 'Trials']
+
+# Why a parameter is not for a method to train.
+FROZEN = 'the backbone freezes it itself'
+UNREACHED = 'the training loss does not depend on it'
 
 
 class Trials(Protocol):
@@ -61,6 +74,9 @@ class Trials(Protocol):
 class Request:
     """What a run asks of its method.
 
+    A method takes blocks, targets and parameters from here, not from the backbone: what is
+    withheld is then left out of every method in the same way.
+
     Attributes:
         backbone: The backbone with its pretrained weights.
         scores: Scores by target name; empty unless the method needs them.
@@ -68,6 +84,8 @@ class Request:
         settings: Plain values that the plan keeps: how the scores came about.
         fingerprint: Fingerprint of the base weights.
         trials: Where plans can be tried out; None unless the method needs a search.
+        withheld: Backbone parameters that no method may train or adapt, name -> why (`FROZEN`,
+            `UNREACHED`).
     """
 
     backbone: nn.Module
@@ -76,6 +94,76 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ''
     trials: Trials | None = None
+    withheld: Mapping[str, str] = field(default_factory=dict)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the backbone that may be trained, in module order.
+
+        Raises:
+            PlanError: If all are withheld.
+        """
+        own = dict(self.backbone.named_parameters())
+        return self._left({name: p for name, p in own.items() if name not in self.withheld})
+
+    def targets(self) -> dict[str, Target]:
+        """What may be trained of `find_targets`.
+
+        Raises:
+            PlanError: If the backbone has no target, or all are withheld.
+        """
+        targets = find_targets(self.backbone)
+        return self._left({n: t for n, t in targets.items() if t.path not in self.withheld})
+
+    def blocks(self) -> list[str]:
+        """What may carry adapters of `find_blocks`: blocks with a parameter that may be trained.
+
+        Raises:
+            PlanError: If all are withheld.
+        """
+        return list(self._left({p: None for p in find_blocks(self.backbone) if self.carries(p)}))
+
+    def carries(self, path: str) -> bool:
+        """Whether a module may carry an adapter of its calls.
+
+        The backbone itself may: what it gives to its head reaches the loss.
+        """
+        own = [n for n, _ in self.backbone.named_parameters() if n.startswith(f'{path}.')]
+        return not path or not own or any(name not in self.withheld for name in own)
+
+    def check(self, plan: Plan) -> None:
+        """Checks that a plan trains and adapts nothing that is withheld.
+
+        Raises:
+            PlanError: Names the first parameter, and why.
+        """
+        named = [record.name for record in (*plan.blocks, *plan.vectors, *plan.sparse)]
+        refused = [name for name in plan.also_train if name in self.withheld]
+        for part in plan.parts:
+            if not issubclass(find_kind(part.kind), CallAdapter):
+                named.append(part.name)
+            elif not self.carries(part.name.rpartition('.')[0]):
+                inside = part.name.rpartition('.')[0] + '.'
+                refused.append(next(name for name in self.withheld if name.startswith(inside)))
+        paths = (resolve(self.backbone, name).path for name in named)
+        refused += [path for path in paths if path in self.withheld]
+        if refused:
+            raise PlanError(
+                f'the plan trains or adapts {len(refused)} parameters that cannot be trained here '
+                f'(the first is {refused[0]}: {self.withheld[refused[0]]}): make a new plan, or '
+                'have the backbone as it was when the plan was made'
+            )
+
+    def _left(self, found: Any) -> Any:
+        """What was found, unless everything is withheld."""
+        if found or not self.withheld:
+            return found
+        number = list(self.withheld.values()).count
+        raise PlanError(
+            f'nothing is left to train in {type(self.backbone).__name__}: it freezes '
+            f'{number(FROZEN)} of its parameters itself (frozen_stages, requires_grad or its '
+            f'train()), and the training loss does not depend on {number(UNREACHED)} others '
+            "(out_indices, no_grad); take that out of its config, or use the method 'linear'"
+        )
 
     def record(self, method: Any, **trained: Any) -> Plan:
         """The plan of a method, with its settings beside those of the run.

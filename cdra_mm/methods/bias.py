@@ -44,11 +44,12 @@ class Bias:
         fused = {t.path for t in find_targets(backbone).values() if t.role == 'bias'}
         trained = {
             name: parameter.numel()
-            for name, parameter in backbone.named_parameters()
+            for name, parameter in request.parameters().items()
             if name in biases or name in fused  # of q, k and v in one, or of q and v only
         }
         if not trained:
             raise PlanError(
-                f'{type(backbone).__name__} has no bias: use another method for this backbone'
+                f'{type(backbone).__name__} has no bias that may be trained: use another method for '
+                'this backbone'
             )
         return request.record(self, also_train=trained)

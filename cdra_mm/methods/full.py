@@ -20,5 +20,10 @@ class Full:
     needs_scores: ClassVar[bool] = False
 
     def plan(self, request: Request) -> Plan | None:
-        """None: the whole backbone is trained as it is. See `Method.plan`."""
+        """None: the whole backbone is trained, but for what it freezes itself. See `Method.plan`.
+
+        Raises:
+            PlanError: If it freezes all of itself.
+        """
+        request.parameters()
         return None

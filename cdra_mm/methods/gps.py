@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, SparseMatrix, Vector, find_targets
+from cdra_mm.core import ConfigError, Plan, PlanError, SparseMatrix, Vector
 
 from .base import Request
 
@@ -74,7 +74,7 @@ class GPS:
         return request.record(
             self,
             sparse=sparse,
-            vectors=tuple(_biases(request.backbone, request.scores)),
+            vectors=tuple(_biases(request)),
             num_competing=sum(score.numel() for score in matrices.values()),
             num_sensitive=sum(matrix.num_params for matrix in sparse),
         )
@@ -97,18 +97,19 @@ class GPS:
         return SparseMatrix(name, (rows, cols), tuple(indices))
 
 
-def _biases(backbone: nn.Module, competing: Container[str]) -> Iterator[Vector]:
+def _biases(request: Request) -> Iterator[Vector]:
     """Biases and layer scales of the blocks that compete, and biases of the layers outside."""
-    targets = find_targets(backbone)
+    targets = request.targets()
     lengths = {
         target.name: target.shape[0]
         for target in targets.values()
-        if target.role in ('bias', 'scale') and target.name in competing
+        if target.role in ('bias', 'scale') and target.name in request.scores
     }
-    for path, module in backbone.named_modules():
+    for path, module in request.backbone.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.bias is not None:
             name = f'{path}.bias' if path else 'bias'
             if name not in targets:
                 lengths.setdefault(name, len(module.bias))
     for name, length in lengths.items():
-        yield Vector(name, length, None, length)
+        if name not in request.withheld:
+            yield Vector(name, length, None, length)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cdra_mm.core import Block, ConfigError, Plan, PlanError, Target, find_targets
+from cdra_mm.core import Block, ConfigError, Plan, PlanError, Target
 
 from .base import Request
 from .settings import is_number
@@ -70,7 +70,7 @@ class LoRA:
                 smaller than the rank.
         """
         backbone = request.backbone
-        matrices = [t for t in find_targets(backbone).values() if len(t.shape) == 2]
+        matrices = [t for t in request.targets().values() if len(t.shape) == 2]
         roles = dict.fromkeys(target.role for target in matrices)
         wanted = set(roles) if self.targets == ALL else set(self.targets)
         for role in sorted(wanted - set(roles)):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import nn
-
-from cdra_mm.core import Block, Part, PlanError, find_blocks
+from cdra_mm.core import Block, Part, PlanError
 
 from .adapter import AdapterTuning
 from .base import Method, Request
@@ -30,7 +28,7 @@ class ModuleTable:
     """For each kind and size of a module its records, block by block.
 
     Args:
-        backbone: A plain backbone.
+        request: The run's; its backbone is plain.
         sizes: Setting of `MODULES` -> sizes, for each kind that is there.
         dropout: Of prompts and LoRA.
 
@@ -39,13 +37,13 @@ class ModuleTable:
     """
 
     def __init__(
-        self, backbone: nn.Module, sizes: Mapping[str, Sequence[int]], dropout: float
+        self, request: Request, sizes: Mapping[str, Sequence[int]], dropout: float
     ) -> None:
-        self.blocks = find_blocks(backbone)
+        self.blocks = request.blocks()
         if not self.blocks:
-            raise PlanError(f'{type(backbone).__name__} has no transformer blocks')
+            raise PlanError(f'{type(request.backbone).__name__} has no transformer blocks')
         self._records = [
-            {size: self._planned(backbone, setting, size, dropout) for size in given}
+            {size: self._planned(request, setting, size, dropout) for size in given}
             for setting, given in sizes.items()
         ]
         self._counts = [
@@ -71,10 +69,10 @@ class ModuleTable:
         )
 
     def _planned(
-        self, backbone: nn.Module, setting: str, size: int, dropout: float
+        self, request: Request, setting: str, size: int, dropout: float
     ) -> list[list[Record]]:
         try:
-            plan = MODULES[setting](size, dropout).plan(Request(backbone))
+            plan = MODULES[setting](size, dropout).plan(request)
         except PlanError as error:
             raise PlanError(f'{error} (noah leaves these modules out with {setting}=[])') from None
         assert plan is not None

@@ -164,7 +164,7 @@ class NOAH:
         """
         trials = request.trials
         kinds = {name: getattr(self, name) for name in MODULES if getattr(self, name)}
-        table = ModuleTable(request.backbone, kinds, self.dropout)
+        table = ModuleTable(request, kinds, self.dropout)
         space = self._space(kinds.values(), len(table.blocks))
         limit = self._limit(request.backbone)
 

@@ -45,26 +45,26 @@ class Partial:
             raise ConfigError(f'num_blocks={self.num_blocks!r}: expected a count of at least 1')
 
     def plan(self, request: Request) -> Plan | None:
-        """The last blocks and the norms behind them, whole. See `Method.plan`.
+        """The last blocks that may be trained and the norms behind them. See `Method.plan`.
 
         Raises:
             PlanError: If the backbone has fewer blocks.
         """
         backbone = request.backbone
-        blocks = find_blocks(backbone)
+        blocks = request.blocks()
         if len(blocks) < self.num_blocks:
             raise PlanError(
                 f'num_blocks={self.num_blocks}: {type(backbone).__name__} has {len(blocks)} '
-                'transformer blocks'
+                'transformer blocks' + (' that may be trained' if request.withheld else '')
             )
         last = [backbone.get_submodule(path) for path in blocks[-self.num_blocks :]]
-        modules = (*last, *_norms(backbone, blocks))
+        modules = (*last, *_norms(backbone, find_blocks(backbone)))
         trained = {id(p) for module in modules for p in module.parameters()}
         return request.record(
             self,
             also_train={
                 name: parameter.numel()
-                for name, parameter in backbone.named_parameters()
+                for name, parameter in request.parameters().items()
                 if id(parameter) in trained
             },
         )

@@ -122,6 +122,7 @@ class Shift(ParameterAdapter):
 
     kind = 'shift'
     tensors = frozenset({'shift'})
+    trains_entries = True
 
     def __init__(self, target: Target, like: Tensor) -> None:
         super().__init__(target.parameter)
@@ -236,9 +237,11 @@ class RLRR:
             PlanError: If the backbone has no single convolution in front of its blocks.
         """
         backbone = request.backbone
-        targets = find_targets(backbone)
+        targets = request.targets()
         parts: list[Part] = []
-        for path, module in _scaled(backbone, targets):
+        for path, module in _scaled(backbone, find_targets(backbone)):
+            if f'{path}.weight' in request.withheld:
+                continue
             numel = cast(Tensor, module.weight).shape[0]
             count = numel * (2 if module._parameters.get('bias') is not None else 1)
             parts.append(Part(f'{path}.affine'.lstrip('.'), Affine.kind, {}, count))

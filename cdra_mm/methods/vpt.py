@@ -68,10 +68,10 @@ class _VPT:
         """
         backbone = request.backbone
         _check_sets(backbone)
-        parts = tuple(self._part(backbone, place) for place in self._places(backbone))
+        parts = tuple(self._part(backbone, place) for place in self._places(request))
         return request.record(self, parts=parts)
 
-    def _places(self, backbone: nn.Module) -> list[str]:
+    def _places(self, request: Request) -> list[str]:
         raise NotImplementedError
 
     def _part(self, backbone: nn.Module, place: str) -> Part:
@@ -90,7 +90,8 @@ class VPTShallow(_VPT):
 
     name: ClassVar[str] = 'vpt_shallow'
 
-    def _places(self, backbone: nn.Module) -> list[str]:
+    def _places(self, request: Request) -> list[str]:
+        request.blocks()  # prompts go through the blocks: one has to be left
         return ['']
 
 
@@ -100,8 +101,8 @@ class VPTDeep(_VPT):
 
     name: ClassVar[str] = 'vpt_deep'
 
-    def _places(self, backbone: nn.Module) -> list[str]:
-        return find_blocks(backbone)
+    def _places(self, request: Request) -> list[str]:
+        return request.blocks()
 
 
 def _check_sets(backbone: nn.Module) -> None:

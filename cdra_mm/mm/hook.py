@@ -39,6 +39,7 @@ from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients
 from .report import describe_plan
 from .summary import parameter_summary, update_summary
+from .training_watch import TrainingWatch, check_stays_trained
 from .visual_hook import VisualHook
 
 __all__ = ['CDRAHook']
@@ -133,6 +134,7 @@ class CDRAHook(Hook):
         self._midway: dict[str, Any] | None = None  # None: nothing was resumed
         self._metrics: dict[str, Any] = {}
         self._started = 0.0
+        self._watch = TrainingWatch(lambda: self.record)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -151,6 +153,7 @@ class CDRAHook(Hook):
             save_safely(runner)
         if not any(isinstance(hook, SlimCheckpointHook) for hook in runner.hooks):
             runner.register_hook(SlimCheckpointHook(lambda: self.record))
+            runner.register_hook(self._watch)
             if self.visualize:
                 runner.register_hook(VisualHook(self.method, lambda: self.record))
 
@@ -196,8 +199,7 @@ class CDRAHook(Hook):
         """Writes the adapter file and the summary."""
         if not is_main_process() or self.record is None:
             return
-        model = plain_model(runner)
-        backbone = find_backbone(model)
+        backbone = find_backbone(plain_model(runner))
         seconds = time.time() - self._started
         sizes = {}
         last = pointed_at(runner.work_dir)
@@ -211,7 +213,7 @@ class CDRAHook(Hook):
             runner.work_dir,
             {
                 'method': self.method.name,
-                **parameter_summary(model, backbone),
+                **parameter_summary(backbone, self._watch.trained(runner)),
                 **sizes,
                 'metrics': self._metrics,
                 'scoring_seconds': self.planner.seconds,
@@ -236,6 +238,7 @@ class CDRAHook(Hook):
         plan = self.planner.plan(runner, backbone)
         if plan is not None:
             apply_plan(backbone, plan, seed=self.seed)
+            check_stays_trained(model, backbone)
             logger.info('\n' + describe_plan(plan, backbone))
         self.record = make_record(
             backbone,
@@ -274,6 +277,7 @@ class CDRAHook(Hook):
                 # The record's fingerprint vouches for the base.
                 apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)
             freeze_rest(backbone, plan)
+            check_stays_trained(plain_model(runner), backbone)
         self.record = record
         rebuild(runner, self._configs)
         self._write_plan(runner)

@@ -7,20 +7,19 @@ a step; DDP's buckets and an EMA copy are stale in the same way.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from mmengine.hooks import EMAHook
-from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
+from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
 from cdra_mm.core import ConfigError
+
+from .optimizer_parameters import build_optimizer
 
 __all__ = ['check_rebuildable', 'plain_model', 'rebuild', 'remember_configs']
 
@@ -80,9 +79,7 @@ def rebuild(runner: Runner, configs: dict[str, Any]) -> None:
         runner.model = runner.wrap_model(copy.deepcopy(configs['model_wrapper_cfg']), model)
         runner._maybe_compile('train_step')
     runner.model.train(was_training)
-    with _quiet_about_frozen():
-        runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(configs['optim_wrapper']))
-    _keep_trainable(runner.optim_wrapper)
+    runner.optim_wrapper = build_optimizer(runner, model.backbone, configs['optim_wrapper'])
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     if configs['param_scheduler'] is not None:
         runner.param_schedulers = runner.build_param_scheduler(
@@ -94,38 +91,3 @@ def rebuild(runner: Runner, configs: dict[str, Any]) -> None:
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             hook.before_run(runner)
-
-
-def _keep_trainable(wrapper: OptimWrapper | OptimWrapperDict) -> None:
-    """mmengine hands every parameter to the optimizer; a frozen one has no place in it."""
-    named = wrapper.items() if isinstance(wrapper, OptimWrapperDict) else [('', wrapper)]
-    for name, part in named:
-        groups = part.optimizer.param_groups
-        for group in groups:
-            group['params'] = [p for p in group['params'] if p.requires_grad]
-        groups[:] = [group for group in groups if group['params']]
-        if not groups:
-            which = f'optimizer {name!r} of the optim_wrapper' if name else 'the optimizer'
-            raise ConfigError(
-                f'{which} has nothing left to train: what it is for is frozen; leave it out, or '
-                'choose a method that trains it'
-            )
-
-
-@contextmanager
-def _quiet_about_frozen() -> Iterator[None]:
-    """mmengine warns once per frozen parameter of a paramwise_cfg: hundreds of lines."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return 'requires_grad' not in record.getMessage()
-
-    logger = MMLogger.get_current_instance()
-    logger.addFilter(keep)
-    for handler in logger.handlers:
-        handler.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-        for handler in logger.handlers:
-            handler.removeFilter(keep)

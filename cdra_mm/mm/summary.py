@@ -16,11 +16,17 @@ __all__ = ['SUMMARY', 'parameter_summary', 'update_summary']
 SUMMARY = 'summary.json'
 
 
-def parameter_summary(model: nn.Module, backbone: nn.Module) -> dict[str, Any]:
-    """Trainable parameters of a model: backbone, rest ("head"), percent of the backbone."""
-    trainable, total = count_parameters(backbone)
+def parameter_summary(backbone: nn.Module, trained: Mapping[int, nn.Parameter]) -> dict[str, Any]:
+    """Trained parameters of a model: backbone, rest ("head"), percent of the backbone.
+
+    Args:
+        backbone: The backbone.
+        trained: What the optimizer trains, by id (see `trained_parameters`).
+    """
+    _, total = count_parameters(backbone)
     inside = {id(p) for p in backbone.parameters()}
-    head = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in inside)
+    trainable = sum(p.numel() for key, p in trained.items() if key in inside)
+    head = sum(p.numel() for key, p in trained.items() if key not in inside)
     return {
         'trainable_backbone': trainable,
         'trainable_head': head,

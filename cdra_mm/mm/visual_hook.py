@@ -29,6 +29,7 @@ from cdra_mm.pictures.plan_map import places_of
 from .adapter_growth import AdapterGrowth
 from .backbone import find_backbone
 from .checkpoints.record import Record
+from .optimizer_parameters import trained_parameters
 from .rebuild import plain_model
 
 __all__ = ['VisualHook']
@@ -66,7 +67,9 @@ class VisualHook(Hook):
         backbone = find_backbone(plain_model(runner))
         plan = Plan.from_json(record.plan)
         self.growth = AdapterGrowth(backbone)
-        trained, total = count_parameters(backbone)
+        _, total = count_parameters(backbone)
+        held = trained_parameters(runner.optim_wrapper)
+        trained = sum(p.numel() for p in backbone.parameters() if id(p) in held)
         scalars = {'percent_of_backbone': 100 * trained / total}
         budget = _budget_params(self.method, total)
         if budget:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmengine.logging import MMLogger
 from torch import nn
 
-from cdra_mm.core import Target, find_targets
+from cdra_mm.core import Target
 from cdra_mm.core.exclusion import exclude_targets
 from cdra_mm.core.targets import tied_parameters
 
@@ -17,21 +17,22 @@ FEW = 0.5  # of the backbone's parameters: below it the log says so
 
 
 def competing_targets(
-    backbone: nn.Module, exclude: Sequence[str], logger: MMLogger
+    backbone: nn.Module, targets: Mapping[str, Target], exclude: Sequence[str]
 ) -> dict[str, Target]:
     """The targets of a backbone without what the user leaves out.
 
+    The log says where less than half of the backbone competes, and which parameters do not
+    because several modules share them.
+
     Args:
         backbone: The backbone.
+        targets: What can be trained of it.
         exclude: See `exclude_targets`.
-        logger: Is told where less than half of the backbone competes, and which parameters
-            of it do not because several modules share them.
 
     Raises:
         ConfigError: See `exclude_targets`.
-        PlanError: See `find_targets`.
     """
-    targets = find_targets(backbone)
+    logger = MMLogger.get_current_instance()
     tied = tied_parameters(backbone)
     if tied:
         logger.warning(
@@ -39,9 +40,9 @@ def competing_targets(
             f'adapter would change one of their uses only: {" = ".join(tied[0])}'
             + (' ...' if len(tied) > 1 else '')
         )
-    targets = exclude_targets(targets, exclude)
+    left = exclude_targets(targets, exclude)
     total = sum(parameter.numel() for parameter in backbone.parameters())
-    share = sum(target.numel for target in targets.values()) / total
+    share = sum(target.numel for target in left.values()) / total
     if share < FEW:
         logger.info(
             f'{share:.0%} of the parameters of {type(backbone).__name__} compete: the linear '
@@ -49,4 +50,4 @@ def competing_targets(
             + (f' without {", ".join(exclude)}' if exclude else '')
             + '; the others stay frozen'
         )
-    return targets
+    return left

@@ -19,9 +19,11 @@ from cdra_mm.core.scores import require_finite
 from cdra_mm.methods import Method, Request
 from cdra_mm.progress import silent
 
+from .competing import competing_targets
 from .kept_scores import KEEP, SCORES_FILE, selected_masks, write_kept
 from .scoring import score_backbone
 from .supernet import trials_in
+from .withheld import withheld_parameters
 
 __all__ = ['RunPlanner', 'read_plan', 'same_everywhere']
 
@@ -99,6 +101,7 @@ class RunPlanner:
 
         Raises:
             ScoreError: If a weight of the backbone is not finite.
+            PlanError: If nothing is left to train, or a plan file trains what cannot be trained.
         """
         require_finite(backbone)
         if self.keep_scores and (self.path or not self.method.needs_scores):
@@ -115,8 +118,11 @@ class RunPlanner:
                     else f'{self.method.name} has no scores'
                 )
             )
+        request = Request(backbone, withheld=withheld_parameters(runner, backbone, self.seed))
         if self.path:
-            return read_plan(self.path)
+            plan = read_plan(self.path)
+            request.check(plan)
+            return plan
         scores, num_samples = {}, 0
         if self.method.needs_scores:
             begin = time.time()
@@ -128,21 +134,23 @@ class RunPlanner:
                 statistic=str(self.statistic),
                 seed=self.seed,
                 score_loss=getattr(self.method, 'score_loss', 'task'),
-                exclude=self.exclude,
+                targets=competing_targets(backbone, request.targets(), self.exclude),
             )
             self.seconds = time.time() - begin
         how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
         how |= self._excluded
-        own = dict(backbone.named_parameters())
-        request = Request(
-            backbone,
-            scores,
-            also_train={name: own[name].numel() for name in self.also_train if name in own},
+        own = {n: p.numel() for n, p in backbone.named_parameters() if n not in request.withheld}
+        request = replace(
+            request,
+            scores=scores,
+            also_train={name: own[name] for name in self.also_train if name in own},
             settings=how if self.method.needs_scores else {},
             fingerprint=fingerprint(backbone) if self.method.needs_scores else '',
         )
         with silent(get_rank() != 0):
             plan = same_everywhere(self._decide(runner, request))
+        if plan is not None:
+            request.check(plan)  # a method of another package may look at the backbone alone
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -30,13 +30,13 @@ from cdra_mm.core import (
     DataError,
     ScoreError,
     estimate_scores,
+    find_targets,
 )
 from cdra_mm.core.scores import LossFn, evaluation_mode
 from cdra_mm.progress import logged_progress
 
 from ..parallel.exchange import Meeting, as_single_process, own_share
 from ..rebuild import plain_model
-from .competing import competing_targets
 from .contrastive import TwoViews, contrastive_loss, join_views
 from .labels import check_labels
 from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
@@ -45,6 +45,7 @@ from .unlabelled import Unlabelled
 __all__ = [
     'SeededSamples',
     'per_sample_losses',
+    'prepared',
     'score_backbone',
     'seeded_batches',
     'show_progress',
@@ -89,7 +90,7 @@ def score_backbone(
     statistic: str,
     seed: int,
     score_loss: str = 'task',
-    exclude: Sequence[str] = (),
+    targets: Collection[str] | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """Scores a run's backbone on its training data (Eq. 3), over all ranks.
 
@@ -103,18 +104,18 @@ def score_backbone(
         seed: Seed of the drawing and of the augmentations.
         score_loss: ``'task'``, the run's training loss, or ``'supervised_contrastive'``
             (`contrastive`), which mixes the samples of a batch: ``per_batch`` only.
-        exclude: What does not compete; see `exclude_targets`.
+        targets: Names of what is scored; default: all that `find_targets` finds.
 
     Returns:
         Scores by target name, relative to the backbone, the same on all ranks; and the number
-        of samples (without those that `unlabelled` leaves out). Which samples (and for ``per_batch`` which batches) are scored does not depend
-        on the number of ranks; the order of the sums does, so two world sizes agree to rounding.
+        of samples (without those that `unlabelled` leaves out). Which samples (and for
+        ``per_batch`` which batches) are scored does not depend on the number of ranks; the order
+        of the sums does, so two world sizes agree to rounding.
 
     Raises:
         DataError: If a sample cannot be loaded or has labels out of range, or none has labels.
         ScoreError: See `estimate_scores`; names the image. Or another rank has failed.
-        ConfigError: If the loss does not fit the statistic or the model, or `exclude` names
-            what there is not.
+        ConfigError: If the loss does not fit the statistic or the model.
     """
     contrastive = score_loss == 'supervised_contrastive'
     unlabelled = Unlabelled(statistic == 'per_batch')
@@ -129,7 +130,8 @@ def score_backbone(
     logger = MMLogger.get_current_instance()
     logger.info(f'scoring the backbone on up to {num_samples} training samples')
     begin = time.time()
-    targets = competing_targets(backbone, exclude, logger)  # before any long work
+    if targets is None:
+        targets = find_targets(backbone)  # before any long work
     model = plain_model(runner)
     loader = runner.train_loop.dataloader
     indices = _draw(len(loader.dataset), num_samples, seed, logger)
@@ -187,12 +189,8 @@ def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None
             of one sample each.
         DataError: See `check_labels`.
     """
-    data = model.data_preprocessor(data, True)
+    data = prepared(model, data)
     inputs, samples = data['inputs'], data['data_samples']
-    check_labels(model, samples)
-    for sample in samples:
-        if 'gt_score' in sample:  # one-hot integers, which only a mixing would have made floats
-            sample.gt_score = sample.gt_score.float()
     features = model.extract_feat(inputs)
     _check_features(model, features, len(samples))
     losses = []
@@ -223,6 +221,20 @@ def _tensors(features: Any) -> Iterator[Tensor]:
     elif isinstance(features, Mapping | list | tuple):
         for value in features.values() if isinstance(features, Mapping) else features:
             yield from _tensors(value)
+
+
+def prepared(model: nn.Module, data: Any) -> Any:
+    """A collated batch as the model's ``loss`` takes it, with labels that fit.
+
+    Raises:
+        DataError: See `check_labels`.
+    """
+    data = model.data_preprocessor(data, True)
+    check_labels(model, data['data_samples'])
+    for sample in data['data_samples']:
+        if 'gt_score' in sample:  # one-hot integers, which only a mixing would have made floats
+            sample.gt_score = sample.gt_score.float()
+    return data
 
 
 def _refuse_second_run(model: nn.Module) -> Callable[..., None]:
