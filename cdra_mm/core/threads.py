@@ -30,8 +30,10 @@ def one_thread() -> Iterator[None]:
     """
     global _inside, _before
     with _lock:
+        # Asked of every thread: one that has never asked takes the process' number over later.
+        found = torch.get_num_threads()
         if not _inside:
-            _before = torch.get_num_threads()
+            _before = found
         _inside += 1
         torch.set_num_threads(1)
     _own.depth = getattr(_own, 'depth', 0) + 1

@@ -98,17 +98,6 @@ def test_masks_above_lie_where_their_scores_do():
     assert [mask.device.type for _, mask in masks] == ['cpu', 'meta']
 
 
-def test_one_thread_is_one_until_it_ends():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with selection.one_thread():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_select_zeros_do_not_flood_in():
     """A threshold test ``>= 0`` would take all of them."""
     scores = {'a': torch.zeros(4, 4), 'b': torch.zeros(8)}
