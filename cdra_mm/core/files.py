@@ -7,7 +7,7 @@ cdra_mm             release of this package
 plan                the plan, JSON text; names the method and its settings
 digests             JSON object: a digest of each base weight and buffer that the file relies on
 carried             JSON list: base weights and buffers whose values are in the file instead
-beside              JSON list: what was trained beside the plan (a head); the file says nothing of it
+beside              JSON list: what was trained beside the plan (a head), and is not in the file
 method              the plan's, for those who only look into the file
 metrics             JSON object, where there are any
 digest              SHA-256 of the texts above and the tensors: nothing else shows a flipped bit
@@ -122,7 +122,7 @@ def save_adapter(
     frozen = {key: value for key, value in state.items() if key not in whole | carried | beside}
     known = {key: text for key, text in (digests or {}).items() if key in frozen}
     known |= digests_of({key: value for key, value in frozen.items() if key not in known})
-    tensors = {
+    tensors: dict[str, Tensor] = {
         prefix + key: value
         for name, adapter in adapters(model).items()
         for prefix in [adapter_prefix(name)]
@@ -254,7 +254,7 @@ def _read_json(
 
 
 def _is_sound(tensor: Tensor, is_carried: bool) -> bool:
-    """Whether values may be those of a training: buffers may hold whole numbers, or masks of inf."""
+    """Whether values may be those of a training; buffers may be whole numbers, or masks of inf."""
     if not tensor.is_floating_point():
         return is_carried
     wrong = tensor.isnan() if is_carried else ~tensor.isfinite()

@@ -209,7 +209,8 @@ def _check_fingerprint(model: nn.Module, file: AdapterFile) -> None:
     try:
         names = {target.path for target in find_targets(model).values()}
     except PlanError:
-        named = [record.name for record in (*plan.blocks, *plan.vectors, *plan.sparse)]
+        named = [record.name for record in plan.blocks] + [record.name for record in plan.vectors]
+        named += [record.name for record in plan.sparse]
         names = {resolve(model, name).path for name in named}
     frozen = names - set(trained_whole(plan))
     here = fingerprint_of({name: parameter_of(model, resolve(model, name)) for name in frozen})

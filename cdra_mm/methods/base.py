@@ -68,6 +68,7 @@ class Request:
         settings: Plain values that the plan keeps: how the scores came about.
         fingerprint: Fingerprint of the base weights.
         trials: Where plans can be tried out; None unless the method needs a search.
+        beside_budget: How many entries of `also_train` stand outside of the budget.
     """
 
     backbone: nn.Module
@@ -76,6 +77,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ''
     trials: Trials | None = None
+    beside_budget: int = 0
 
     def record(self, method: Any, **trained: Any) -> Plan:
         """The plan of a method, with its settings beside those of the run.

@@ -17,8 +17,8 @@ from cdra_mm.core import (
     NamedAdapters,
     adapters,
     apply_plan,
-    fingerprint_of,
     find_targets,
+    fingerprint_of,
     load_adapter,
     plan_from_masks,
     save_adapter,
@@ -118,9 +118,7 @@ def test_other_sizes_and_types_are_named_with_both(tmp_path):
     base = fresh()
     base.vit.norm.half()
     base.table = torch.arange(6)
-    message = (
-        r'3 tensors differ: table \(int64 6 here, int64 5 there\), .*float16 8 here, float32 8'
-    )
+    message = r'differ: table \(int64 6 here, int64 5 there\), .*float16 8 here, float32 8'
     with pytest.raises(CheckpointError, match=message):
         load_adapter(base, path)
     load_adapter(base, path, may_differ=['table', 'vit.norm.weight', 'vit.norm.bias'])
@@ -163,9 +161,7 @@ def test_weights_that_nobody_else_has_are_carried_where_that_is_asked_for(tmp_pa
     base.vit.patch_embed = nn.Conv2d(3, 8, 2, 2)
     with pytest.raises(CheckpointError, match=r'brings vit.patch_embed.weight of shape \(8, 3, 4'):
         load_adapter(base, path)
-    with pytest.raises(
-        CheckpointError, match='carry: WithBatchNorm has no weight or buffer nothing'
-    ):
+    with pytest.raises(CheckpointError, match='carry: WithBatchNorm has no .* nothing'):
         save_adapter(model, path, carry=['nothing'])
 
 

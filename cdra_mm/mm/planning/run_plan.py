@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from torch import nn
 
 from cdra_mm.core import ConfigError, Plan, PlanError, fingerprint
 from cdra_mm.core.scores import require_finite
-from cdra_mm.methods import Method, Request
+from cdra_mm.methods import Method, Request, did_you_mean
 from cdra_mm.progress import silent
 
 from .kept_scores import KEEP, SCORES_FILE, selected_masks, write_kept
 from .scoring import score_backbone
 from .supernet import trials_in
 
-__all__ = ['RunPlanner', 'read_plan', 'same_everywhere']
+__all__ = ['DEFAULT_TRAINED', 'RunPlanner', 'read_plan', 'same_everywhere']
+
+DEFAULT_TRAINED = ('cls_token',)  # where the backbone has one
 
 
 @dataclass
@@ -35,11 +37,12 @@ class RunPlanner:
         num_samples: Training samples to score.
         batch_size: Samples per batch while scoring; None for the training loader's.
         statistic: ``'per_sample'`` or ``'per_batch'``; None for the method's own.
-        also_train: Backbone parameters that are trained whole, where they exist.
+        also_train: Backbone parameters that are trained whole.
         seed: Seed of the samples drawn and their augmentations.
         path: A plan file to use instead.
         keep_scores: What of the scores goes into the work directory: False, ``'masks'``
             or ``'all'``.
+        also_train_in_budget: Whether `also_train` counts against a budget.
         seconds: What scoring or a search took.
 
     Raises:
@@ -54,6 +57,7 @@ class RunPlanner:
     seed: int
     path: str | Path | None
     keep_scores: bool | str = False
+    also_train_in_budget: bool = True
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -82,20 +86,29 @@ class RunPlanner:
         if self.method.needs_scores:
             settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
             settings |= {'also_train': list(self.also_train), 'seed': self.seed}
+            if not self.also_train_in_budget:  # runs of releases without the setting go on
+                settings |= {'also_train_in_budget': False}
         if self._needs_search:
             settings |= {'seed': self.seed}
         return {'method': self.method.name, **settings}
 
-    def plan(self, runner: Runner, backbone: nn.Module) -> Plan | None:
+    def plan(self, runner: Runner, backbone: nn.Module, digests: Mapping[str, str]) -> Plan | None:
         """The plan for a backbone with its pretrained weights, the same on every rank.
+
+        Args:
+            runner: The run.
+            backbone: Its backbone, plain.
+            digests: Table of its weights.
 
         Returns:
             The plan, or None to train the whole backbone.
 
         Raises:
+            ConfigError: If the backbone lacks what is to be trained whole.
             ScoreError: If a weight of the backbone is not finite.
         """
         require_finite(backbone)
+        also_train = self._trained_whole(backbone)
         if self.keep_scores and (self.path or not self.method.needs_scores):
             why = (
                 'the plan comes from a file' if self.path else f'{self.method.name} uses no scores'
@@ -117,19 +130,32 @@ class RunPlanner:
             )
             self.seconds = time.time() - begin
         how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
-        own = dict(backbone.named_parameters())
+        if not self.also_train_in_budget:
+            how['also_train_in_budget'] = False
         request = Request(
             backbone,
             scores,
-            also_train={name: own[name].numel() for name in self.also_train if name in own},
+            also_train=also_train,
             settings=how if self.method.needs_scores else {},
-            fingerprint=fingerprint(backbone) if self.method.needs_scores else '',
+            fingerprint=fingerprint(backbone, digests=digests) if self.method.needs_scores else '',
+            beside_budget=0 if self.also_train_in_budget else sum(also_train.values()),
         )
         with silent(get_rank() != 0):
             plan = same_everywhere(self._decide(runner, request))
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan
+
+    def _trained_whole(self, backbone: nn.Module) -> dict[str, int]:
+        """What of `also_train` there is, name -> entries."""
+        own = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
+        for name in self.also_train:
+            if name not in own and name not in DEFAULT_TRAINED:
+                raise ConfigError(
+                    f'also_train: {type(backbone).__name__} has no parameter {name!r}'
+                    f'{did_you_mean(name, list(own))}: name some of its named_parameters()'
+                )
+        return {name: own[name] for name in self.also_train if name in own}
 
     @property
     def _needs_search(self) -> bool:
