@@ -90,9 +90,9 @@ class Record:
     @property
     def fingerprint(self) -> str:
         """One text for all of the left-out weights, for people; '' where there are none."""
-        return self.old_fingerprint or (
-            fingerprint_of_digests(self.digests) if self.digests else ''
-        )
+        if self.old_fingerprint or not self.digests:
+            return self.old_fingerprint
+        return fingerprint_of_digests(self.digests)
 
     def storing(self, tensors: Mapping[str, Tensor]) -> Record:
         """The record of a state in which those of these tensors that have changed are not left out.

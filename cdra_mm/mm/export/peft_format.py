@@ -9,8 +9,9 @@ one LoRA of the summed rank, each in its own rows:
 
 LoRA has no place for vectors and tokens that are trained, nor for what the named base does not
 bring (weights that its file lacks, statistics that changed in training). Their final values go into
-the file under the names of the base weights: PEFT loads the file with ``load_state_dict(strict=False)`` (as it
-does for its own ``bias='all'``), and so copies them into the base model.
+the file under the names of the base weights: PEFT loads the file with
+``load_state_dict(strict=False)`` (as it does for its own ``bias='all'``), and so copies them into
+the base model.
 """
 
 from __future__ import annotations
