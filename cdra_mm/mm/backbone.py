@@ -132,10 +132,11 @@ def _wrap(cfg: Config, base: BaseSource | None) -> bool:
         return False
     changed = backbone.get('type') not in (WRAPPER, CDRABackbone.__name__, CDRABackbone)
     if changed:
-        backbone = model['backbone'] = dict(type=WRAPPER, backbone=backbone)
+        backbone = dict(type=WRAPPER, backbone=backbone)
     # The backbone's own init_cfg is in the config already.
     if base is not None and base.kind != 'init_cfg' and not backbone.get('base'):
         backbone['base'], changed = asdict(base), True
+    model['backbone'] = backbone
     return changed
 
 

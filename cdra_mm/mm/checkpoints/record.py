@@ -105,13 +105,18 @@ class Record:
         kept = {name: text for name, text in self.digests.items() if name not in changed}
         return replace(self, digests=kept) if changed else self
 
-    def differing(self, state: Mapping[str, Tensor]) -> str:
-        """What of a backbone's state is not the base that was left out; '' for nothing."""
+    def held_by(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a backbone's state has the base that was left out; ends where it does not."""
         if self.old_fingerprint:
             held = fingerprint_of({name: state[name] for name in self.digests})
-            return '' if held == self.old_fingerprint else 'other weights'
-        found = list(differences(state, self.digests))
-        return list_differences(found) if found else ''
+            return held == self.old_fingerprint
+        return next(differences(state, self.digests), None) is None
+
+    def differing(self, state: Mapping[str, Tensor]) -> str:
+        """What of a backbone's state is not the base that was left out, for messages."""
+        if self.old_fingerprint:
+            return 'other weights'
+        return list_differences(list(differences(state, self.digests)))
 
     def to_tensor(self) -> Tensor:
         """The record as uint8 text."""
@@ -267,23 +272,19 @@ def ensure_base(backbone: nn.Module, record: Record) -> Record:
     """
     if not record.left_out:
         return record
-    differs = record.differing(base_state(backbone))
-    if differs:
+    if not record.held_by(base_state(backbone)):
         assert record.base is not None
-
-        def holds() -> bool:
-            nonlocal differs
-            differs = record.differing(base_state(backbone))
-            return not differs
-
         named = backbone.__dict__.get('_cdra_bases', ())
-        tried = load_base(backbone, record.base, holds, named)
+        tried = load_base(
+            backbone, record.base, lambda: record.held_by(base_state(backbone)), named
+        )
         if tried:
             raise CheckpointError(
                 'the checkpoint does not store the frozen base weights, and the model does not '
-                f'hold them ({differs}): they came from {record.base.describe()}; {tried}. Put '
-                'that file there, use the config that the run has left in its work directory, or '
-                'write checkpoints with CDRAHook(save_base=True)'
+                f'hold them ({record.differing(base_state(backbone))}): they came from '
+                f'{record.base.describe()}; {tried}. Put that file there, use the config that the '
+                'run has left in its work directory, or write checkpoints with '
+                'CDRAHook(save_base=True)'
             )
     return _with_table(backbone, record) if record.old_fingerprint else record
 
