@@ -34,7 +34,8 @@ def main() -> None:
     from mmengine.dist import is_main_process
     from mmengine.evaluator import DumpResults
 
-    from cdra_mm.mm.backbone import attach_loader
+    from cdra_mm.mm.backbone import attach_loader, keep_base
+    from cdra_mm.mm.checkpoints.base_weights import named_bases
     from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
     from cdra_mm.mm.launch import (
         build_runner,
@@ -47,6 +48,7 @@ def main() -> None:
     from cdra_mm.mm.summary import update_summary
 
     cfg = prepare_config(load_config(args.config, args.cfg_options))
+    keep_base(cfg)
     cfg.load_from, cfg.resume = args.checkpoint, False
     set_outputs(cfg, args.out, args.show_dir)
     check_inputs(cfg, 'test')
@@ -57,7 +59,7 @@ def main() -> None:
     refuse_foreign_weights(model)
     if hasattr(model, 'backbone'):
         # A config without the hook loads adapted checkpoints all the same.
-        attach_loader(model.backbone)
+        attach_loader(model.backbone, named_bases(cfg, model))
     if args.out and cfg.default_scope == 'mmpretrain':
         runner.test_evaluator.metrics.append(DumpResults(args.out))
     with named_downloads(cfg):

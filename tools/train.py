@@ -98,6 +98,7 @@ def set_auto_scale_lr(cfg) -> None:
 
 
 def set_resume(cfg, checkpoint: str) -> None:
+    from cdra_mm.mm.backbone import keep_base
     from cdra_mm.mm.checkpoints.resuming import check_whole, latest_checkpoint
 
     if checkpoint == 'auto':
@@ -107,6 +108,7 @@ def set_resume(cfg, checkpoint: str) -> None:
             return
         checkpoint = str(latest)
     check_whole(checkpoint)
+    keep_base(cfg)
     cfg.resume, cfg.load_from = True, checkpoint
 
 

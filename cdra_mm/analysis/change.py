@@ -11,7 +11,8 @@ from torch import nn
 from cdra_mm.core import CheckpointError, resolve
 from cdra_mm.core.state_keys import adapter_prefix
 from cdra_mm.core.targets import parameter_of, view_of
-from cdra_mm.mm.backbone import PREFIX
+from cdra_mm.mm.backbone import PREFIX, attach_loader
+from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.checkpoints.record import ensure_base
 from cdra_mm.mm.launch import plain_config
 from cdra_mm.pictures.plan_map import map_values
@@ -71,6 +72,7 @@ def base_norms(run: Run, names: list[str]) -> dict[str, float]:
 def _fill(backbone: nn.Module, run: Run) -> None:
     """Brings the base in: from the checkpoint where it holds it, else from where it came."""
     if run.base_record.left_out:
+        attach_loader(backbone, named_bases(run.config))
         ensure_base(backbone, run.base_record)
         return
     loaded = CheckpointLoader.load_checkpoint(str(run.checkpoint), map_location='cpu')['state_dict']

@@ -18,7 +18,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 
 from cdra_mm.core import CDRAError, ConfigError
-from cdra_mm.mm.backbone import attach_loader
+from cdra_mm.mm.backbone import attach_loader, keep_base
+from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
 from cdra_mm.mm.launch import build_runner, prepare_config
 from cdra_mm.mm.packages import drop_own_scope, register_packages
@@ -140,6 +141,7 @@ def _config(run: Run, kind: str) -> Config | None:
         raise ConfigError('the config has no val_dataloader, so there is nothing to predict')
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.get('val_evaluator')
     cfg.test_cfg = cfg.get('test_cfg') or {}
+    keep_base(cfg)
     cfg.load_from, cfg.resume = str(run.checkpoint), False
     cfg.visualizer = {**(cfg.get('visualizer') or {}), 'vis_backends': []}
     cfg.log_level, cfg.launcher = 'ERROR', 'none'
@@ -161,7 +163,7 @@ def _runner(cfg: Config) -> Runner:
     model = plain_model(runner)
     refuse_foreign_weights(model)
     if hasattr(model, 'backbone'):
-        attach_loader(model.backbone)
+        attach_loader(model.backbone, named_bases(cfg, model))
     runner.load_or_resume()
     model.eval()
     return runner

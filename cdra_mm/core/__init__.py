@@ -29,7 +29,8 @@ Read in the order of the data:
 `attention`               attention between adapted or scored projections
 `adapt`                   plan + model: apply, merge, unmerge
 `state_keys`              adapters built from the keys of a state dict
-`files`, `fingerprints`   adapter files, and which base they belong to
+`fingerprints`            which base weights a plan or an adapter belongs to
+`files`, `loading`        adapter files: what they hold, and how a model takes them
 `named_adapters`          several adapters on one base
 `writing`                 files that are there whole or not at all
 ========================  ==============================================
@@ -56,8 +57,9 @@ from .errors import (
     PlanError,
     ScoreError,
 )
-from .files import load_adapter, save_adapter
-from .fingerprints import fingerprint, fingerprint_of
+from .files import save_adapter
+from .fingerprints import base_state, digests_of, fingerprint, fingerprint_of
+from .loading import load_adapter
 from .named_adapters import NamedAdapters
 from .plan import Block, Part, Plan, SparseMatrix, Vector
 from .planning import make_plan, plan_from_masks
@@ -87,10 +89,12 @@ __all__ = [
     'Vector',
     'adapters',
     'apply_plan',
+    'base_state',
     'block_width',
     'build_adapters',
     'compact',
     'count_parameters',
+    'digests_of',
     'dynamic_rank',
     'estimate_scores',
     'find_blocks',

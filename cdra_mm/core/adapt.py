@@ -11,7 +11,7 @@ from torch import nn
 from .adapter import Adapter, CallAdapter, find_kind
 from .entries import Entries
 from .errors import PlanError
-from .fingerprints import fingerprint
+from .fingerprints import forget_base, remember_base, same_scheme
 from .layers import AdapterSet, adapt_module
 from .low_rank import LowRank
 from .plan import Plan, SparseMatrix, Vector
@@ -38,7 +38,12 @@ Place = tuple[str, str, Adapter]
 
 
 def apply_plan(
-    model: nn.Module, plan: Plan, *, keep_trainable: Iterable[str] = (), seed: int = 0
+    model: nn.Module,
+    plan: Plan,
+    *,
+    keep_trainable: Iterable[str] = (),
+    seed: int = 0,
+    digests: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Puts the plan's adapters into a model and freezes the rest, in place.
 
@@ -49,6 +54,7 @@ def apply_plan(
         keep_trainable: Paths of submodules that the plan does not cover and
             that stay as they are, for example the head of a whole classifier.
         seed: Seed of the factors' initial values; no global random state is used.
+        digests: Table of the base weights (`digests_of`), where it is known already.
 
     Returns:
         The model.
@@ -57,8 +63,9 @@ def apply_plan(
         PlanError: If the model is adapted already, or the plan's names, shapes
             or base fingerprint do not fit it. The model is then unchanged.
     """
-    check_fits(model, plan)
-    kept = [_submodule(model, path) for path in keep_trainable]
+    check_fits(model, plan, digests)
+    paths = list(keep_trainable)
+    kept = [_submodule(model, path) for path in paths]
     generator = torch.Generator().manual_seed(seed)
     places = planned_adapters(model, plan)
     for _, _, adapter in places:
@@ -66,6 +73,7 @@ def apply_plan(
     for path, suffix, adapter in places:  # nothing fails from here on
         adapt_module(model.get_submodule(path), suffix, adapter)
     freeze_rest(model, plan, kept)
+    remember_base(model, paths)
     return model
 
 
@@ -157,12 +165,13 @@ def trained_whole(plan: Plan) -> list[str]:
     return [*whole, *plan.also_train]
 
 
-def check_fits(model: nn.Module, plan: Plan) -> None:
+def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None = None) -> None:
     """Checks that a plan was made for this model and these base weights.
 
     Args:
         model: A plain model.
         plan: The plan.
+        digests: Table of the model's weights, where it is known already.
 
     Raises:
         PlanError: See `apply_plan`.
@@ -186,10 +195,11 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
         shape = tuple(parameter_of(model, resolve(model, name)).shape)
         if torch.Size(shape).numel() != numel:
             raise PlanError(f'{name} has shape {shape}, the plan says {numel} entries')
-    if plan.fingerprint and fingerprint(model) != plan.fingerprint:
+    here = same_scheme(plan.fingerprint, model, digests) if plan.fingerprint else ''
+    if here != plan.fingerprint:
         raise PlanError(
             'the plan was made for other base weights (fingerprint '
-            f'{plan.fingerprint[:12]}, this model has {fingerprint(model)[:12]}): load the weights '
+            f'{plan.fingerprint[:12]}, this model has {here[:12]}): load the weights '
             'it was made for, or make a new plan'
         )
 
@@ -262,6 +272,7 @@ def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
             del module.cdra
             module.__class__ = base
     model.__dict__.pop('_cdra_plan', None)
+    forget_base(model)
 
 
 def _carried(model: nn.Module) -> Iterator[tuple[nn.Module, Adapter]]:

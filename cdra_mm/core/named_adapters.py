@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,9 +20,10 @@ from .adapt import (
     trained_whole,
 )
 from .errors import PlanError
-from .files import build_from_file, put_on, read_adapter
+from .files import read_adapter
+from .fingerprints import base_buffers, base_state
+from .loading import build_from_file, put_on, replaced_values
 from .plan import Plan
-from .targets import parameter_of, resolve
 
 __all__ = ['NamedAdapters']
 
@@ -34,19 +35,22 @@ class _Entry:
     Attributes:
         plan: Its plan.
         places: Its adapters; they live here while others are on the model.
-        whole: Values of the base parameters that it trains whole, while it is not in use.
+        whole: Values of the model's own tensors that it replaces, while it is not in use: what it
+            trains whole or brings along, and buffers that have changed while it was in use.
+        beside: Names of what was trained beside its plan.
     """
 
     plan: Plan
     places: list[Place]
     whole: dict[str, Tensor]
+    beside: tuple[str, ...] = ()
 
 
 class NamedAdapters:
     """Adapters of one base model by name, of which one at a time is on the model.
 
     Switching takes the adapters off and puts others on: it costs as much as the
-    adapters are large. The base weights are never copied, but for the parameters that
+    adapters are large. The base weights are never copied, but for buffers and the parameters that
     an adapter trains whole (vectors, tokens): their base values come back when it is taken off.
     The model computes, bit for bit, what it computes after `load_adapter` of the
     same file on a fresh base.
@@ -79,7 +83,7 @@ class NamedAdapters:
         self.model = model
         self._entries: dict[str, _Entry] = {}
         self._current: str | None = None
-        self._base: dict[str, Tensor] = {}  # of the parameters that the current one trains whole
+        self._base: dict[str, Tensor] = {}  # of what the current one replaces, and of all buffers
         self._trainable = {name for name, p in model.named_parameters() if p.requires_grad}
 
     @property
@@ -93,7 +97,13 @@ class NamedAdapters:
         return self._current
 
     def add(
-        self, name: str, source: str | Path | Plan, *, check_base: bool = True, seed: int = 0
+        self,
+        name: str,
+        source: str | Path | Plan,
+        *,
+        check_base: bool = True,
+        may_differ: str | Iterable[str] = (),
+        seed: int = 0,
     ) -> None:
         """Adds an adapter; the one in use stays in use.
 
@@ -101,6 +111,7 @@ class NamedAdapters:
             name: Its name.
             source: A file of `save_adapter`, or a plan for one to be trained.
             check_base: Refuse other base weights than those it was made for.
+            may_differ: Names of those that may be others; see `load_adapter`.
             seed: Seed of the initial values of a plan's adapters.
 
         Raises:
@@ -116,10 +127,12 @@ class NamedAdapters:
         file = None if isinstance(source, Plan) else read_adapter(source)
         with self._plain():
             if file is not None:
-                places = build_from_file(self.model, file, check_base=check_base)
+                places = build_from_file(
+                    self.model, file, check_base=check_base, may_differ=may_differ
+                )
                 # A copy: what is read is mapped, and the file may be written over meanwhile.
-                whole = {key: file.tensors[key].clone() for key in trained_whole(file.plan)}
-                self._entries[name] = _Entry(file.plan, places, whole)
+                whole = {k: value.clone() for k, value in replaced_values(file, may_differ).items()}
+                self._entries[name] = _Entry(file.plan, places, whole, file.beside)
             elif isinstance(source, Plan):
                 self._entries[name] = self._planned(source, seed)
 
@@ -142,13 +155,14 @@ class NamedAdapters:
         self._take_off()
         if name is None or entry is None:
             return
-        self._base = {key: self._parameter(key).detach().clone() for key in entry.whole}
+        state = base_state(self.model)
+        self._base = {k: state[k].clone() for k in {*entry.whole, *base_buffers(self.model)}}
         for path, _, adapter in entry.places:
             # The model may have been moved while this one was not on it.
             like = next(self.model.get_submodule(path).parameters(), None)
             if like is not None:
                 adapter.to(like.device)
-        put_on(self.model, entry.plan, entry.places, entry.whole)
+        put_on(self.model, entry.plan, entry.places, entry.whole, entry.beside)
         entry.whole = dict.fromkeys(entry.whole, torch.empty(0))  # the model holds them now
         self._current = name
 
@@ -188,11 +202,8 @@ class NamedAdapters:
         generator = torch.Generator().manual_seed(seed)
         for _, _, adapter in places:
             adapter.reset(generator)
-        whole = {key: self._parameter(key).detach().clone() for key in trained_whole(plan)}
-        return _Entry(plan, places, whole)
-
-    def _parameter(self, name: str) -> nn.Parameter:
-        return parameter_of(self.model, resolve(self.model, name))
+        state = base_state(self.model)
+        return _Entry(plan, places, {key: state[key].clone() for key in trained_whole(plan)})
 
     def _check_present(self) -> None:
         present = adapters(self.model)
@@ -214,12 +225,17 @@ class NamedAdapters:
         if self._current is None:
             return
         entry = self._entries[self._current]
+        state = base_state(self.model)
         # They may have been trained while they were in use.
-        entry.whole = {key: self._parameter(key).detach().clone() for key in entry.whole}
+        entry.whole = {
+            key: state[key].clone()
+            for key, value in self._base.items()
+            if key in entry.whole or not torch.equal(state[key], value)
+        }
         remove_adapters(self.model, discard=True)
         with torch.no_grad():
             for key, value in self._base.items():
-                self._parameter(key).copy_(value)
+                state[key].copy_(value)
         self._base, self._current = {}, None
         for key, parameter in self.model.named_parameters():
             parameter.requires_grad_(key in self._trainable)

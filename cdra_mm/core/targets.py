@@ -258,7 +258,8 @@ def _views(model: nn.Module, path: str, name: str, block: str) -> Iterator[Targe
 
 def _whole(module: str, parameter: str, weight: Tensor, role: str) -> Target:
     name = _join(module, parameter)
-    return Target(name, module, parameter, '', 0, weight.shape[0], tuple(weight.shape), role)
+    rows = len(weight) if weight.dim() else 1
+    return Target(name, module, parameter, '', 0, rows, tuple(weight.shape), role)
 
 
 def _part(module: str, parameter: str, weight: Tensor, part: str, parts: tuple[str, ...]) -> Target:

@@ -86,6 +86,7 @@ class Request:
         trials: Where plans can be tried out; None unless the method needs a search.
         withheld: Backbone parameters that no method may train or adapt, name -> why (`FROZEN`,
             `UNREACHED`).
+        beside_budget: How many entries of `also_train` stand outside of the budget.
     """
 
     backbone: nn.Module
@@ -95,6 +96,7 @@ class Request:
     fingerprint: str = ''
     trials: Trials | None = None
     withheld: Mapping[str, str] = field(default_factory=dict)
+    beside_budget: int = 0
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the backbone that may be trained, in module order.

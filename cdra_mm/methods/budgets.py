@@ -49,12 +49,13 @@ def check_budget(method: Any) -> None:
             raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
 
 
-def resolved_budget(method: Any, backbone: nn.Module) -> dict[str, Any]:
+def resolved_budget(method: Any, backbone: nn.Module, beside: int = 0) -> dict[str, Any]:
     """The budget of a method on a backbone: ``gamma``, ``num_sensitive`` and ``budget_params``.
 
     Args:
         method: See `check_budget`.
         backbone: What a percentage is of.
+        beside: Trained parameters that stand outside of a budget in parameters or percent.
 
     Returns:
         The three by name, all None but one; a percentage is a count by now.
@@ -63,4 +64,6 @@ def resolved_budget(method: Any, backbone: nn.Module) -> dict[str, Any]:
     if method.budget_percent is not None:
         total = sum(parameter.numel() for parameter in backbone.parameters())
         budget['budget_params'] = int(total * method.budget_percent / 100)
+    if budget['budget_params'] is not None:
+        budget['budget_params'] += beside
     return budget

@@ -114,7 +114,7 @@ class CDRA:
         }
         return make_plan(
             self.competing(request.backbone, request.scores),
-            **resolved_budget(self, request.backbone),
+            **resolved_budget(self, request.backbone, request.beside_budget),
             rank_rule=self.rank_rule,
             min_rank=self.min_rank,
             beta=self.beta,

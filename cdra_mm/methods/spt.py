@@ -145,7 +145,7 @@ class _SPT(ABC):
             PlanError: If nothing fits the budget, or a module does not fit its matrix.
         """
         scores = request.scores
-        budget = resolved_budget(self, request.backbone)
+        budget = resolved_budget(self, request.backbone, request.beside_budget)
         most = budget.pop('budget_params')
         if most is None:
             threshold = kth_largest(scores, requested_count(scores, **budget))

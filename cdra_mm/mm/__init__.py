@@ -11,6 +11,7 @@
 `backbones`                   timm's transformers as dense backbones; DINOv2's multi-layer features
 `checkpoints`                 slim checkpoints, saved safely and resumed exactly
 `compatibility`               how checkpoint files are read: nothing in them is executed
+`cached_files`                files of addresses, checked before they are kept
 `export`                      merged checkpoints, adapter files, LoRA of PEFT, ONNX
 `parallel`                    several processes
 `report`, `summary`           what was planned, what it cost and gave

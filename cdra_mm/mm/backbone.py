@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
+from dataclasses import asdict
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -12,13 +14,22 @@ from torch import Tensor, nn
 from cdra_mm.core import ConfigError
 from cdra_mm.core.layers import PLAIN_LINEAR
 
+from .checkpoints.base_weights import BaseSource, named_bases
 from .checkpoints.record import RECORD_KEY, restore
 from .weights.conversion import convert_on_load
 from .weights.destinations import destination_of
 
-__all__ = ['PREFIX', 'CDRABackbone', 'attach_loader', 'find_backbone', 'wrap_config']
+__all__ = [
+    'PREFIX',
+    'CDRABackbone',
+    'attach_loader',
+    'find_backbone',
+    'keep_base',
+    'wrap_config',
+]
 
 PREFIX = 'backbone.'  # of its keys in a model's state dict
+WRAPPER = 'cdra_mm.CDRABackbone'
 
 
 @MODELS.register_module()
@@ -31,26 +42,41 @@ class CDRABackbone:
 
     Args:
         backbone: Config of the inner backbone.
+        base: Where its base weights come from, where the backbone's ``init_cfg`` does not say it:
+            ``dict(kind=..., path=..., prefix=...)``, see `BaseSource`. An address in a checkpoint
+            is followed only if the config names it.
+        pretrained: What mmseg's models put into the config of their backbone.
 
     Example:
         ``backbone=dict(type='cdra_mm.CDRABackbone', backbone=dict(type=...))``
     """
 
-    def __new__(cls, backbone: dict[str, Any]) -> nn.Module:  # type: ignore[misc]
+    def __new__(  # type: ignore[misc]
+        cls,
+        backbone: dict[str, Any],
+        base: dict[str, Any] | None = None,
+        pretrained: str | None = None,
+    ) -> nn.Module:
         """Builds the inner backbone, which is what is returned."""
-        return attach_loader(MODELS.build(backbone))
+        if pretrained is not None:
+            backbone = {**backbone, 'pretrained': pretrained}
+        bases = named_bases({'model': {'backbone': {'base': base}}})
+        return attach_loader(MODELS.build(backbone), bases)
 
 
-def attach_loader(backbone: nn.Module) -> nn.Module:
+def attach_loader(backbone: nn.Module, bases: Iterable[BaseSource] = ()) -> nn.Module:
     """Registers the loading of adapted checkpoints and of other projects' weights; once is enough.
 
     Args:
         backbone: The plain backbone.
+        bases: What the config names as its base; see `named_bases`.
 
     Returns:
         The backbone.
     """
     _register_mmcv_linear()
+    known = backbone.__dict__.get('_cdra_bases', ())
+    backbone.__dict__['_cdra_bases'] = tuple(dict.fromkeys([*known, *bases]))
     if not backbone.__dict__.get('_cdra_loader'):
         backbone.__dict__['_cdra_loader'] = True
         handle = backbone._register_load_state_dict_pre_hook(_prepare, with_module=True)
@@ -77,13 +103,41 @@ def find_backbone(model: nn.Module) -> nn.Module:
     return backbone
 
 
-def wrap_config(runner: Runner) -> None:
-    """The dumped config loads the run's checkpoints through hook-free APIs."""
-    model = runner.cfg.get('model')
-    inner = model.get('backbone') if isinstance(model, dict) else None
-    if isinstance(inner, dict) and inner.get('type') != 'cdra_mm.CDRABackbone':
-        model['backbone'] = dict(type='cdra_mm.CDRABackbone', backbone=inner)
+def wrap_config(runner: Runner, base: BaseSource | None = None) -> None:
+    """The dumped config loads the run's checkpoints through hook-free APIs.
+
+    Args:
+        runner: A runner in training.
+        base: Where its base weights came from.
+    """
+    if _wrap(runner.cfg, base):
         runner.dump_config()
+
+
+def keep_base(cfg: Config) -> None:
+    """Keeps in a config the base that its ``load_from`` names, before that names a checkpoint.
+
+    Args:
+        cfg: The config, changed in place.
+    """
+    if cfg.get('load_from') and not cfg.get('resume'):
+        _wrap(cfg, BaseSource('checkpoint', str(cfg.load_from), PREFIX))
+
+
+def _wrap(cfg: Config, base: BaseSource | None) -> bool:
+    """Makes the backbone of a config a `CDRABackbone`. Gives whether anything was changed."""
+    model = cfg.get('model')
+    backbone = model.get('backbone') if isinstance(model, dict) else None
+    if not isinstance(backbone, dict):
+        return False
+    changed = backbone.get('type') not in (WRAPPER, CDRABackbone.__name__, CDRABackbone)
+    if changed:
+        backbone = dict(type=WRAPPER, backbone=backbone)
+    # The backbone's own init_cfg is in the config already.
+    if base is not None and base.kind != 'init_cfg' and not backbone.get('base'):
+        backbone['base'], changed = asdict(base), True
+    model['backbone'] = backbone
+    return changed
 
 
 def _prepare(

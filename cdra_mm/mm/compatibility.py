@@ -14,7 +14,7 @@ import argparse
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,15 +23,19 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, checkpoint
 from mmengine.utils import digit_version
 
 from cdra_mm.core.errors import CheckpointError
+
+from .cached_files import cached_file
 
 __all__ = ['TRUST', 'checkpoint_types', 'guard_checkpoints', 'read_checkpoint']
 
 # The first release of torch whose default is weights_only=True.
 STRICT_TORCH = '2.6'
+# mmengine's prefixes of addresses on the web.
+HTTP = ('http://', 'https://')
 # What HistoryBuffer stores of itself: its four functions, by name.
 STATISTICS = ('min', 'max', 'current', 'mean')
 # torch's own switches: the first lets files run code, the second overrides every argument.
@@ -41,17 +45,21 @@ TRUST, FORCE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOA
 def guard_checkpoints() -> None:
     """Lets mmengine read its own checkpoint files, and nothing that could run code.
 
-    Its loaders are registered anew, the way mmengine provides for: that of local files is replaced,
-    those of addresses are called with torch's switch for strict reading set. ``torch.load`` itself
-    stays as it is. Nothing is done with a torch before 2.6, whose strict reading cannot be told
-    what else is harmless, nor where the user sets torch's switch `TRUST` to 1.
+    Its loaders are registered anew, the way mmengine provides for: those of local files and of http
+    addresses are replaced, the others are called with torch's switch for strict reading set, and
+    fetch what they need from http addresses in the same way. ``torch.load`` itself stays as it is.
+    Nothing is done with a torch before 2.6, whose strict reading cannot be told what else is
+    harmless, nor where the user sets torch's switch `TRUST` to 1.
     """
     if digit_version(torch.__version__) < digit_version(STRICT_TORCH) or _is_trusted():
         return
     for prefix, loader in list(CheckpointLoader._schemes.items()):
         if hasattr(loader, 'is_strict'):
             continue
-        strict = read_checkpoint if prefix == '' else _strict(loader)
+        if prefix == '':
+            strict = read_checkpoint
+        else:
+            strict = _fetching(loader) if prefix in HTTP else _strict(loader)
         CheckpointLoader.register_scheme(prefixes=prefix, loader=strict, force=True)
 
 
@@ -81,15 +89,40 @@ read_checkpoint.__name__ = 'load_from_local'
 read_checkpoint.is_strict = True  # type: ignore[attr-defined]
 
 
+def _fetching(loader: Callable[..., Any]) -> Callable[..., Any]:
+    """What mmengine's loader of http addresses is replaced with: checked before it is kept."""
+
+    @functools.wraps(loader)
+    def load(filename: str, map_location: Any = None, **options: Any) -> Any:
+        # mmengine's options, a folder and a progress bar, are not used by any of its callers.
+        return read_checkpoint(cached_file(filename, _require_weights), map_location)
+
+    load.is_strict = True  # type: ignore[attr-defined]
+    return load
+
+
+def _require_weights(path: Path) -> None:
+    """Raises CheckpointError where a file holds no tensors that a model could load."""
+    loaded = read_checkpoint(path)
+    parts = [loaded, *loaded.values()] if isinstance(loaded, Mapping) else []
+    values = (value for part in parts if isinstance(part, Mapping) for value in part.values())
+    if not any(isinstance(value, torch.Tensor) for value in values):
+        raise CheckpointError(f'{path} holds no weights: expected a state dict of tensors')
+
+
 def _strict(loader: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(loader)
     def load(filename: str, *args: Any, **kwargs: Any) -> Any:
         before = os.environ.get(FORCE)
         os.environ[FORCE] = '1'
+        # Names of model zoos (open-mmlab://, torchvision://) end in this function of mmengine's.
+        fetch = checkpoint.load_from_http
+        checkpoint.load_from_http = _fetching(fetch)
         try:
             with _refusing(filename), torch.serialization.safe_globals(checkpoint_types()):
                 return loader(filename, *args, **kwargs)
         finally:
+            checkpoint.load_from_http = fetch
             if before is None:
                 del os.environ[FORCE]
             else:

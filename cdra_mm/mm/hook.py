@@ -19,6 +19,8 @@ from cdra_mm.core import (
     CheckpointError,
     adapters,
     apply_plan,
+    base_state,
+    digests_of,
     freeze_rest,
     save_adapter,
     write_text,
@@ -27,14 +29,22 @@ from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_method
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
-from .checkpoints.base_weights import check_loaded, find_source, reproduced_names
+from .checkpoints.base_weights import check_loaded, find_source, named_bases, reproduced_names
 from .checkpoints.midway import MIDWAY_KEY, go_on
-from .checkpoints.record import Record, ensure_base, make_record, read_record
+from .checkpoints.partial_base import describe_missing
+from .checkpoints.record import (
+    Record,
+    ensure_base,
+    make_record,
+    read_record,
+    record_of,
+    relied_on,
+)
 from .checkpoints.resuming import check_parts, check_state, choose_checkpoint
 from .checkpoints.saving import save_safely
 from .checkpoints.slim_hook import SlimCheckpointHook
 from .parallel.strategies import refuse_sharding
-from .planning.run_plan import RunPlanner
+from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
 from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients
 from .report import describe_plan
@@ -72,7 +82,9 @@ class CDRAHook(Hook):
         exclude: What does not compete in a method that scores: roles (``'norm'``), and names of
             parameters or modules of the backbone (``'layers.0.attn.proj.weight'``,
             ``'layers.11'``).
-        also_train: Backbone parameters that are trained whole, where they exist.
+        also_train: Names of backbone parameters that are trained whole, of any kind and place: a
+            class token, a patch embedding that the base file does not bring.
+        also_train_in_budget: Whether they count against ``budget_params`` and ``budget_percent``.
         seed: Seed of the samples drawn, their augmentations and the factors.
         plan: Path of a plan to use instead of scoring.
         save_base: Store the frozen base weights in every checkpoint.
@@ -95,7 +107,8 @@ class CDRAHook(Hook):
         batch_size: int | None = None,
         statistic: str | None = None,
         exclude: str | Sequence[str] = (),
-        also_train: str | Sequence[str] = ('cls_token',),
+        also_train: str | Sequence[str] = DEFAULT_TRAINED,
+        also_train_in_budget: bool = True,
         seed: int = 0,
         plan: str | Path | None = None,
         save_base: bool = False,
@@ -109,6 +122,7 @@ class CDRAHook(Hook):
             'statistic': statistic,
             'exclude': exclude,
             'also_train': also_train,
+            'also_train_in_budget': also_train_in_budget,
             'seed': seed,
             'plan': plan,
             'save_base': save_base,
@@ -127,6 +141,7 @@ class CDRAHook(Hook):
             plan,
             keep_scores,
             exclude,
+            also_train_in_budget,
         )
         self.seed, self.save_base, self.visualize = seed, save_base, visualize
         self.record: Record | None = None
@@ -146,7 +161,8 @@ class CDRAHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Teaches the backbone to load adapted checkpoints, before anything is loaded."""
         refuse_sharding(runner)
-        attach_loader(find_backbone(plain_model(runner)))
+        model = plain_model(runner)
+        attach_loader(find_backbone(model), named_bases(runner.cfg, model))
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             self._configs = remember_configs(runner)
             choose_checkpoint(runner)
@@ -181,15 +197,15 @@ class CDRAHook(Hook):
         """Scores, plans and adapts, unless a checkpoint has brought adapters along."""
         self._started = time.time()
         backbone = find_backbone(plain_model(runner))
-        loaded = backbone.__dict__.get('_cdra_record')
+        loaded = record_of(backbone)
         if self.record is None and loaded is not None:
-            self._adopt(runner, backbone, loaded)
+            self._adopt(runner, backbone, loaded, has_base=True)
         if self.record is None:
             self._begin(runner, backbone)
         if self._midway is not None:
             go_on(runner, self._midway)
         keep_gradients(plain_model(runner))
-        wrap_config(runner)
+        wrap_config(runner, self.record.base if self.record else None)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Notes the metrics for the summary."""
@@ -207,7 +223,7 @@ class CDRAHook(Hook):
             sizes['checkpoint_bytes'] = last.stat().st_size
         if self.record.plan:
             path = Path(runner.work_dir) / ADAPTER_FILE
-            save_adapter(backbone, path, metrics=self._metrics)
+            save_adapter(backbone, path, metrics=self._metrics, **relied_on(backbone, self.record))
             sizes['adapter_bytes'] = path.stat().st_size
         update_summary(
             runner.work_dir,
@@ -234,10 +250,15 @@ class CDRAHook(Hook):
         model = plain_model(runner)
         source = None if self.save_base else find_source(runner, model, backbone)
         reproduced = reproduced_names(backbone, source)
-        check_loaded(backbone, source, reproduced)
-        plan = self.planner.plan(runner, backbone)
+        missing = check_loaded(backbone, source, reproduced)
+        trains_all = isinstance(self.method, Full) and not self.planner.path
+        digests = {} if trains_all else digests_of(base_state(backbone))
+        if source is not None and missing and not trains_all:
+            also = self.planner.also_train
+            logger.warning(describe_missing(backbone, source, missing, self.method, also))
+        plan = self.planner.plan(runner, backbone, digests)
         if plan is not None:
-            apply_plan(backbone, plan, seed=self.seed)
+            apply_plan(backbone, plan, seed=self.seed, digests=digests)
             check_stays_trained(model, backbone)
             logger.info('\n' + describe_plan(plan, backbone))
         self.record = make_record(
@@ -247,6 +268,7 @@ class CDRAHook(Hook):
             settings=self.settings,
             base=source,
             reproduced=reproduced,
+            digests=digests,
         )
         if plan is not None and not self.save_base and not reproduced:
             logger.warning(
@@ -256,8 +278,17 @@ class CDRAHook(Hook):
         rebuild(runner, self._configs)
         self._write_plan(runner)
 
-    def _adopt(self, runner: Runner, backbone: nn.Module, record: Record) -> None:
-        """A run that goes on with what a checkpoint has planned; it never plans again."""
+    def _adopt(
+        self, runner: Runner, backbone: nn.Module, record: Record, *, has_base: bool = False
+    ) -> None:
+        """A run that goes on with what a checkpoint has planned; it never plans again.
+
+        Args:
+            runner: The run.
+            backbone: Its backbone.
+            record: The record of the checkpoint.
+            has_base: Whether the checkpoint was loaded already, and the base with it.
+        """
         differ = sorted(
             key
             for key in self.settings.keys() | record.settings.keys()
@@ -272,9 +303,12 @@ class CDRAHook(Hook):
             )
         plan = record.read_plan()
         if plan is not None:
-            ensure_base(backbone, record)
+            if not has_base:
+                record = ensure_base(backbone, record)
+                # What is loaded next is the checkpoint: its base need not be compared once more.
+                backbone.__dict__['_cdra_ensured'] = record
             if not adapters(backbone):
-                # The record's fingerprint vouches for the base.
+                # The record's table vouches for the base.
                 apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)
             freeze_rest(backbone, plan)
             check_stays_trained(plain_model(runner), backbone)

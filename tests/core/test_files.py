@@ -320,7 +320,7 @@ def test_adapter_file_tells_what_it_is(saved, tmp_path):
     path = tmp_path / 'told.safetensors'
     save_adapter(model, path, metrics={'mIoU': np.float32(43.5)}, metadata={'author': 'me'})
     metadata = contents(path)[1]
-    assert metadata['format'] == 'cdra_mm.adapter' and metadata['version'] == '1'
+    assert metadata['format'] == 'cdra_mm.adapter' and metadata['version'] == '2'
     assert metadata['cdra_mm'] == __version__ and metadata['author'] == 'me'
     assert metadata['method'] == adapted('fused')[2].method
     assert read_adapter(path).metrics == {'mIoU': 43.5}
@@ -349,10 +349,15 @@ def whole_numbers(tensors, metadata):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (metadata_with(version='2'), "version '2'"),
+        (metadata_with(version='3'), "version '3'"),
         (metadata_with(version=None), 'version None'),
-        (metadata_with(base_fingerprint=None), 'base weights'),
-        (metadata_with(base_fingerprint='0' * 64), 'other base weights'),
+        (metadata_with(version='1'), 'base weights'),
+        (metadata_with(digests=None), 'base weights'),
+        (metadata_with(digests='[]'), 'digests are no JSON object'),
+        (metadata_with(digests='{"norm.weight": 1}'), 'by texts'),
+        (metadata_with(digests='{}'), 'damaged'),
+        (metadata_with(carried='["norm.weight"]'), 'twice'),
+        (metadata_with(carried='{'), 'carried are no JSON list'),
         (metadata_with(metrics='[1'), 'metrics'),
         (not_finite, 'no finite numbers'),
         (whole_numbers, 'no finite numbers'),

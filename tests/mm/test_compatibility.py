@@ -26,6 +26,7 @@ from mmengine.utils import digit_version
 
 from cdra_mm.core import CheckpointError
 from cdra_mm.mm import compatibility
+from cdra_mm.mm.cached_files import _place
 from cdra_mm.mm.compatibility import TRUST, guard_checkpoints
 
 if digit_version(torch.__version__) < digit_version(compatibility.STRICT_TORCH):
@@ -165,8 +166,9 @@ def test_no_loader_of_mmengine_executes_a_file(hostile, is_fork, monkeypatch):
     refuse(load, hostile)
     # An address whose file was downloaded before.
     monkeypatch.setattr(torch.hub, '_hub_dir', str(hostile.parent / 'hub'))
-    (hostile.parent / 'hub' / 'checkpoints').mkdir(parents=True)
-    shutil.copy(hostile, hostile.parent / 'hub' / 'checkpoints')
+    kept = _place('https://nowhere.invalid/hostile.pth')
+    kept.parent.mkdir(parents=True)
+    shutil.copy(hostile, kept)
     refuse(load, 'https://nowhere.invalid/hostile.pth')
     assert os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == before
 

@@ -3,6 +3,9 @@
 OpenMMLab loads pretrained weights in three ways: the backbone's own ``init_cfg``,
 the model's ``init_cfg``, and ``load_from``. Each is replayed as it ran, with the
 backbone's own conversions (resized position embeddings, renamed keys).
+
+A checkpoint names its base too, and whoever made the file chose the name. An address in it is
+followed only where the config names the same one; a path, only to a regular file.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ from __future__ import annotations
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +27,17 @@ from torch import Tensor, nn
 
 from cdra_mm.core import CheckpointError
 
-__all__ = ['BaseSource', 'check_loaded', 'find_source', 'load_base', 'reproduced_names']
+__all__ = [
+    'BaseSource',
+    'check_loaded',
+    'find_source',
+    'is_replaying',
+    'load_base',
+    'named_bases',
+    'reproduced_names',
+]
+
+KINDS = ('init_cfg', 'checkpoint')
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,19 @@ class BaseSource:
     kind: str
     path: str
     prefix: str = ''
+
+    def __post_init__(self) -> None:
+        texts = (self.kind, self.path, self.prefix)
+        if not all(isinstance(text, str) for text in texts) or self.kind not in KINDS:
+            raise CheckpointError(
+                f'{texts!r:.200} is no base: expected a kind ({" or ".join(KINDS)}), a path or '
+                'address and a prefix'
+            )
+
+    @property
+    def is_address(self) -> bool:
+        """Whether it is anything but a path of this machine: http, a storage, a hub."""
+        return '://' in self.path
 
     def describe(self) -> str:
         """For messages."""
@@ -58,11 +85,39 @@ def find_source(runner: Runner, model: nn.Module, backbone: nn.Module) -> BaseSo
     own = _own_source(backbone)
     if own is not None:
         return own
+    return _source_of_model(model)
+
+
+def named_bases(cfg: Mapping[str, Any], model: nn.Module | None = None) -> tuple[BaseSource, ...]:
+    """The bases that a config names beside the backbone's own ``init_cfg``.
+
+    Args:
+        cfg: The config. Its ``load_from`` counts unless it is what is resumed.
+        model: The model that was built from it.
+    """
+    found: list[BaseSource | None] = []
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    base = backbone.get('base') if isinstance(backbone, Mapping) else None
+    if isinstance(base, Mapping):
+        try:
+            found.append(BaseSource(**base))
+        except TypeError as error:
+            raise CheckpointError(
+                f'base={dict(base)!r:.200}: CDRABackbone expects kind, path and prefix ({error})'
+            ) from None
+    if model is not None:
+        found.append(_source_of_model(model))
+    if cfg.get('load_from') and not cfg.get('resume'):
+        found.append(BaseSource('checkpoint', str(cfg['load_from']), 'backbone.'))
+    return tuple(source for source in found if source is not None)
+
+
+def _source_of_model(model: nn.Module) -> BaseSource | None:
     whole = _pretrained(getattr(model, 'init_cfg', None))
-    if whole is not None:
-        prefix = str(whole.get('prefix') or '') + 'backbone.'
-        return BaseSource('checkpoint', str(whole['checkpoint']), prefix)
-    return None
+    if whole is None:
+        return None
+    prefix = str(whole.get('prefix') or '') + 'backbone.'
+    return BaseSource('checkpoint', str(whole['checkpoint']), prefix)
 
 
 def _own_source(backbone: nn.Module) -> BaseSource | None:
@@ -97,7 +152,7 @@ def reproduced_names(backbone: nn.Module, source: BaseSource | None) -> set[str]
     }
 
 
-def check_loaded(backbone: nn.Module, source: BaseSource | None, reproduced: set[str]) -> None:
+def check_loaded(backbone: nn.Module, source: BaseSource | None, reproduced: set[str]) -> list[str]:
     """Refuses a pretrained file that has nothing for this backbone; mmengine only warns.
 
     Args:
@@ -105,35 +160,51 @@ def check_loaded(backbone: nn.Module, source: BaseSource | None, reproduced: set
         source: Where its weights are said to come from.
         reproduced: See `reproduced_names`.
 
+    Returns:
+        Names of the parameters that the source leaves as they were initialised.
+
     Raises:
         CheckpointError: If no matrix of the backbone comes from the source.
     """
+    if source is None:
+        return []
     matrices = {name for name, parameter in backbone.named_parameters() if parameter.dim() > 1}
-    missing = sorted(matrices - reproduced)
-    if source is None or not missing:
-        return
-    what = f'{source.describe()} brings {len(matrices) - len(missing)} of the {len(matrices)}'
-    what += f' weight matrices of {type(backbone).__name__}'
-    if len(missing) == len(matrices):
+    if matrices and not matrices & reproduced:
         raise CheckpointError(
-            f'{what}: it belongs to another architecture, or its names need another prefix'
+            f'{source.describe()} brings 0 of the {len(matrices)} weight matrices of '
+            f'{type(backbone).__name__}: it belongs to another architecture, or its names need '
+            'another prefix'
         )
-    MMLogger.get_current_instance().warning(
-        f'{what}; missing are {", ".join(missing[:3])}{" ..." if len(missing) > 3 else ""}: they '
-        'start at random and are stored in checkpoints'
-    )
+    return [name for name, _ in backbone.named_parameters() if name not in reproduced]
 
 
-def load_base(backbone: nn.Module, source: BaseSource, holds: Callable[[], bool]) -> str:
-    """Tries the backbone's own init_cfg, then the source, until `holds()`.
+def load_base(
+    backbone: nn.Module,
+    source: BaseSource,
+    holds: Callable[[], bool],
+    named: tuple[BaseSource, ...] = (),
+) -> str:
+    """Tries what the config names, then the source, until `holds()`.
+
+    Args:
+        backbone: The backbone.
+        source: The base as a checkpoint names it; see above for when it is followed.
+        holds: Whether the backbone has the right weights.
+        named: What the config names beside the backbone's own ``init_cfg``.
 
     Returns:
         What went wrong, for the message of the caller; '' on success.
     """
     own = _own_source(backbone)
-    failures = []
     # The file may have been moved since: the config then names where it is now.
-    for candidate in [source] if own in (None, source) else [own, source]:
+    of_config = [*([own] if own is not None else []), *named]
+    failures = []
+    for candidate in dict.fromkeys([*of_config, source]):
+        if candidate not in of_config:
+            fault = _why_not_followed(candidate, of_config)
+            if fault:
+                failures.append(fault)
+                continue
         try:
             _replay(backbone, candidate)
         except Exception as error:  # whatever the file system or a download may raise
@@ -145,8 +216,33 @@ def load_base(backbone: nn.Module, source: BaseSource, holds: Callable[[], bool]
     return '; '.join(failures)
 
 
+def is_replaying(backbone: nn.Module) -> bool:
+    """Whether what a backbone is loading right now is its base, brought back."""
+    return bool(backbone.__dict__.get('_cdra_replaying'))
+
+
+def _why_not_followed(source: BaseSource, of_config: list[BaseSource]) -> str:
+    """Why a base that only a file names is left alone; '' where it is not."""
+    paths = list(dict.fromkeys(base.path for base in of_config))
+    if source.path in paths:
+        return ''
+    if source.is_address:
+        names = ' and '.join(map(repr, paths)) if paths else 'no base'
+        return (
+            f'{source.path} was not fetched: the config names {names}, and an address in a file is '
+            'followed only where the config names it too (if you trust it, put it into '
+            'model.backbone.init_cfg)'
+        )
+    path = Path(source.path).expanduser()
+    try:
+        what = '' if path.is_file() else 'is no regular file' if path.exists() else 'does not exist'
+    except (OSError, ValueError) as error:
+        what = f'cannot be looked for ({error})'
+    return f'{source.path} {what}' if what else ''
+
+
 def _replay(backbone: nn.Module, source: BaseSource) -> None:
-    with _muted(), torch.random.fork_rng([]):
+    with _muted(), _replaying(backbone), torch.random.fork_rng([]):
         if source.kind == 'init_cfg':
             _replay_init_cfg(backbone, source)
             return
@@ -179,6 +275,15 @@ def _replay_init_cfg(backbone: nn.Module, source: BaseSource) -> None:
         backbone.init_cfg, backbone._is_init = kept
         for module in backbone.modules():
             module.__dict__.pop('_params_init_info', None)
+
+
+@contextmanager
+def _replaying(backbone: nn.Module) -> Iterator[None]:
+    backbone.__dict__['_cdra_replaying'] = True
+    try:
+        yield
+    finally:
+        del backbone.__dict__['_cdra_replaying']
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 A run's checkpoint leaves out the backbone weights that a named base brings back
 bit for bit. A *record* in the state dict says what was planned, where the base
-came from and what its fingerprint is. It is a uint8 tensor of JSON text: state
-dicts are all that inference APIs hand to a model, and ``weights_only`` loading
-takes tensors.
+came from, and has a digest of each weight and buffer that was left out. It is a
+uint8 tensor of JSON text: state dicts are all that inference APIs hand to a model,
+and ``weights_only`` loading takes tensors.
+
+Buffers that have changed in training (statistics of batch norms) are never left out.
 
 Loading, in this order: the base that the record names is made sure of, the
 adapters are built from the keys, and the base is filled in. A base that cannot
@@ -14,27 +16,50 @@ be found is an error, never a random backbone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, MutableMapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, MutableMapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from cdra_mm.core import (
     CheckpointError,
     Plan,
+    base_state,
     build_adapters,
+    digests_of,
     fingerprint_of,
 )
+from cdra_mm.core.fingerprints import (
+    base_buffers,
+    differences,
+    fingerprint_of_digests,
+    list_differences,
+)
 from cdra_mm.core.state_keys import adapter_prefix
+from cdra_mm.core.strict_json import strict_json
 
-from .base_weights import BaseSource, load_base
+from .base_weights import BaseSource, is_replaying, load_base
 
-__all__ = ['RECORD_KEY', 'Record', 'base_state', 'read_record', 'restore', 'slim', 'trained_names']
+__all__ = [
+    'RECORD_KEY',
+    'Record',
+    'base_state',
+    'ensure_base',
+    'make_record',
+    'read_record',
+    'record_of',
+    'relied_on',
+    'restore',
+    'slim',
+    'stored_names',
+    'trained_names',
+]
 
 RECORD_KEY = 'cdra_record'
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -46,21 +71,58 @@ class Record:
         plan: JSON text of the plan; '' where the whole backbone is trained.
         settings: The hook's settings, plain types.
         base: Where the left-out weights come from; None when all are stored.
-        fingerprint: Fingerprint of the left-out weights.
-        left_out: Names of the left-out weights.
+        digests: Table of the left-out weights (`digests_of`); of version 1 the names only.
+        old_fingerprint: Of version 1: one fingerprint of all of them.
     """
 
     method: str
     plan: str = ''
     settings: Mapping[str, Any] = field(default_factory=dict)
     base: BaseSource | None = None
-    fingerprint: str = ''
-    left_out: tuple[str, ...] = ()
-    version: int = RECORD_VERSION
+    digests: Mapping[str, str] = field(default_factory=dict)
+    old_fingerprint: str = ''
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the left-out weights and buffers."""
+        return tuple(self.digests)
+
+    @property
+    def fingerprint(self) -> str:
+        """One text for all of the left-out weights, for people; '' where there are none."""
+        if self.old_fingerprint or not self.digests:
+            return self.old_fingerprint
+        return fingerprint_of_digests(self.digests)
+
+    def storing(self, tensors: Mapping[str, Tensor]) -> Record:
+        """The record of a state in which those of these tensors that have changed are not left out.
+
+        Args:
+            tensors: Of the backbone's own, by name.
+        """
+        now = digests_of({name: value for name, value in tensors.items() if name in self.digests})
+        changed = {name for name, text in now.items() if text != self.digests[name]}
+        kept = {name: text for name, text in self.digests.items() if name not in changed}
+        return replace(self, digests=kept) if changed else self
+
+    def held_by(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a backbone's state has the base that was left out; ends where it does not."""
+        if self.old_fingerprint:
+            held = fingerprint_of({name: state[name] for name in self.digests})
+            return held == self.old_fingerprint
+        return next(differences(state, self.digests), None) is None
+
+    def differing(self, state: Mapping[str, Tensor]) -> str:
+        """What of a backbone's state is not the base that was left out, for messages."""
+        if self.old_fingerprint:
+            return 'other weights'
+        return list_differences(list(differences(state, self.digests)))
 
     def to_tensor(self) -> Tensor:
         """The record as uint8 text."""
-        text = json.dumps(asdict(self), separators=(',', ':')).encode()
+        entries = asdict(self)
+        del entries['old_fingerprint']
+        text = json.dumps({**entries, 'version': RECORD_VERSION}, separators=(',', ':')).encode()
         return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
     @classmethod
@@ -71,22 +133,39 @@ class Record:
             CheckpointError: If it is damaged or of another version.
         """
         try:
-            entries = json.loads(bytes(tensor.cpu().to(torch.uint8).tolist()).decode())
-            if entries['version'] != RECORD_VERSION:
+            entries = strict_json(bytes(tensor.cpu().to(torch.uint8).tolist()).decode())
+            version = entries.pop('version')
+            if version not in (1, RECORD_VERSION):
                 raise CheckpointError(
-                    f'the checkpoint has record version {entries["version"]}: this release reads '
-                    f'version {RECORD_VERSION}; use the release that wrote it'
+                    f'the checkpoint has record version {version!r:.80}: this release reads '
+                    f'versions up to {RECORD_VERSION}; use the release that wrote it'
                 )
-            entries['base'] = BaseSource(**entries['base']) if entries['base'] else None
-            entries['left_out'] = tuple(entries['left_out'])
-            return cls(**entries)
-        except CheckpointError:
-            raise
-        except (ValueError, TypeError, KeyError) as error:
+            if version == 1:
+                entries['digests'] = dict.fromkeys(entries.pop('left_out'), '')
+                entries['old_fingerprint'] = entries.pop('fingerprint')
+            base = entries['base']
+            entries['base'] = BaseSource(**base) if base else None
+            record = cls(**entries)
+            record._check_types()
+            return record
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
             raise CheckpointError(
                 f'the record of the checkpoint is damaged ({type(error).__name__}: {error}): use '
                 'another checkpoint'
             ) from None
+
+    def _check_types(self) -> None:
+        texts = (self.method, self.plan, self.old_fingerprint)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError('method, plan and fingerprint are texts')
+        if not isinstance(self.settings, dict) or not isinstance(self.digests, dict):
+            raise TypeError('settings and digests are objects')
+        if not all(isinstance(text, str) for text in self.digests.values()):
+            raise TypeError('digests are texts')
+        if self.digests and self.base is None:
+            raise TypeError('it leaves weights out and names no base')
 
     def read_plan(self) -> Plan | None:
         """The plan, or None where the whole backbone is trained."""
@@ -99,14 +178,10 @@ def read_record(state_dict: Mapping[str, Tensor], prefix: str) -> Record | None:
     return None if tensor is None else Record.from_tensor(tensor)
 
 
-def base_state(backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's state dict without adapters."""
-    own = {f'{path}.' for path, module in backbone.named_modules() if path.split('.')[-1] == 'cdra'}
-    return {
-        key: value
-        for key, value in backbone.state_dict().items()
-        if not any(key.startswith(prefix) for prefix in own)
-    }
+def record_of(backbone: nn.Module) -> Record | None:
+    """The record of the checkpoint that a backbone was loaded from, or None."""
+    record: Record | None = backbone.__dict__.get('_cdra_record')
+    return record
 
 
 def trained_names(backbone: nn.Module) -> set[str]:
@@ -115,8 +190,38 @@ def trained_names(backbone: nn.Module) -> set[str]:
     return {name for name, p in backbone.named_parameters() if p.requires_grad and name in state}
 
 
-def slim(state_dict: MutableMapping[str, Tensor], prefix: str, record: Record) -> None:
-    """Takes the left-out weights out of a state dict and puts the record in."""
+def stored_names(backbone: nn.Module, record: Record) -> set[str]:
+    """Names of the backbone's own weights and buffers that its checkpoints store."""
+    left_out = record.storing(base_buffers(backbone)).digests
+    return set(base_state(backbone)) - left_out.keys()
+
+
+def relied_on(backbone: nn.Module, record: Record | None) -> dict[str, Any]:
+    """What `save_adapter` is told of a base: what the file relies on, and what it carries.
+
+    Empty where no base is named: then it relies on all that has not changed.
+    """
+    if record is None or not record.left_out:
+        return {}
+    return {'digests': record.digests, 'carry': stored_names(backbone, record)}
+
+
+def slim(
+    state_dict: MutableMapping[str, Tensor],
+    prefix: str,
+    record: Record,
+    buffers: Collection[str] = (),
+) -> None:
+    """Takes the left-out weights out of a state dict and puts the record in.
+
+    Args:
+        state_dict: Changed in place.
+        prefix: Prefix of the backbone's keys.
+        record: The record of the run.
+        buffers: Names of the backbone's buffers: those that have changed stay in.
+    """
+    present = [name for name in buffers if prefix + name in state_dict]
+    record = record.storing({name: state_dict[prefix + name] for name in present})
     for name in record.left_out:
         state_dict.pop(prefix + name, None)
     state_dict[prefix + RECORD_KEY] = record.to_tensor()
@@ -140,12 +245,15 @@ def restore(backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix
     """
     record = read_record(state_dict, prefix)
     state_dict.pop(prefix + RECORD_KEY, None)
+    if record is not None and is_replaying(backbone):
+        raise CheckpointError('it is a checkpoint with adapters, which is no base of another one')
     if record is None:
         if not build_adapters(backbone, state_dict, prefix):
             return
     else:
         _check_complete(backbone, state_dict, prefix, record)
-        ensure_base(backbone, record)
+        if backbone.__dict__.pop('_cdra_ensured', None) != record:
+            record = ensure_base(backbone, record)
         build_adapters(backbone, state_dict, prefix)
         backbone.__dict__['_cdra_record'] = record
     held = base_state(backbone)
@@ -153,28 +261,47 @@ def restore(backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix
         state_dict.setdefault(prefix + name, held[name])
 
 
-def ensure_base(backbone: nn.Module, record: Record) -> None:
+def ensure_base(backbone: nn.Module, record: Record) -> Record:
     """Loads the base that a record names unless the backbone holds it.
 
+    Returns:
+        The record, with a table of what was left out also where it is of version 1.
+
     Raises:
-        CheckpointError: If neither gives the fingerprint of the record.
+        CheckpointError: If no base that may be loaded is the one of the record.
     """
-    if not record.left_out or _holds(backbone, record):
-        return
-    assert record.base is not None
-    tried = load_base(backbone, record.base, lambda: _holds(backbone, record))
-    if tried:
-        raise CheckpointError(
-            'the checkpoint does not store the frozen base weights, and the model does not hold '
-            f'them: they came from {record.base.describe()} (fingerprint '
-            f'{record.fingerprint[:12]}); {tried}. Put that file there, use the config that the '
-            'checkpoint was trained with, or write checkpoints with CDRAHook(save_base=True)'
+    if not record.left_out:
+        return record
+    if not record.held_by(base_state(backbone)):
+        assert record.base is not None
+        named = backbone.__dict__.get('_cdra_bases', ())
+        tried = load_base(
+            backbone, record.base, lambda: record.held_by(base_state(backbone)), named
         )
+        if tried:
+            raise CheckpointError(
+                'the checkpoint does not store the frozen base weights, and the model does not '
+                f'hold them ({record.differing(base_state(backbone))}): they came from '
+                f'{record.base.describe()}; {tried}. Put that file there, use the config that the '
+                'run has left in its work directory, or write checkpoints with '
+                'CDRAHook(save_base=True)'
+            )
+    return _with_table(backbone, record) if record.old_fingerprint else record
 
 
-def _holds(backbone: nn.Module, record: Record) -> bool:
+def _with_table(backbone: nn.Module, record: Record) -> Record:
+    """A record of version 1 as one of now; the backbone holds the base."""
+    buffers = base_buffers(backbone).keys() & set(record.left_out)
+    statistics = sorted(n for n in buffers if base_state(backbone)[n].is_floating_point())
+    if statistics:
+        MMLogger.get_current_instance().warning(
+            f'the checkpoint was written by an earlier release, which left {len(statistics)} '
+            f'buffers out (the first is {statistics[0]}): where training has changed them, as it '
+            'does with the statistics of batch norms, they are those of the base again'
+        )
     state = base_state(backbone)
-    return fingerprint_of({name: state[name] for name in record.left_out}) == record.fingerprint
+    table = digests_of({name: state[name] for name in record.left_out})
+    return replace(record, digests=table, old_fingerprint='')
 
 
 def _check_complete(
@@ -211,6 +338,7 @@ def make_record(
     settings: Mapping[str, Any],
     base: BaseSource | None,
     reproduced: set[str],
+    digests: Mapping[str, str],
 ) -> Record:
     """The record of a run.
 
@@ -221,16 +349,15 @@ def make_record(
         settings: The hook's settings.
         base: Where the base came from, None to store everything.
         reproduced: Names that this base brings back bit for bit.
+        digests: Table of the base.
     """
-    state = base_state(backbone)
-    left_out: tuple[str, ...] = ()
+    left_out: list[str] = []
     if base is not None and plan is not None:
-        left_out = tuple(sorted(reproduced - trained_names(backbone)))
+        left_out = sorted((reproduced & digests.keys()) - trained_names(backbone))
     return Record(
         method=method,
         plan=plan.to_json() if plan else '',
         settings=dict(settings),
         base=base if left_out else None,
-        fingerprint=fingerprint_of({name: state[name] for name in left_out}) if left_out else '',
-        left_out=left_out,
+        digests={name: digests[name] for name in left_out},
     )

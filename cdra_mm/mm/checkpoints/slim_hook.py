@@ -9,7 +9,10 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..backbone import PREFIX
+from cdra_mm.core.fingerprints import base_buffers
+
+from ..backbone import PREFIX, find_backbone
+from ..rebuild import plain_model
 from .midway import MIDWAY_KEY, midway_state
 from .record import Record, slim
 
@@ -46,9 +49,10 @@ class SlimCheckpointHook(Hook):
         record = self.record()
         if record is None or not record.plan:  # the whole backbone is trained: a plain checkpoint
             return
-        slim(checkpoint['state_dict'], PREFIX, record)
+        buffers = base_buffers(find_backbone(plain_model(runner)))
+        slim(checkpoint['state_dict'], PREFIX, record, buffers)
         if 'ema_state_dict' in checkpoint:
-            slim(checkpoint['ema_state_dict'], 'module.' + PREFIX, record)
+            slim(checkpoint['ema_state_dict'], 'module.' + PREFIX, record, buffers)
         # The record is what counts; this copy is for people who look into the file.
         checkpoint['meta']['cdra'] = {
             'method': record.method,

@@ -14,9 +14,20 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from cdra_mm.core import CheckpointError, ConfigError, save_adapter, write_atomically
+from cdra_mm.core import (
+    CheckpointError,
+    ConfigError,
+    base_state,
+    digests_of,
+    plan_of,
+    save_adapter,
+    trained_whole,
+    write_atomically,
+)
+from cdra_mm.core.files import read_adapter
 
-from .merging import image_size, merge_checkpoint, open_adapted
+from ..checkpoints.record import record_of, relied_on, stored_names
+from .merging import Adapted, build_backbone, image_size, merge_checkpoint, open_adapted
 from .onnx_export import export_onnx
 from .peft_format import to_peft, write_peft
 
@@ -57,18 +68,25 @@ def _write_merged(asked: Export) -> list[str]:
 def _write_adapter(asked: Export) -> list[str]:
     """The adapter file: what is trained of the backbone, and where it goes."""
     adapted = open_adapted(asked.config, asked.checkpoint)
-    save_adapter(adapted.backbone, asked.out, metadata={'source': json.dumps(adapted.provenance)})
-    return [
+    relied = relied_on(adapted.backbone, record_of(adapted.backbone))
+    source = {'source': json.dumps(adapted.provenance)}
+    save_adapter(adapted.backbone, asked.out, metadata=source, **relied)
+    lines = [
         f'{asked.out}: {_mib([asked.out])}, {adapted.provenance["num_adapters"]} adapters of the '
         'backbone; the head is not in it; cdra_mm.core.load_adapter puts it on the base'
     ]
+    carried = read_adapter(asked.out).carried
+    if carried:
+        lines.append(_along(len(carried), carried[0], 'in the file'))
+    return lines
 
 
 def _write_peft(asked: Export) -> list[str]:
     """A folder in the format of Hugging Face PEFT."""
     adapted = open_adapted(asked.config, asked.checkpoint)
     image = adapted.random_image()
-    adapter = to_peft(adapted.backbone, lambda: adapted.backbone(image), asked.names)
+    carried = _not_of_the_base(adapted)
+    adapter = to_peft(adapted.backbone, lambda: adapted.backbone(image), asked.names, carried)
     write_peft(adapter, asked.out, {'source': json.dumps(adapted.provenance)})
     what = "timm's model" if adapter.names == 'timm' else 'the backbone of the config'
     lines = [
@@ -81,6 +99,8 @@ def _write_peft(asked: Export) -> list[str]:
             f'{len(adapter.copied)} trained vectors and tokens are no LoRA (the first is '
             f'{adapter.copied[0]}): PEFT copies them into the base model when it loads the folder'
         )
+    if carried:
+        lines.append(_along(len(carried), carried[0], 'in the folder, and PEFT copies them too'))
     return lines
 
 
@@ -137,6 +157,30 @@ def check_options(asked: Export, to: str, force: bool) -> None:
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise CheckpointError(f'{out} cannot be written: {folder} is not a writable folder')
+
+
+def _not_of_the_base(adapted: Adapted) -> list[str]:
+    """Names of what is neither trained nor brought by the base that the config or the run names."""
+    backbone = adapted.backbone
+    record = record_of(backbone)
+    state = base_state(backbone)
+    if record is not None and record.left_out:
+        stored = stored_names(backbone, record)
+    else:  # the checkpoint stores all of it: what does the config bring?
+        plain = build_backbone(adapted.config)
+        plain.init_weights()
+        fresh = digests_of(base_state(plain))
+        stored = {name for name, text in digests_of(state).items() if fresh.get(name) != text}
+    plan = plan_of(backbone)
+    return sorted(stored - set(trained_whole(plan) if plan is not None else ()))
+
+
+def _along(count: int, first: str, where: str) -> str:
+    what = '1 weight or buffer is' if count == 1 else f'{count} weights and buffers are'
+    return (
+        f'{what} not of the named base, or changed in training (the first is {first}): their '
+        f'values are {where}'
+    )
 
 
 def _mib(files: Iterable[Path]) -> str:

@@ -23,10 +23,18 @@ from cdra_mm.core import (
 )
 
 from ..backbone import attach_loader, find_backbone
+from ..checkpoints.base_weights import named_bases
 from ..checkpoints.record import Record, read_record
 from ..launch import plain_config
 
-__all__ = ['Adapted', 'Merged', 'image_size', 'merge_checkpoint', 'open_adapted']
+__all__ = [
+    'Adapted',
+    'Merged',
+    'build_backbone',
+    'image_size',
+    'merge_checkpoint',
+    'open_adapted',
+]
 
 PREFIX = 'backbone.'
 # A merged output may differ by rounding: this share of the largest output.
@@ -91,7 +99,7 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
     loaded = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     state, record = _adapted_state(loaded, path)
     model = _build(plain.model)
-    backbone = attach_loader(find_backbone(model))
+    backbone = attach_loader(find_backbone(model), named_bases(cfg, model))
     _load(model, state, path)
     plan = record.read_plan() if record is not None else None
     if plan is not None:
@@ -162,6 +170,11 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
     """A model; of a copy, as mmseg writes `pretrained` into the backbone's part of the config."""
     model: nn.Module = MODELS.build(copy.deepcopy(config))
     return model
+
+
+def build_backbone(cfg: Config) -> nn.Module:
+    """The plain backbone of a config, as yet without weights."""
+    return attach_loader(find_backbone(_build(cfg.model)))
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: str) -> None:

@@ -7,16 +7,18 @@ one LoRA of the summed rank, each in its own rows:
     W' - W = alpha / r * B @ A      A = [down_q; down_k; down_v] in their columns   [r, I]
                                     B = [up_q, up_k, up_v] in their rows            [O, r]
 
-LoRA has no place for vectors and tokens that are trained. Their final values go into the file under
-the names of the base weights: PEFT loads the file with ``load_state_dict(strict=False)`` (as it
-does for its own ``bias='all'``), and so copies them into the base model.
+LoRA has no place for vectors and tokens that are trained, nor for what the named base does not
+bring (weights that its file lacks, statistics that changed in training). Their final values go into
+the file under the names of the base weights: PEFT loads the file with
+``load_state_dict(strict=False)`` (as it does for its own ``bias='all'``), and so copies them into
+the base model.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from cdra_mm.core import (
     ParameterAdapter,
     PlanError,
     adapters,
+    base_state,
     plan_of,
     resolve,
     trained_whole,
@@ -71,7 +74,10 @@ class PeftAdapter:
 
 
 def to_peft(
-    backbone: nn.Module, forward: Callable[[], object], names: str | None = None
+    backbone: nn.Module,
+    forward: Callable[[], object],
+    names: str | None = None,
+    carried: Iterable[str] = (),
 ) -> PeftAdapter:
     """The adapters of a backbone as a LoRA of PEFT.
 
@@ -80,6 +86,8 @@ def to_peft(
         forward: Runs the backbone once, on any image: PEFT reaches layers that are called only.
         names: ``'timm'``: for timm's model of the same architecture; ``'config'``: for this
             backbone itself, without adapters. Default: timm's where they are known.
+        carried: Names of frozen weights and buffers that whoever loads the folder cannot have:
+            their values go into it too.
 
     Raises:
         ConfigError: If timm's names are asked for and not known.
@@ -121,14 +129,16 @@ def to_peft(
         ranks[module], alphas[module] = len(down), scale * len(down)
         tensors[f'{PREFIX}{module}.lora_A.weight'] = down
         tensors[f'{PREFIX}{module}.lora_B.weight'] = up
-    for name, value in copied.items():
+    state = base_state(backbone)
+    brought = {name: state[name] for name in carried if name not in copied}
+    for name, value in {**copied, **brought}.items():
         module, _, parameter = rename(name).rpartition('.')
         inside = f'{module}.base_layer' if module in ranks else module
         tensors[PREFIX + f'{inside}.{parameter}'.lstrip('.')] = value
     config = _config(ranks, alphas, max(block.dropout for block in plan.blocks))
     if copied:
         config['bias'] = 'all'  # so PEFT warns that switching it off does not give the base back
-    kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    kept = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     return PeftAdapter(config, kept, names, tuple(map(rename, copied)))
 
 

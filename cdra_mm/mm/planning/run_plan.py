@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 
 from cdra_mm.core import ConfigError, Plan, PlanError, fingerprint
 from cdra_mm.core.scores import require_finite
-from cdra_mm.methods import Method, Request
+from cdra_mm.methods import Method, Request, did_you_mean
 from cdra_mm.progress import silent
 
 from .competing import competing_targets
@@ -25,7 +25,9 @@ from .scoring import score_backbone
 from .supernet import trials_in
 from .withheld import withheld_parameters
 
-__all__ = ['RunPlanner', 'read_plan', 'same_everywhere']
+__all__ = ['DEFAULT_TRAINED', 'RunPlanner', 'read_plan', 'same_everywhere']
+
+DEFAULT_TRAINED = ('cls_token',)  # where the backbone has one
 
 
 @dataclass
@@ -37,12 +39,13 @@ class RunPlanner:
         num_samples: Training samples to score.
         batch_size: Samples per batch while scoring; None for the training loader's.
         statistic: ``'per_sample'`` or ``'per_batch'``; None for the method's own.
-        also_train: Backbone parameters that are trained whole, where they exist.
+        also_train: Backbone parameters that are trained whole.
         seed: Seed of the samples drawn and their augmentations.
         path: A plan file to use instead.
         keep_scores: What of the scores goes into the work directory: False, ``'masks'``
             or ``'all'``.
         exclude: What does not compete; see `exclude_targets`.
+        also_train_in_budget: Whether `also_train` counts against a budget.
         seconds: What scoring or a search took.
 
     Raises:
@@ -58,6 +61,7 @@ class RunPlanner:
     path: str | Path | None
     keep_scores: bool | str = False
     exclude: str | Sequence[str] = ()
+    also_train_in_budget: bool = True
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -89,17 +93,25 @@ class RunPlanner:
             settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
             settings |= {'also_train': list(self.also_train), 'seed': self.seed}
             settings |= self._excluded
+            if not self.also_train_in_budget:  # runs of releases without the setting go on
+                settings |= {'also_train_in_budget': False}
         if self._needs_search:
             settings |= {'seed': self.seed}
         return {'method': self.method.name, **settings}
 
-    def plan(self, runner: Runner, backbone: nn.Module) -> Plan | None:
+    def plan(self, runner: Runner, backbone: nn.Module, digests: Mapping[str, str]) -> Plan | None:
         """The plan for a backbone with its pretrained weights, the same on every rank.
+
+        Args:
+            runner: The run.
+            backbone: Its backbone, plain.
+            digests: Table of its weights.
 
         Returns:
             The plan, or None to train the whole backbone.
 
         Raises:
+            ConfigError: If the backbone lacks what is to be trained whole.
             ScoreError: If a weight of the backbone is not finite.
             PlanError: If nothing is left to train, or a plan file trains what cannot be trained.
         """
@@ -119,6 +131,7 @@ class RunPlanner:
                 )
             )
         request = Request(backbone, withheld=withheld_parameters(runner, backbone, self.seed))
+        also_train = self._trained_whole(request)
         if self.path:
             plan = read_plan(self.path)
             request.check(plan)
@@ -139,13 +152,15 @@ class RunPlanner:
             self.seconds = time.time() - begin
         how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
         how |= self._excluded
-        own = {n: p.numel() for n, p in backbone.named_parameters() if n not in request.withheld}
+        if not self.also_train_in_budget:
+            how['also_train_in_budget'] = False
         request = replace(
             request,
             scores=scores,
-            also_train={name: own[name] for name in self.also_train if name in own},
+            also_train=also_train,
             settings=how if self.method.needs_scores else {},
-            fingerprint=fingerprint(backbone) if self.method.needs_scores else '',
+            fingerprint=fingerprint(backbone, digests=digests) if self.method.needs_scores else '',
+            beside_budget=0 if self.also_train_in_budget else sum(also_train.values()),
         )
         with silent(get_rank() != 0):
             plan = same_everywhere(self._decide(runner, request))
@@ -154,6 +169,25 @@ class RunPlanner:
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan
+
+    def _trained_whole(self, request: Request) -> dict[str, int]:
+        """What of `also_train` there is and can be trained, name -> entries."""
+        own = {name: p.numel() for name, p in request.backbone.named_parameters()}
+        for name in self.also_train:
+            if name in DEFAULT_TRAINED:
+                continue
+            if name not in own:
+                raise ConfigError(
+                    f'also_train: {type(request.backbone).__name__} has no parameter {name!r}'
+                    f'{did_you_mean(name, list(own))}: name some of its named_parameters()'
+                )
+            if name in request.withheld:
+                raise ConfigError(
+                    f'also_train: {name!r} cannot be trained, {request.withheld[name]}: leave it '
+                    'out, or change the config of the backbone'
+                )
+        names = [name for name in self.also_train if name in own and name not in request.withheld]
+        return {name: own[name] for name in names}
 
     @property
     def _excluded(self) -> dict[str, list[str]]:

@@ -8,17 +8,16 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cdra_mm.core.errors import CheckpointError, DataError
-from cdra_mm.data.download import download
+from cdra_mm.core.errors import CheckpointError
+
+from ..cached_files import cached_file, is_http
 
 __all__ = ['local_copy', 'read_state_dict', 'unwrap']
 
@@ -102,38 +101,12 @@ def unwrap(checkpoint: Any) -> Mapping[str, Any]:
 
 
 def local_copy(path: str | Path) -> Path:
-    """The file of an address, downloaded unless it was before; a path as it is.
-
-    With several processes the first one downloads, the others wait.
+    """The file of an address, see `cached_file`; a path as it is.
 
     Raises:
         CheckpointError: If it cannot be had.
     """
-    address = urlsplit(str(path))
-    if address.scheme not in ('http', 'https'):
-        return Path(path).expanduser()
-    file = Path(torch.hub.get_dir(), 'checkpoints', Path(address.path).name)
-    try:
-        if is_main_process():
-            _download(str(path), file)
-    finally:
-        barrier()  # also when it failed: the others would wait for ever
-    if not file.is_file():
-        _download(str(path), file)
-    return file
-
-
-def _download(url: str, file: Path) -> None:
-    if file.exists():
-        return
-    try:
-        download(url, file)
-    except DataError as error:
-        reason = str(error).partition('; ')[0].removeprefix(f'{url}: ')
-        raise CheckpointError(
-            f'cannot download {url}: {reason}; fetch the file by other means and put its path in '
-            'the place of the address'
-        ) from None
+    return cached_file(str(path), read_state_dict) if is_http(path) else Path(path).expanduser()
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
