@@ -102,9 +102,10 @@ class StressedRun:
 
     def newest(self) -> int:
         """Iteration of the checkpoint that a resume would take, 0 for none."""
+        from cdra_mm.mm.checkpoints.own_files import OwnFiles
         from cdra_mm.mm.checkpoints.resuming import latest_checkpoint
 
-        found = latest_checkpoint(self.work_dir, lambda _: None)
+        found = latest_checkpoint(OwnFiles((self.work_dir,)), lambda _: None)
         return int(found.stem.rpartition('_')[2]) if found else 0
 
     def stage(self, leftovers: set[str]) -> str:
@@ -145,6 +146,9 @@ def main() -> None:
 
     prepare('demo', args.root)
     for old in args.work_dir.glob('round_*'):
+        config = old / 'config.py'
+        if not config.is_file() or not config.read_text(encoding='utf-8').startswith('_base_ = '):
+            sys.exit(f'error: {old} was not made by this tool: name another --work-dir')
         shutil.rmtree(old)
     environment = {
         **os.environ,

@@ -28,7 +28,7 @@ Read in the order of the data:
 `state_keys`              adapters built from the keys of a state dict
 `files`, `fingerprints`   adapter files, and which base they belong to
 `named_adapters`          several adapters on one base
-`writing`                 files that are there whole or not at all
+`writing`, `leftovers`    files that are there whole or not at all
 ========================  ==============================================
 """
 
@@ -50,6 +50,7 @@ from .errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DivergedError,
     PlanError,
     ScoreError,
 )
@@ -73,6 +74,7 @@ __all__ = [
     'CheckpointError',
     'ConfigError',
     'DataError',
+    'DivergedError',
     'NamedAdapters',
     'ParameterAdapter',
     'Part',

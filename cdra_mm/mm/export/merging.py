@@ -24,6 +24,7 @@ from cdra_mm.core import (
 
 from ..backbone import attach_loader, find_backbone
 from ..checkpoints.record import Record, read_record
+from ..divergence import refuse_diverged
 from ..launch import plain_config
 
 __all__ = ['Adapted', 'Merged', 'image_size', 'merge_checkpoint', 'open_adapted']
@@ -93,6 +94,7 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
     model = _build(plain.model)
     backbone = attach_loader(find_backbone(model))
     _load(model, state, path)
+    refuse_diverged(model, path)
     plan = record.read_plan() if record is not None else None
     if plan is not None:
         freeze_rest(backbone, plan)
