@@ -44,6 +44,15 @@ def test_folder_that_cannot_be_written_stays_as_it_was(folder_writer):
 STEPS = {os: ('mkdir', 'fsync', 'replace', 'unlink', 'rmdir'), unit: ('_swap',)}
 
 
+def dying(real, done, step):
+    def act(*args, **kwargs):
+        if next(done) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    return act
+
+
 def write_and_die(folder, write, swaps, step):
     """Writes in a process of its own, which is killed before its `step`-th change of the disk."""
     done = count()
@@ -51,13 +60,7 @@ def write_and_die(folder, write, swaps, step):
         unit._swap = lambda *_: False
     for owner, names in STEPS.items():
         for name in names:
-
-            def act(*args, real=getattr(owner, name), **kwargs):
-                if next(done) == step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **kwargs)
-
-            setattr(owner, name, act)
+            setattr(owner, name, dying(getattr(owner, name), done, step))
     write_folder(folder, write)
 
 
