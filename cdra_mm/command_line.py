@@ -24,8 +24,8 @@ def run(main: Callable[[], object]) -> None:
     """Runs the main function of a tool and ends the process.
 
     What the user can mend (`CDRAError`, a file that is not there, a full disk, a
-    missing OpenMMLab) becomes one line ``error: ...`` on stderr and exit code 2, an
-    interruption exit code 130. Anything else is a bug and keeps its traceback.
+    missing OpenMMLab) becomes one line ``error: ...`` on stderr and exit code 2 (a run that
+    has diverged: 1), an interruption exit code 130. Anything else is a bug and keeps its traceback.
 
     Args:
         main: Takes nothing; what it returns is ignored.
@@ -43,7 +43,7 @@ def run(main: Callable[[], object]) -> None:
         if not _is_wrong_input(error):
             raise
         print(f'error: {one_line(error)}', file=sys.stderr)
-        sys.exit(WRONG_INPUT)
+        sys.exit(getattr(error, 'exit_code', WRONG_INPUT))
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,6 @@ python tools/convert_weights.py ViT-B_16.npz vit_base.pth --to mmseg
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def main() -> None:
     from cdra_mm.core.errors import CheckpointError
     from cdra_mm.mm.weights import compare, convert, read_common, read_state_dict
 
-    check_out(args.input, Path(args.out), args.force)
+    check_out(args)
     state_dict = read_state_dict(args.input)
     try:
         common = read_common(state_dict)
@@ -122,19 +121,21 @@ def save(weights: dict[str, Any], out: Path, temporary: str) -> None:
         torch.save({'state_dict': weights}, temporary)
 
 
-def check_out(source: str, out: Path, force: bool) -> None:
+def check_out(args: argparse.Namespace) -> None:
     from cdra_mm.core import CheckpointError
+    from cdra_mm.mm.export.destination import check_destination, is_weights
 
+    out = Path(args.out)
     if out.suffix.lower() not in ('.pth', '.pt', '.safetensors'):
         raise CheckpointError(f'{out}: expected a name that ends in .pth or .safetensors')
-    if out.exists() and os.path.exists(source) and out.samefile(source):
-        raise CheckpointError(f'{out} is the file to convert: name another one to write')
-    if out.is_dir() or (out.exists() and not force):
-        what = 'is a folder' if out.is_dir() else 'exists (--force replaces it)'
-        raise CheckpointError(f'{out} {what}: nothing was written')
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise CheckpointError(f'{out} cannot be written: {folder} is not a writable folder')
+    inputs = [('the file to convert', args.input), ('the config', args.config or '')]
+    check_destination(
+        out,
+        [(what, path) for what, path in inputs if path],
+        force=args.force,
+        what='file of weights alone',
+        is_own=is_weights,
+    )
 
 
 if __name__ == '__main__':

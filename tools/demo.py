@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import mean
 
 from cdra_mm.command_line import run
+from cdra_mm.last_checkpoint import pointed_at
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / 'configs/cdra/demo.py'
@@ -183,7 +184,10 @@ def one_method(demo: Demo, method: str) -> dict:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    return Path((folder / 'last_checkpoint').read_text(encoding='utf-8').strip())
+    found = pointed_at(folder)
+    if found is None:
+        sys.exit(f'error: {folder} has no checkpoint')
+    return found
 
 
 def over_seeds(runs: list[dict]) -> dict:

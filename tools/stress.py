@@ -3,8 +3,8 @@
 A run of the demo (two batches per step, averaged weights, a checkpoint every third iteration) gets
 SIGKILL while it is scored, trained and saved, and is resumed with the same command and --resume
 until it is done; then the next run is begun, until all kills are spent. At the end of each run
-every weight, average and optimizer state must equal those of the uninterrupted run, and no resume
-may go on from less than the last checkpoint. Most of the time is starting Python.
+every weight, average and optimizer state must equal those of the uninterrupted run, one best
+checkpoint must be there and whole, and no resume may go on from less than the last checkpoint. Most of the time is starting Python.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WEIGHTS = REPOSITORY / 'assets/vit_tiny32_in200.pth'
 ITERATIONS = 24
 SAMPLES = 32
 CHANGES = f"""_base_ = {str(CONFIG)!r}
-train_cfg = dict(max_iters={ITERATIONS})
+train_cfg = dict(max_iters={ITERATIONS}, val_interval={ITERATIONS // 3})
 train_dataloader = dict(batch_size=4)
 val_dataloader = dict(dataset=dict(indices=16))
 # mmengine does not bring random numbers back: nothing in the model may draw any.
@@ -39,7 +39,7 @@ model = dict(decode_head=dict(dropout_ratio=0))
 optim_wrapper = dict(accumulative_counts=2)
 custom_hooks = [dict(type='EMAHook', momentum=0.1)]
 default_hooks = dict(
-    checkpoint=dict(interval=3, max_keep_ckpts=2),
+    checkpoint=dict(interval=3, max_keep_ckpts=2, save_best='mIoU'),
     logger=dict(interval=1),
     cdra=dict(num_samples={SAMPLES}, batch_size=4),
 )
@@ -102,10 +102,25 @@ class StressedRun:
 
     def newest(self) -> int:
         """Iteration of the checkpoint that a resume would take, 0 for none."""
+        from cdra_mm.mm.checkpoints.own_files import OwnFiles
         from cdra_mm.mm.checkpoints.resuming import latest_checkpoint
 
-        found = latest_checkpoint(self.work_dir, lambda _: None)
+        found = latest_checkpoint(OwnFiles((self.work_dir,)), lambda _: None)
         return int(found.stem.rpartition('_')[2]) if found else 0
+
+    def best_faults(self) -> list[str]:
+        """What is wrong with the best checkpoint: one has to be there, and whole."""
+        from cdra_mm.core import CheckpointError
+        from cdra_mm.mm.checkpoints.resuming import check_whole
+
+        found = sorted(self.work_dir.glob('best_*.pth'))
+        if len(found) != 1:
+            return [f'{len(found)} best checkpoints']
+        try:
+            check_whole(found[0], 'best')
+        except CheckpointError as error:
+            return [str(error)]
+        return []
 
     def stage(self, leftovers: set[str]) -> str:
         if self.being_written() - leftovers:
@@ -145,6 +160,9 @@ def main() -> None:
 
     prepare('demo', args.root)
     for old in args.work_dir.glob('round_*'):
+        config = old / 'config.py'
+        if not config.is_file() or not config.read_text(encoding='utf-8').startswith('_base_ = '):
+            sys.exit(f'error: {old} was not made by this tool: name another --work-dir')
         shutil.rmtree(old)
     environment = {
         **os.environ,
@@ -167,6 +185,7 @@ def main() -> None:
         stressed = StressedRun(args.work_dir / f'round_{number}', environment)
         kills += one_round(stressed, args.kills - len(kills), moments, length)
         differences += [f'round {number}: {name}' for name in differing(reference, stressed)]
+        differences += [f'round {number}: {fault}' for fault in stressed.best_faults()]
         print(f'round {number}: {len(kills)} of {args.kills} kills, '
               f'{len(differences)} tensors differ')  # fmt: skip
         if not differences:

@@ -54,7 +54,7 @@ def main() -> None:
     check_inputs(cfg, 'test')
     set_work_dir(cfg, args.config, args.work_dir)
     start_processes(cfg, args.launcher)
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, keep_config=True)
     model = plain_model(runner)
     refuse_foreign_weights(model)
     if hasattr(model, 'backbone'):
@@ -69,7 +69,11 @@ def main() -> None:
 
 
 def set_outputs(cfg, out: str | None, show_dir: str | None) -> None:
+    from pathlib import Path
+
     from cdra_mm.core import ConfigError
+    from cdra_mm.mm.export.destination import check_destination
+    from cdra_mm.mm.inputs import check_output_folder, named_files
 
     scope = cfg.get('default_scope')
     if (out or show_dir) and scope not in ('mmseg', 'mmpretrain'):
@@ -79,6 +83,11 @@ def set_outputs(cfg, out: str | None, show_dir: str | None) -> None:
         (evaluator[0] if isinstance(evaluator, list) else evaluator)['output_dir'] = out
     if out and scope == 'mmpretrain' and not out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {out}: predictions of a classifier are written as .pkl')
+    if out and scope == 'mmpretrain':
+        check_destination(Path(out), named_files(cfg), force=True)
+    for option, folder in (('--out', out if scope == 'mmseg' else None), ('--show-dir', show_dir)):
+        if folder:
+            check_output_folder(cfg, folder, option)
     if show_dir:
         hooks = cfg.get('default_hooks') or {}
         if scope == 'mmseg':

@@ -55,7 +55,9 @@ def main() -> None:
         set_work_dir,
         start_processes,
     )
+    from cdra_mm.mm.parallel.processes import is_first_process
     from cdra_mm.mm.rebuild import plain_model
+    from cdra_mm.mm.work_lock import hold_work_dir
 
     cfg = prepare_config(load_config(args.config, args.cfg_options, final_run=args.final))
     if args.amp:
@@ -66,9 +68,11 @@ def main() -> None:
     check_inputs(cfg, 'train')
     suffix = '_final' if args.final else ''
     set_work_dir(cfg, args.config, args.work_dir, suffix=suffix)
+    start_processes(cfg, args.launcher)
+    # Until the process ends; before anything is written there.
+    lock = hold_work_dir(cfg.work_dir) if is_first_process(args.launcher) else None  # noqa: F841
     if args.resume:
         set_resume(cfg, args.resume)
-    start_processes(cfg, args.launcher)
     runner = build_runner(cfg)
     refuse_foreign_weights(plain_model(runner))
     with named_downloads(cfg), told_how_to_resume(cfg.work_dir):
@@ -99,10 +103,11 @@ def set_auto_scale_lr(cfg) -> None:
 
 def set_resume(cfg, checkpoint: str) -> None:
     from cdra_mm.mm.backbone import keep_base
+    from cdra_mm.mm.checkpoints.own_files import OwnFiles
     from cdra_mm.mm.checkpoints.resuming import check_whole, latest_checkpoint
 
     if checkpoint == 'auto':
-        latest = latest_checkpoint(cfg.work_dir, print)
+        latest = latest_checkpoint(OwnFiles.of_config(cfg), print)
         if latest is None:
             print(f'no checkpoint in {cfg.work_dir}: starting from the beginning')
             return

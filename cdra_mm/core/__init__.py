@@ -32,7 +32,7 @@ Read in the order of the data:
 `fingerprints`            which base weights a plan or an adapter belongs to
 `files`, `loading`        adapter files: what they hold, and how a model takes them
 `named_adapters`          several adapters on one base
-`writing`                 files that are there whole or not at all
+`writing`, `leftovers`    files that are there whole or not at all
 ========================  ==============================================
 """
 
@@ -54,6 +54,7 @@ from .errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DivergedError,
     PlanError,
     ScoreError,
 )
@@ -78,6 +79,7 @@ __all__ = [
     'CheckpointError',
     'ConfigError',
     'DataError',
+    'DivergedError',
     'NamedAdapters',
     'ParameterAdapter',
     'Part',

@@ -5,7 +5,13 @@ Every message names what was given, what was expected and what to do.
 
 
 class CDRAError(ValueError):
-    """Base of every error that the user can mend; tools print it as one line."""
+    """Base of every error that the user can mend; tools print it as one line.
+
+    Attributes:
+        exit_code: What a tool ends with.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(CDRAError):
@@ -34,3 +40,9 @@ class PlanError(CDRAError):
 
 class CheckpointError(CDRAError):
     """A checkpoint or adapter file is damaged, foreign, or lacks its base weights."""
+
+
+class DivergedError(CDRAError):
+    """A run has ended because what it trains is no longer finite; its input was not wrong."""
+
+    exit_code = 1

@@ -30,7 +30,9 @@ from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_m
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import check_loaded, find_source, named_bases, reproduced_names
+from .checkpoints.changed_config import check_plan, warn_of_base
 from .checkpoints.midway import MIDWAY_KEY, go_on
+from .checkpoints.own_files import claim_own_files
 from .checkpoints.partial_base import describe_missing
 from .checkpoints.record import (
     Record,
@@ -43,14 +45,16 @@ from .checkpoints.record import (
 from .checkpoints.resuming import check_parts, check_state, choose_checkpoint
 from .checkpoints.saving import save_safely
 from .checkpoints.slim_hook import SlimCheckpointHook
+from .divergence import DivergenceHook, check_finite
 from .parallel.strategies import refuse_sharding
 from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
 from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients
 from .report import describe_plan
-from .summary import parameter_summary, update_summary
+from .summary import parameter_summary, plain_values, update_summary
 from .training_watch import TrainingWatch, check_stays_trained
 from .visual_hook import VisualHook
+from .work_lock import WorkLock, hold_work_dir
 
 __all__ = ['CDRAHook']
 
@@ -150,6 +154,7 @@ class CDRAHook(Hook):
         self._metrics: dict[str, Any] = {}
         self._started = 0.0
         self._watch = TrainingWatch(lambda: self.record)
+        self._lock: WorkLock | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -165,11 +170,14 @@ class CDRAHook(Hook):
         attach_loader(find_backbone(model), named_bases(runner.cfg, model))
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             self._configs = remember_configs(runner)
+            if is_main_process():
+                self._lock = hold_work_dir(runner.work_dir)
             choose_checkpoint(runner)
             save_safely(runner)
         if not any(isinstance(hook, SlimCheckpointHook) for hook in runner.hooks):
             runner.register_hook(SlimCheckpointHook(lambda: self.record))
             runner.register_hook(self._watch)
+            runner.register_hook(DivergenceHook())
             if self.visualize:
                 runner.register_hook(VisualHook(self.method, lambda: self.record))
 
@@ -191,6 +199,7 @@ class CDRAHook(Hook):
         else:
             self._adopt(runner, backbone, record)
         check_state(checkpoint, runner, record)
+        claim_own_files(runner, checkpoint)
         self._midway = checkpoint.get(MIDWAY_KEY, {})
 
     def before_train(self, runner: Runner) -> None:
@@ -213,6 +222,7 @@ class CDRAHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Writes the adapter file and the summary."""
+        check_finite(runner)
         if not is_main_process() or self.record is None:
             return
         backbone = find_backbone(plain_model(runner))
@@ -223,7 +233,8 @@ class CDRAHook(Hook):
             sizes['checkpoint_bytes'] = last.stat().st_size
         if self.record.plan:
             path = Path(runner.work_dir) / ADAPTER_FILE
-            save_adapter(backbone, path, metrics=self._metrics, **relied_on(backbone, self.record))
+            metrics = plain_values(self._metrics)
+            save_adapter(backbone, path, metrics=metrics, **relied_on(backbone, self.record))
             sizes['adapter_bytes'] = path.stat().st_size
         update_summary(
             runner.work_dir,
@@ -236,6 +247,10 @@ class CDRAHook(Hook):
                 'training_seconds': seconds - self.planner.seconds,
             },
         )
+
+    def after_run(self, runner: Runner) -> None:
+        """Gives the work directory free."""
+        self._lock = None
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Adds the test metrics to the summary of the work directory."""
@@ -302,6 +317,8 @@ class CDRAHook(Hook):
                 'run in another work directory'
             )
         plan = record.read_plan()
+        check_plan(plan, self.planner.path)
+        warn_of_base(self.save_base, stores_all=not record.left_out)
         if plan is not None:
             if not has_base:
                 record = ensure_base(backbone, record)

@@ -21,7 +21,14 @@ from cdra_mm.core import CheckpointError, ConfigError, DataError
 from cdra_mm.data import SOURCES
 from cdra_mm.data.pairs import PairSplit
 
-__all__ = ['check_inputs', 'check_weight_file', 'named_downloads', 'refuse_foreign_weights']
+__all__ = [
+    'check_inputs',
+    'check_output_folder',
+    'check_weight_file',
+    'named_downloads',
+    'named_files',
+    'refuse_foreign_weights',
+]
 
 LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
@@ -58,6 +65,39 @@ def check_inputs(cfg: Config, stage: str) -> None:
         plan = ((cfg.get('default_hooks') or {}).get('cdra') or {}).get('plan')
         if plan and not Path(plan).is_file():
             raise ConfigError(f'plan {plan} does not exist: name a cdra_plan.json of another run')
+
+
+def named_files(cfg: Config) -> Iterator[tuple[str, str]]:
+    """What a config reads beside data: what each file or address is, and where it is."""
+    if getattr(cfg, 'filename', None):
+        yield 'the config', str(cfg.filename)
+    for where, path in _pretrained(cfg.get('model'), 'model'):
+        yield f'the base weights ({where})', path
+    if cfg.get('load_from'):
+        yield 'load_from of the config', str(cfg.load_from)
+    plan = ((cfg.get('default_hooks') or {}).get('cdra') or {}).get('plan')
+    if plan:
+        yield 'the plan', str(plan)
+
+
+def check_output_folder(cfg: Config, folder: str, option: str) -> None:
+    """Refuses a folder for predictions that lies in the test data: label maps are named alike.
+
+    Raises:
+        ConfigError: If it is a folder of the data set, or lies in one.
+    """
+    out = Path(folder).expanduser().resolve()
+    for where, dataset in _datasets(cfg.get('test_dataloader'), 'test_dataloader'):
+        root = dataset.get('data_root') or ''
+        prefix = dataset.get('data_prefix') or {}
+        for part in prefix.values() if isinstance(prefix, Mapping) else [prefix]:
+            path = os.path.join(root, part) if isinstance(part, str) else ''
+            if path and '://' not in path:
+                place = Path(path).expanduser().resolve()
+                if out == place or place in out.parents:
+                    raise ConfigError(
+                        f'{option} {folder} lies in the data ({where}): name a folder elsewhere'
+                    )
 
 
 def check_weight_file(path: str, where: str = 'checkpoint') -> None:

@@ -22,6 +22,7 @@ from mmengine.runner import Runner, get_priority
 from cdra_mm.core import ConfigError
 from cdra_mm.methods import CDRA, did_you_mean
 
+from .config_dump import choose_name
 from .packages import drop_own_scope, register_packages
 from .parallel.processes import start_processes
 from .parallel.strategies import check_strategy
@@ -177,15 +178,23 @@ def require_amp_device(cfg: Config) -> None:
         )
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, *, keep_config: bool = False) -> Runner:
     """The runner of a config, of the class that it asks for.
+
+    Args:
+        cfg: The config, with its work directory.
+        keep_config: Whether the config that an earlier run left there stays.
 
     Raises:
         ConfigError: See `check_strategy`.
     """
     hooks = [(cfg.get('default_hooks') or {}).get('cdra'), *(cfg.get('custom_hooks') or ())]
     check_strategy(cfg, adapts=any(_is(hook, 'CDRAHook') for hook in hooks))
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    name = choose_name(cfg, keep_others=keep_config)
+    runner: Runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if name is not None:
+        runner.logger.info(f'the config of this run is kept as {name}: the other is not ours')
+    return runner
 
 
 def _select_final_run(cfg: Config, path: Path) -> None:

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmpretrain.utils import register_all_modules
 
 from cdra_mm.mm.planning.scoring import SeededSamples
+from cdra_mm.mm.work_lock import LOCK
 from tests.tools.project import REPOSITORY, make_project
 
 
@@ -66,7 +67,7 @@ def test_an_interrupted_scoring_pass_leaves_nothing_half_done(train, tmp_path, m
     )
     assert 'Traceback' not in printed.err
     left = {path.name for path in (tmp_path / 'run').iterdir() if path.is_file()}
-    assert left == {'block.py'}  # mmengine's copy of the config
+    assert left == {'block.py', LOCK}  # mmengine's copy of the config
     code, printed = train('--resume')
     assert code == 0
     assert 'no checkpoint in run: starting from the beginning' in printed.out

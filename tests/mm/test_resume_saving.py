@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError
+from cdra_mm.mm.checkpoints.own_files import OwnFiles
 from cdra_mm.mm.checkpoints.resuming import latest_checkpoint, told_how_to_resume
-from cdra_mm.mm.checkpoints.saving import clear_leftovers
 
 from . import toy
 from .test_life_cycle import assert_same, weights
@@ -97,7 +96,7 @@ def test_a_run_that_dies_while_it_saves_goes_on_exactly(tmp_path, monkeypatch, l
     replace = os.replace
     with monkeypatch.context() as patch:
         if last_act == 'remove':
-            patch.setattr('cdra_mm.mm.checkpoints.saving._remove', die)
+            patch.setattr('cdra_mm.mm.checkpoints.saving.remove_own', die)
         else:
             name = 'iter_4.pth' if last_act == 'replace' else 'last_checkpoint'
 
@@ -114,34 +113,28 @@ def test_a_run_that_dies_while_it_saves_goes_on_exactly(tmp_path, monkeypatch, l
     left = {'replace': ['iter_2.pth'], 'point': ['iter_2.pth', 'iter_4.pth']}
     assert checkpoints(tmp_path / 'cut') == left.get(last_act, left['point'])
     pointed = 'iter_4.pth' if last_act == 'remove' else 'iter_2.pth'
-    assert latest_checkpoint(tmp_path / 'cut', pytest.fail) == tmp_path / 'cut' / pointed
+    assert latest(tmp_path / 'cut', pytest.fail) == tmp_path / 'cut' / pointed
     resumed = toy.train(build('cut', resume=True))
     assert_same(weights(whole), weights(resumed))
     # What was outdated when the run died is removed by its successor.
     assert checkpoints(tmp_path / 'cut') == ['iter_6.pth']
 
 
-def test_leftovers_of_dead_processes_are_removed(tmp_path):
-    gone = subprocess.run([sys.executable, '-c', 'import os; print(os.getpid())'],
-                          stdout=subprocess.PIPE, text=True).stdout.strip()  # fmt: skip
-    living = os.getppid()
-    names = [f'.iter_4.pth.{gone}.tmp', f'.iter_4.pth.{living}.tmp', 'iter_2.pth', '.notes.tmp']
-    for name in names:
-        (tmp_path / name).write_bytes(b'x')
-    clear_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
-
-
 def save(folder: Path, *names: str) -> None:
+    folder.mkdir(exist_ok=True)
     for name in names:
-        torch.save({'state_dict': {}}, folder / name)
+        torch.save({'state_dict': {}, 'message_hub': {}, 'optimizer': {}}, folder / name)
+
+
+def latest(folder: Path, say) -> Path | None:
+    return latest_checkpoint(OwnFiles((folder,)), say)
 
 
 def test_latest_checkpoint_is_the_one_pointed_to(tmp_path):
-    assert latest_checkpoint(tmp_path, pytest.fail) is None
+    assert latest(tmp_path, pytest.fail) is None
     save(tmp_path, 'iter_2.pth', 'iter_10.pth')
     (tmp_path / 'last_checkpoint').write_text('/moved/since/iter_2.pth')
-    assert latest_checkpoint(tmp_path, pytest.fail) == tmp_path / 'iter_2.pth'
+    assert latest(tmp_path, pytest.fail) == tmp_path / 'iter_2.pth'
 
 
 @pytest.mark.parametrize('pointer', [None, '', 'iter_99.pth', 'iter_11.pth'])
@@ -152,7 +145,7 @@ def test_latest_checkpoint_is_the_newest_whole_one_where_the_pointer_fails(tmp_p
         text = str(tmp_path / pointer) if pointer else ''
         (tmp_path / 'last_checkpoint').write_text(text)
     said: list[str] = []
-    assert latest_checkpoint(tmp_path, said.append) == tmp_path / 'iter_10.pth'
+    assert latest(tmp_path, said.append) == tmp_path / 'iter_10.pth'
     assert len(said) == 1 and (pointer or 'last_checkpoint') in said[0]
     assert said[0].endswith(f'going on from the newest whole checkpoint, {tmp_path}/iter_10.pth')
 
@@ -162,7 +155,7 @@ def test_latest_checkpoint_refuses_when_none_is_whole(tmp_path):
         (tmp_path / name).write_bytes(b'PK half')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
     with pytest.raises(CheckpointError, match=r'iter_4.pth.*no other .*\(iter_2.pth\)'):
-        latest_checkpoint(tmp_path, pytest.fail)
+        latest(tmp_path, pytest.fail)
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):

@@ -176,6 +176,9 @@ def test_nothing_is_overwritten(tmp_path: Path, convert: Run) -> None:
     out.write_text('kept')
     code, _, error = convert(path, out)
     assert code == 2 and '--force replaces it' in error and out.read_text() == 'kept'
+    code, _, error = convert(path, out, '--force')
+    assert code == 2 and 'no file of weights alone' in error and out.read_text() == 'kept'
+    torch.save({'state_dict': {}}, out)
     assert convert(path, out, '--force')[0] == 0
     for name, part in (('out.txt', 'ends in .pth'), ('in.pth/out.pth', 'not a writable folder')):
         code, _, error = convert(path, tmp_path / name)

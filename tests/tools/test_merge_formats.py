@@ -30,6 +30,7 @@ def run(tmp_path_factory):
     loop = dict(type='IterBasedTrainLoop', max_iters=8, val_interval=8)
     cfg = config(folder, 'cls', train_cfg=loop)
     cfg.dump(folder / 'toy.py')
+    (folder / 'toy.txt').write_text('notes')
     train(cfg)
     image = torch.randn(2, 3, SIZE, SIZE)
     adapted = open_adapted(cfg, str(folder / 'run/iter_8.pth'))
@@ -147,10 +148,13 @@ REFUSALS = {
         ['new', '--format', 'peft', '--shape', '32', '32'], '--shape is for --format onnx',
     ),
     'no pixels': (['new.onnx', '--format', 'onnx', '--shape', '0', '32'], 'expected pixels'),
-    'folder for a file': (['run', '--format', 'adapter', '--force'], 'run is a folder'),
-    'file for a folder': (['base.pth', '--format', 'peft', '--force'], 'base.pth is a file'),
-    'folder of other files': (['run', '--format', 'peft', '--force'], 'folder of other files'),
-    'existing file': (['base.pth', '--format', 'adapter'], '--force replaces it'),
+    'folder for a file': (['run', '--format', 'adapter', '--force'], 'run is a folder, and a file'),
+    'file for a folder': (['toy.txt', '--format', 'peft', '--force'], 'is a file, and a folder'),
+    'folder of other files': (['run', '--format', 'peft', '--force'], 'no folder of a PEFT'),
+    'existing file': (['run/summary.json', '--format', 'adapter'], '--force replaces it'),
+    'the checkpoint': (['run/iter_8.pth', '--force'], 'is the checkpoint, which is read'),
+    'the base': (['base.pth', '--force'], 'is the base weights'),
+    'another checkpoint': (['run/iter_4.pth', '--force'], 'is no merged checkpoint'),
 }  # fmt: skip
 
 

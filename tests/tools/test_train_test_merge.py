@@ -239,7 +239,8 @@ BAD_MERGES = {
     'plain checkpoint': ('nothing_to_do.pth', 'new.pth', 'plain checkpoint already'),
     'other model': ('block/epoch_2.pth', 'new.pth', 'does not fit'),
     'method without adapters': ('linear.pth', 'new.pth', "'linear'"),
-    'existing file': ('block/epoch_2.pth', 'base.pth', '--force'),
+    'existing file': ('block/epoch_2.pth', 'nothing_to_do.pth', '--force'),
+    'the base': ('block/epoch_2.pth', 'base.pth', 'is the base weights'),
     'folder': ('block/epoch_2.pth', 'data', 'is a folder'),
     'below a file': ('block/epoch_2.pth', 'base.pth/new.pth', 'base.pth is not a writable folder'),
 }

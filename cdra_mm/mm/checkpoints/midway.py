@@ -35,11 +35,13 @@ def midway_state(runner: Runner, epoch: int, epoch_iters: int) -> dict[str, Any]
         epoch_iters: Iterations of the current epoch that are done.
 
     Returns:
-        ``gradients`` by parameter name, ``epoch_iters`` and ``epoch_length``; empty between two
-        windows at the start of an epoch.
+        ``gradients`` by parameter name and ``waiting``, the iterations they are of; ``epoch_iters``
+        and ``epoch_length``; empty between two windows at the start of an epoch.
     """
     state: dict[str, Any] = {}
-    if open_iterations(runner.optim_wrapper) and get_world_size() == 1:
+    waiting = open_iterations(runner.optim_wrapper)
+    if waiting and get_world_size() == 1:
+        state['waiting'] = waiting
         named = plain_model(runner).named_parameters()
         state['gradients'] = {
             name: parameter.grad.detach().cpu().clone()
@@ -71,11 +73,19 @@ def go_on(runner: Runner, state: Mapping[str, Any]) -> None:
         state: From `midway_state`.
 
     Raises:
-        CheckpointError: If the gradients are not those of the trained parameters, or the epoch has
-            another length now.
+        CheckpointError: If the gradients are not those of the trained parameters or of another
+            window, or the epoch has another length now and the run is within it.
     """
     logger = MMLogger.get_current_instance()
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        _count_iterations(runner, runner.train_loop, state)
     waiting = open_iterations(runner.optim_wrapper)
+    if state.get('waiting', waiting) != waiting:
+        raise CheckpointError(
+            f'the checkpoint was written {state["waiting"]} iterations into a gradient '
+            f'accumulation, which would be {waiting} by the config: use the accumulative_counts it '
+            'was written with, or a checkpoint at a multiple of it'
+        )
     gradients: Mapping[str, Tensor] = state.get('gradients', {})
     if gradients and get_world_size() == 1:
         named = dict(plain_model(runner).named_parameters())
@@ -101,9 +111,37 @@ def go_on(runner: Runner, state: Mapping[str, Any]) -> None:
         _finish_epoch(runner, int(state['epoch_iters']), int(state['epoch_length']))
 
 
+def _count_iterations(runner: Runner, loop: EpochBasedTrainLoop, state: Mapping[str, Any]) -> None:
+    """The iterations of the whole run, where epochs had another length before it was resumed.
+
+    mmengine counts epochs times length. With another batch size or number of processes the last
+    iteration would then come too early or never, with what is done there: a step of the optimizer,
+    a checkpoint.
+    """
+    length, epochs_left = len(loop.dataloader), loop.max_epochs - loop.epoch
+    done = int(state.get('epoch_iters', 0))
+    left = epochs_left * length - (length if _is_end(state) else min(done, length))
+    if left < 0 or loop.iter + left == loop.max_iters:
+        return
+    MMLogger.get_current_instance().warning(
+        f'an epoch has {length} iterations now, and had another number before iteration '
+        f'{loop.iter}, from which the run goes on: it ends at iteration {loop.iter + left} instead '
+        f'of {loop.max_iters}. Schedules that count iterations go on with their own count'
+    )
+    loop._max_iters = loop.iter + left
+    runner.optim_wrapper.initialize_count_status(runner.model, loop.iter, loop.max_iters)
+
+
+def _is_end(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was written after the last iteration of an epoch."""
+    return bool(state.get('epoch_iters')) and state['epoch_iters'] == state.get('epoch_length')
+
+
 def _finish_epoch(runner: Runner, done: int, length: int) -> None:
     """The first epoch leaves out what was done of it."""
     loop = runner.train_loop
+    if isinstance(loop, EpochBasedTrainLoop) and done == length:
+        done = length = len(loop.dataloader)  # all of it, whatever its length
     if not isinstance(loop, EpochBasedTrainLoop) or len(loop.dataloader) != length:
         now = f'{len(loop.dataloader)}' if isinstance(loop, EpochBasedTrainLoop) else 'no'
         raise CheckpointError(
@@ -128,10 +166,11 @@ class _RestOfEpoch:
         run_iter = loop.run_iter
         # The loop counts from 0: hooks are told the position in the epoch.
         loop.run_iter = lambda position, batch: run_iter(position + done, batch)
-        batches = iter(self._loader)
-        for _ in range(done):
-            next(batches)
-        yield from batches
+        if done < len(self._loader):
+            batches = iter(self._loader)
+            for _ in range(done):
+                next(batches)
+            yield from batches
         loop.dataloader = self._loader
         del loop.run_iter
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +14,15 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from cdra_mm.core import CheckpointError
-from cdra_mm.last_checkpoint import POINTER, pointed_at
+from cdra_mm.last_checkpoint import POINTER, pointed_at, pointer_text
 
 from ..backbone import PREFIX
 from ..inputs import check_weight_file
 from ..rebuild import plain_model
+from .changed_config import check_optimizer
+from .own_files import OwnFiles
 from .record import Record
-from .saving import clear_leftovers
+from .saving import clear_folders
 
 __all__ = [
     'check_parts',
@@ -32,8 +33,6 @@ __all__ = [
     'told_how_to_resume',
 ]
 
-# A checkpoint that can be resumed; the best_... ones hold no optimizer.
-_NUMBERED = re.compile(r'^(?!best_).*?(?P<number>\d+)\.pth$')
 # What a checkpoint must hold, and what writes one without it.
 PARTS = {
     'state_dict': 'it holds weights only',
@@ -50,11 +49,12 @@ def choose_checkpoint(runner: Runner) -> None:
     Raises:
         CheckpointError: If the checkpoint is damaged.
     """
-    clear_leftovers(runner.work_dir)
+    own = OwnFiles.of_runner(runner)
+    clear_folders(own)
     if not runner._resume:
         return
     if runner._load_from is None:
-        found = latest_checkpoint(runner.work_dir, runner.logger.warning)
+        found = latest_checkpoint(own, runner.logger.warning)
         if found is None:
             runner.logger.warning(
                 f'no checkpoint in {runner.work_dir}: starting from the beginning'
@@ -65,12 +65,15 @@ def choose_checkpoint(runner: Runner) -> None:
     check_whole(runner._load_from)
 
 
-def latest_checkpoint(work_dir: str | Path, say: Callable[[str], object]) -> Path | None:
+def latest_checkpoint(own: OwnFiles, say: Callable[[str], object]) -> Path | None:
     """The checkpoint to go on from: the one pointed to, or else the newest whole one.
 
+    In a work directory that was copied the pointer names the original: the copy goes on from its
+    own files, and from the original's only where it has none.
+
     Args:
-        work_dir: Work directory of the run.
-        say: Gets a line where it is not the one pointed to.
+        own: Where the run keeps its checkpoints.
+        say: Gets a line where it is not exactly the one pointed to.
 
     Returns:
         Its path, or None where there is no checkpoint at all.
@@ -78,15 +81,24 @@ def latest_checkpoint(work_dir: str | Path, say: Callable[[str], object]) -> Pat
     Raises:
         CheckpointError: If there are checkpoints and none of them is whole.
     """
-    named = pointed_at(work_dir)
-    fault = f'{Path(work_dir) / POINTER} is missing or empty'
+    work_dir = own.folders[0]
+    text, named = pointer_text(work_dir), pointed_at(work_dir, own.folders)
+    fault = f'{work_dir / POINTER} is missing or empty'
     if named is not None:
         fault = _fault(named)
-        if not fault:
+        if not fault and own.holds(named):
+            if Path(text).is_file() and not Path(text).samefile(named):
+                say(f'{POINTER} names {text}, outside of this run: going on from its own {named}')
             return named
-    found = numbered_checkpoints(work_dir)
+    found = own.numbered()
     if named is None and not found:
         return None
+    if named is not None and not fault:
+        if not found:
+            say(f'{work_dir} has no checkpoint of its own: going on from {named}, which {POINTER} '
+                'names')  # fmt: skip
+            return named
+        fault = f'{POINTER} names {text}, outside of this run'
     for path in found:
         if not _fault(path):
             say(f'{fault}; going on from the newest whole checkpoint, {path}')
@@ -96,13 +108,6 @@ def latest_checkpoint(work_dir: str | Path, say: Callable[[str], object]) -> Pat
         f'{fault}; no other checkpoint in {work_dir} is whole' + (f' ({others})' if others else '')
         + ': start again in another work directory'
     )  # fmt: skip
-
-
-def numbered_checkpoints(work_dir: str | Path) -> list[Path]:
-    """The checkpoints of a work directory that can be resumed, newest first."""
-    numbered = {path: _NUMBERED.match(path.name) for path in Path(work_dir).glob('*.pth')}
-    found = [(int(match['number']), path) for path, match in numbered.items() if match]
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def check_whole(path: str | Path, where: str = '--resume') -> None:
@@ -117,7 +122,8 @@ def check_whole(path: str | Path, where: str = '--resume') -> None:
     """
     fault = '' if '://' in str(path) else _fault(Path(path), where)
     if fault:
-        good = [p.name for p in numbered_checkpoints(Path(path).parent) if not _fault(p)]
+        beside = OwnFiles((Path(path).parent,)).numbered()
+        good = [found.name for found in beside if not _fault(found)]
         raise CheckpointError(fault + (f'; whole are {", ".join(good)} beside it' if good else ''))
 
 
@@ -187,6 +193,7 @@ def check_state(checkpoint: Mapping[str, Any], runner: Runner, record: Record | 
                     raise _damaged(
                         f'{name} of its {part} is {list(held.shape)}, expected {list(tensor.shape)}'
                     )
+    check_optimizer(checkpoint, runner)
     wrapper = runner.optim_wrapper
     parts = dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
     for name, part in parts.items():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,13 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError, write_atomically, write_text
+from cdra_mm.core.leftovers import clear_leftovers
 from cdra_mm.last_checkpoint import POINTER, pointed_at
 
-__all__ = ['OrderedCheckpointHook', 'clear_leftovers', 'save_safely']
+from ..divergence import check_finite
+from .own_files import OwnFiles, remove_own
 
-# What `write_atomically` names a file before it is whole.
-_TEMPORARY = re.compile(r'^\..+\.(?P<process>\d+)\.tmp$')
+__all__ = ['OrderedCheckpointHook', 'clear_folders', 'save_safely']
 
 
 class OrderedCheckpointHook(CheckpointHook):
@@ -65,7 +65,7 @@ class OrderedCheckpointHook(CheckpointHook):
             write_text(Path(runner.work_dir) / POINTER, self.last_ckpt)
             for old in outdated:
                 path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
-                _remove(self.file_backend, path)
+                self._remove(path)
         if limit > 0:
             self.keep_ckpt_ids = deque(kept[-limit:], limit)
             runner.message_hub.update_info('keep_ckpt_ids', kept[-limit:])
@@ -82,7 +82,10 @@ class OrderedCheckpointHook(CheckpointHook):
         best |= set(getattr(self, 'best_ckpt_path_dict', {}).values())
         for path in later.paths:
             if path not in best:  # a resumed run may find the same best again
-                _remove(backend, path)
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        remove_own(self.file_backend, path, self.out_dir, self.filename_tmpl)
 
 
 class _LaterRemoval:
@@ -104,6 +107,8 @@ class _LaterRemoval:
 def save_safely(runner: Runner) -> None:
     """Makes a run write every checkpoint under a temporary name first, and remove old ones last.
 
+    None is written of a run that has diverged: it would replace a good one.
+
     Checkpoints in remote storage (``backend_args``, an address) are left to mmengine, and the order
     of removals to hooks that are a class of their own.
 
@@ -118,8 +123,12 @@ def save_safely(runner: Runner) -> None:
     plain = runner.save_checkpoint
     signature = inspect.signature(plain)
 
+    def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+        check_finite(runner)  # on every process: all of them end
+        save_on_main(*args, **kwargs)
+
     @master_only
-    def save_checkpoint(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+    def save_on_main(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         given = signature.bind(out_dir, filename, *args, **kwargs).arguments
         remote = given.get('file_client_args') or given.get('backend_args')
         if remote or '://' in str(out_dir):
@@ -144,34 +153,8 @@ def save_safely(runner: Runner) -> None:
     runner.save_checkpoint = save_checkpoint
 
 
-def clear_leftovers(folder: str | Path) -> None:
-    """Removes the half-written files that a killed process has left in a folder.
-
-    A file that a living process of this machine is writing stays.
-    """
-    if not is_main_process():
-        return
-    for path in Path(folder).glob('.*.tmp'):
-        match = _TEMPORARY.match(path.name)
-        if match and not _is_alive(int(match['process'])):
-            path.unlink(missing_ok=True)
-            MMLogger.get_current_instance().info(f'removed {path}: an earlier run was writing it')
-
-
-def _is_alive(process: int) -> bool:
-    if process == os.getpid():
-        return False  # the number was given out again: this run has not written yet
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _remove(backend: Any, path: str) -> None:
-    if backend.isfile(path):
-        backend.remove(path)
-    elif backend.isdir(path):  # a sharded checkpoint
-        backend.rmtree(path)
+def clear_folders(own: OwnFiles) -> None:
+    """Removes what a killed process has left half-written where a run keeps its checkpoints."""
+    if is_main_process():
+        for folder in own.folders:
+            clear_leftovers(folder, MMLogger.get_current_instance().info)

@@ -6,7 +6,6 @@ Each writes its file or folder whole or not at all, and returns what is to be to
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from mmengine.config import Config
 
 from cdra_mm.core import (
-    CheckpointError,
     ConfigError,
     base_state,
     digests_of,
@@ -27,6 +25,8 @@ from cdra_mm.core import (
 from cdra_mm.core.files import read_adapter
 
 from ..checkpoints.record import record_of, relied_on, stored_names
+from ..inputs import named_files
+from .destination import check_destination, is_adapter, is_merged, is_onnx, is_peft
 from .merging import Adapted, build_backbone, image_size, merge_checkpoint, open_adapted
 from .onnx_export import export_onnx
 from .peft_format import to_peft, write_peft
@@ -127,6 +127,13 @@ FORMATS: dict[str, Callable[[Export], list[str]]] = {
 # Which formats take an option.
 OPTIONS = {'names': 'peft', 'shape': 'onnx'}
 FOLDERS = ('peft',)
+# What --force may replace: what it is called, and how it is told.
+REPLACED: dict[str, tuple[str, Callable[[Path], bool]]] = {
+    'merged': ('merged checkpoint', is_merged),
+    'adapter': ('adapter file', is_adapter),
+    'peft': ('folder of a PEFT adapter alone', is_peft),
+    'onnx': ('ONNX model exported here', is_onnx),
+}
 
 
 def check_options(asked: Export, to: str, force: bool) -> None:
@@ -134,29 +141,22 @@ def check_options(asked: Export, to: str, force: bool) -> None:
 
     Raises:
         ConfigError: If an option belongs to another format.
-        CheckpointError: If OUT is there and may not be replaced, or cannot be written.
+        CheckpointError: If OUT is read, or is there and may not be replaced, or cannot be written.
     """
     for option, owner in OPTIONS.items():
         if getattr(asked, option) is not None and to != owner:
             raise ConfigError(f'--{option} is for --format {owner}, not {to}')
     if asked.shape is not None and min(asked.shape) < 1:
         raise ConfigError(f'--shape {asked.shape[0]} {asked.shape[1]}: expected pixels, 1 or more')
-    out, is_folder = asked.out, to in FOLDERS
-    if out.exists() and out.is_dir() != is_folder:
-        what = 'folder' if out.is_dir() else 'file'
-        expected = 'folder' if is_folder else 'file'
-        raise CheckpointError(
-            f'{out} is a {what}, --format {to} writes a {expected}: nothing was written'
-        )
-    if is_folder and out.is_dir() and not (out / 'adapter_config.json').is_file():
-        raise CheckpointError(
-            f'{out} is a folder of other files, which --force does not replace: name a new one'
-        )
-    if out.exists() and not force:
-        raise CheckpointError(f'{out} exists (--force replaces it): nothing was written')
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise CheckpointError(f'{out} cannot be written: {folder} is not a writable folder')
+    what, is_own = REPLACED[to]
+    check_destination(
+        asked.out,
+        [('the checkpoint', str(asked.checkpoint)), *named_files(asked.config)],
+        folder=to in FOLDERS,
+        force=force,
+        what=what,
+        is_own=is_own,
+    )
 
 
 def _not_of_the_base(adapted: Adapted) -> list[str]:

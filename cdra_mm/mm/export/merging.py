@@ -25,6 +25,7 @@ from cdra_mm.core import (
 from ..backbone import attach_loader, find_backbone
 from ..checkpoints.base_weights import named_bases
 from ..checkpoints.record import Record, read_record
+from ..divergence import refuse_diverged
 from ..launch import plain_config
 
 __all__ = [
@@ -101,6 +102,7 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
     model = _build(plain.model)
     backbone = attach_loader(find_backbone(model), named_bases(cfg, model))
     _load(model, state, path)
+    refuse_diverged(model, path)
     plan = record.read_plan() if record is not None else None
     if plan is not None:
         freeze_rest(backbone, plan)

@@ -19,7 +19,7 @@ from mmengine.device import get_device
 
 from cdra_mm.core import ConfigError
 
-__all__ = ['start_processes']
+__all__ = ['is_first_process', 'start_processes']
 
 # What a launcher puts into the environment: rank, number of processes, rank on the node.
 VARIABLES = {
@@ -78,6 +78,11 @@ def start_processes(cfg: Config, launcher: str) -> None:
         'find_unused_parameters': cfg.get('find_unused_parameters', False),
     }
     cfg.model_wrapper_cfg = {**wrapper, 'device_ids': None}
+
+
+def is_first_process(launcher: str) -> bool:
+    """Whether this is process 0 of a run, also before the processes have met."""
+    return launcher == 'none' or _places(launcher)[0] == 0
 
 
 def _refuse_loners() -> None:
