@@ -35,6 +35,7 @@ def main() -> None:
     from mmengine.evaluator import DumpResults
 
     from cdra_mm.mm.backbone import attach_loader
+    from cdra_mm.mm.data_check import check_data
     from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
     from cdra_mm.mm.launch import (
         build_runner,
@@ -50,9 +51,12 @@ def main() -> None:
     cfg.load_from, cfg.resume = args.checkpoint, False
     set_outputs(cfg, args.out, args.show_dir)
     check_inputs(cfg, 'test')
+    remarks = check_data(cfg, 'test')
     set_work_dir(cfg, args.config, args.work_dir)
     start_processes(cfg, args.launcher)
     runner = build_runner(cfg)
+    for remark in remarks:
+        runner.logger.warning(remark)
     model = plain_model(runner)
     refuse_foreign_weights(model)
     if hasattr(model, 'backbone'):

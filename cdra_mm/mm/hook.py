@@ -33,6 +33,7 @@ from .checkpoints.record import Record, ensure_base, make_record, read_record
 from .checkpoints.resuming import check_parts, check_state, choose_checkpoint
 from .checkpoints.saving import save_safely
 from .checkpoints.slim_hook import SlimCheckpointHook
+from .data_check.watch import watch
 from .parallel.strategies import refuse_sharding
 from .planning.run_plan import RunPlanner
 from .rebuild import plain_model, rebuild, remember_configs
@@ -131,6 +132,7 @@ class CDRAHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Teaches the backbone to load adapted checkpoints, before anything is loaded."""
         refuse_sharding(runner)
+        watch(runner)
         attach_loader(find_backbone(plain_model(runner)))
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):
             self._configs = remember_configs(runner)

@@ -22,6 +22,7 @@ from mmengine.runner import Runner, get_priority
 from cdra_mm.core import ConfigError
 from cdra_mm.methods import CDRA, did_you_mean
 
+from .data_check import WatchDataHook
 from .packages import drop_own_scope, register_packages
 from .parallel.processes import start_processes
 from .parallel.strategies import check_strategy
@@ -185,7 +186,9 @@ def build_runner(cfg: Config) -> Runner:
     """
     hooks = [(cfg.get('default_hooks') or {}).get('cdra'), *(cfg.get('custom_hooks') or ())]
     check_strategy(cfg, adapts=any(_is(hook, 'CDRAHook') for hook in hooks))
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(WatchDataHook())
+    return runner
 
 
 def _select_final_run(cfg: Config, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.command_line import one_line
+from cdra_mm.core import CheckpointError, DataError
 from cdra_mm.last_checkpoint import POINTER, pointed_at
 
 from ..backbone import PREFIX
@@ -34,6 +36,8 @@ __all__ = [
 
 # A checkpoint that can be resumed; the best_... ones hold no optimizer.
 _NUMBERED = re.compile(r'^(?!best_).*?(?P<number>\d+)\.pth$')
+# Seconds by which the clock of a file system may be behind.
+CLOCK = 2.0
 # What a checkpoint must hold, and what writes one without it.
 PARTS = {
     'state_dict': 'it holds weights only',
@@ -218,13 +222,25 @@ def _damaged(what: str) -> CheckpointError:
 
 @contextmanager
 def told_how_to_resume(work_dir: str | Path) -> Iterator[None]:
-    """An interruption inside the block says from where the run can go on.
+    """What ends the run inside the block says from where it can go on.
 
     Raises:
         KeyboardInterrupt: With that as its message.
+        DataError: With that at its end, where the run has written a checkpoint before a file of
+            its data could not be used.
     """
+    begin = time.time()
     try:
         yield
+    except DataError as error:
+        found = pointed_at(work_dir)
+        # An older one belongs to another run, or is what this one went on from.
+        if found is None or not found.is_file() or found.stat().st_mtime < begin - CLOCK:
+            raise
+        raise DataError(
+            f'{one_line(error)}; the last checkpoint is {found}; then go on with the same command '
+            'and --resume'
+        ) from error
     except KeyboardInterrupt:
         found = pointed_at(work_dir)
         if found is None or not found.is_file():

@@ -4,7 +4,7 @@
 `run_plan`                how a run comes by its plan
 `scoring`                 the run's own data and loss as batches (Eq. 3)
 `scoring_state`           the state of a run while it is scored
-`labels`                  labels that fit the heads
+`labels`                  labels that fit the heads, and what they say about mistakes
 `contrastive`             the loss that GPS scores by
 `supernet`                the search of NOAH
 `kept_scores`             what is kept of the scores for pictures
