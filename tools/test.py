@@ -36,6 +36,7 @@ def main() -> None:
 
     from cdra_mm.mm.backbone import attach_loader, keep_base
     from cdra_mm.mm.checkpoints.base_weights import named_bases
+    from cdra_mm.mm.data_check import check_data
     from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
     from cdra_mm.mm.launch import (
         build_runner,
@@ -52,9 +53,12 @@ def main() -> None:
     cfg.load_from, cfg.resume = args.checkpoint, False
     set_outputs(cfg, args.out, args.show_dir)
     check_inputs(cfg, 'test')
+    remarks = check_data(cfg, 'test')
     set_work_dir(cfg, args.config, args.work_dir)
     start_processes(cfg, args.launcher)
     runner = build_runner(cfg, keep_config=True)
+    for remark in remarks:
+        runner.logger.warning(remark)
     model = plain_model(runner)
     refuse_foreign_weights(model)
     if hasattr(model, 'backbone'):

@@ -46,6 +46,7 @@ def main() -> None:
     set_local_rank(args)
 
     from cdra_mm.mm.checkpoints.resuming import told_how_to_resume
+    from cdra_mm.mm.data_check import check_data
     from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
     from cdra_mm.mm.launch import (
         build_runner,
@@ -66,6 +67,7 @@ def main() -> None:
     if args.auto_scale_lr:
         set_auto_scale_lr(cfg)
     check_inputs(cfg, 'train')
+    remarks = check_data(cfg, 'train')
     suffix = '_final' if args.final else ''
     set_work_dir(cfg, args.config, args.work_dir, suffix=suffix)
     start_processes(cfg, args.launcher)
@@ -74,6 +76,8 @@ def main() -> None:
     if args.resume:
         set_resume(cfg, args.resume)
     runner = build_runner(cfg)
+    for remark in remarks:
+        runner.logger.warning(remark)
     refuse_foreign_weights(plain_model(runner))
     with named_downloads(cfg), told_how_to_resume(cfg.work_dir):
         runner.train()

@@ -27,7 +27,11 @@ class Tally:
 
 
 def class_lines(
-    tallies: Mapping[str, Tally], num_classes: int | None, *, table: bool = True
+    tallies: Mapping[str, Tally],
+    num_classes: int | None,
+    *,
+    table: bool = True,
+    names: Mapping[int, str] | None = None,
 ) -> list[str]:
     r"""The classes of a part: a table of them when they are few, else a line a split.
 
@@ -35,6 +39,7 @@ def class_lines(
         tallies: The occurrences in each split, by its name.
         num_classes: Number of classes; ``None`` where it is not known.
         table: Whether a table is wanted at all.
+        names: Class names by id, for the table.
 
     Returns:
         Indented lines.
@@ -55,10 +60,12 @@ def class_lines(
         return [
             f'  {name}: {_summary(tally, ids)}' for name, tally in tallies.items() if tally.images
         ]
-    lines = ['  class' + ''.join(f'{name:>16}' for name in tallies)]
+    titles = {number: f'{number:>5}  {(names or {}).get(number, "")}'.rstrip() for number in ids}
+    width = max(map(len, titles.values()))
+    lines = [f'  {"class":<{width}}' + ''.join(f'{name:>16}' for name in tallies)]
     for number in ids:
         cells = ''.join(f'{_cell(tally, number):>16}' for tally in tallies.values())
-        lines.append(f'  {number:>5}{cells}')
+        lines.append(f'  {titles[number]:<{width}}{cells}')
     return lines
 
 

@@ -2,6 +2,7 @@
 
 ============================  ==================================================
 `launch`, `inputs`            a config becomes a run; its inputs are looked for first
+`data_check`                  files, labels and sizes of a run's data, looked at beforehand
 `packages`                    ``package::`` names in configs
 `hook`                        when what happens in a run
 `planning`                    the run's own data becomes its plan

@@ -45,6 +45,7 @@ from .checkpoints.record import (
 from .checkpoints.resuming import check_parts, check_state, choose_checkpoint
 from .checkpoints.saving import save_safely
 from .checkpoints.slim_hook import SlimCheckpointHook
+from .data_check.watch import watch
 from .divergence import DivergenceHook, check_finite
 from .parallel.strategies import refuse_sharding
 from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
@@ -166,6 +167,7 @@ class CDRAHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Teaches the backbone to load adapted checkpoints, before anything is loaded."""
         refuse_sharding(runner)
+        watch(runner)
         model = plain_model(runner)
         attach_loader(find_backbone(model), named_bases(runner.cfg, model))
         if runner._train_loop is not None and not isinstance(runner._train_loop, dict):

@@ -23,6 +23,7 @@ from cdra_mm.core import ConfigError
 from cdra_mm.methods import CDRA, did_you_mean
 
 from .config_dump import choose_name
+from .data_check import WatchDataHook
 from .packages import drop_own_scope, register_packages
 from .parallel.processes import start_processes
 from .parallel.strategies import check_strategy
@@ -194,6 +195,7 @@ def build_runner(cfg: Config, *, keep_config: bool = False) -> Runner:
     runner: Runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if name is not None:
         runner.logger.info(f'the config of this run is kept as {name}: the other is not ours')
+    runner.register_hook(WatchDataHook())
     return runner
 
 

@@ -21,7 +21,7 @@ from cdra_mm.core import (
     make_plan,
 )
 from cdra_mm.mm.datasets import FGVC, VTAB1k
-from cdra_mm.mm.planning.labels import check_labels
+from cdra_mm.mm.planning.labels import check_labels, named_loss
 from cdra_mm.mm.planning.scoring import SeededSamples, _draw
 from tests.mm import toy
 from tests.models import TinyViT, images, losses
@@ -178,12 +178,16 @@ with heading('Images and labels') as (refused, taken):
         labelled(torch.tensor([4]))
 
     @refused(
-        'labels of the wrong type',
+        'labels of a type that the loss does not take',
         DataError,
-        'a.jpg has labels of the type torch.float32: expected integers',
+        'a.jpg has labels of the type torch.float32, 1 to 1, and the loss cannot take them',
     )
     def _(folder):
-        labelled(torch.tensor([1.0]))
+        sample = DataSample(metainfo=dict(img_path='a.jpg')).set_gt_label(torch.tensor([1.0]))
+        model = SimpleNamespace(head=SimpleNamespace(num_classes=4))
+        check_labels(model, [sample])
+        with named_loss(model, [sample]):
+            torch.nn.functional.cross_entropy(torch.zeros(1, 4), sample.gt_label)
 
     @taken('training data of one class', 'they are scored, as long as the head has more classes')
     def _(folder):

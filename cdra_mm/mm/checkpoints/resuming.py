@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.command_line import one_line
+from cdra_mm.core import CheckpointError, DataError
 from cdra_mm.last_checkpoint import POINTER, pointed_at, pointer_text
 
 from ..backbone import PREFIX
@@ -33,6 +35,8 @@ __all__ = [
     'told_how_to_resume',
 ]
 
+# Seconds by which the clock of a file system may be behind.
+CLOCK = 2.0
 # What a checkpoint must hold, and what writes one without it.
 PARTS = {
     'state_dict': 'it holds weights only',
@@ -225,13 +229,25 @@ def _damaged(what: str) -> CheckpointError:
 
 @contextmanager
 def told_how_to_resume(work_dir: str | Path) -> Iterator[None]:
-    """An interruption inside the block says from where the run can go on.
+    """What ends the run inside the block says from where it can go on.
 
     Raises:
         KeyboardInterrupt: With that as its message.
+        DataError: With that at its end, where the run has written a checkpoint before a file of
+            its data could not be used.
     """
+    begin = time.time()
     try:
         yield
+    except DataError as error:
+        found = pointed_at(work_dir)
+        # An older one belongs to another run, or is what this one went on from.
+        if found is None or not found.is_file() or found.stat().st_mtime < begin - CLOCK:
+            raise
+        raise DataError(
+            f'{one_line(error)}; the last checkpoint is {found}; then go on with the same command '
+            'and --resume'
+        ) from error
     except KeyboardInterrupt:
         found = pointed_at(work_dir)
         if found is None or not found.is_file():

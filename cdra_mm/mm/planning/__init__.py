@@ -5,7 +5,7 @@
 `scoring`                 the run's own data and loss as batches (Eq. 3)
 `scoring_state`           the state of a run while it is scored
 `competing`               what of the backbone competes
-`labels`                  labels that fit the heads
+`labels`                  labels that fit the heads, and what they say about mistakes
 `unlabelled`              samples without any label
 `contrastive`             the loss that GPS scores by
 `supernet`                the search of NOAH

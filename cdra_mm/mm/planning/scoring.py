@@ -38,7 +38,7 @@ from cdra_mm.progress import logged_progress
 from ..parallel.exchange import Meeting, as_single_process, own_share
 from ..rebuild import plain_model
 from .contrastive import TwoViews, contrastive_loss, join_views
-from .labels import check_labels
+from .labels import check_labels, counted_labels, named_loss
 from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
 from .unlabelled import Unlabelled
 
@@ -156,6 +156,7 @@ def score_backbone(
         if not contrastive:  # which sees no head
             stack.enter_context(alive_head(model, backbone, seed, logger))
         stack.enter_context(autocast(runner))
+        tally = stack.enter_context(counted_labels())
         try:
             scores = estimate_scores(
                 backbone,
@@ -171,6 +172,8 @@ def score_backbone(
             named = _naming_image(error, mine, loader.dataset)
             meeting.fail(named)
             raise named from error.__cause__
+    for mistake in tally.likely_mistakes(model, loader.dataset, len(indices)):
+        logger.warning(mistake)
     count = len(indices) - unlabelled.tell(logger, len(indices))
     logger.info(f'scored {count} samples in {time.time() - begin:.1f} s')
     return scores, count
@@ -198,8 +201,10 @@ def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None
     part = _slice if len(samples) > 1 else lambda whole, _: whole
     with patched(model.backbone, 'forward', _refuse_second_run(model)):
         for n in range(len(samples)):
-            with patched(model, 'extract_feat', lambda *_, n=n, **__: part(features, n)):
-                total, _ = model.parse_losses(model.loss(inputs[n : n + 1], samples[n : n + 1]))
+            mine = samples[n : n + 1]
+            alone = patched(model, 'extract_feat', lambda *_, n=n, **__: part(features, n))
+            with alone, named_loss(model, mine):
+                total, _ = model.parse_losses(model.loss(inputs[n : n + 1], mine))
             losses.append(total)
     return (unlabelled or Unlabelled()).stacked(model, losses, samples)
 

@@ -29,7 +29,7 @@ from cdra_mm.methods import SharedAdapters
 
 from ..parallel.exchange import Meeting, as_single_process
 from ..rebuild import plain_model, remember_configs
-from .labels import check_labels
+from .labels import check_labels, named_loss
 from .scoring import SeededSamples, per_sample_losses, seeded_batches, show_progress
 from .scoring_state import autocast, computed_once, kept_random_state, plain_forward
 
@@ -131,7 +131,8 @@ class RunTrials:
                 group['lr'] = rate * (1 + math.cos(math.pi * step / total)) / 2
             torch.manual_seed(_mixed(self.seed, step))
             alone, once = as_single_process(), computed_once(self.model)
-            with alone, once, self._shared.worn(draw()):
+            named = named_loss(self.model, data['data_samples'])
+            with alone, once, named, self._shared.worn(draw()):
                 # Not the instance's own, which may be compiled for one set of adapters.
                 log = type(self.model).train_step(self.model, data, wrapper)
             loss = float(log['loss'].detach())
