@@ -16,7 +16,14 @@ from .checkpoints.record import RECORD_KEY, restore
 from .weights.conversion import convert_on_load
 from .weights.destinations import destination_of
 
-__all__ = ['PREFIX', 'CDRABackbone', 'attach_loader', 'find_backbone', 'wrap_config']
+__all__ = [
+    'PREFIX',
+    'CDRABackbone',
+    'attach_loader',
+    'find_backbone',
+    'wrap_backbone',
+    'wrap_config',
+]
 
 PREFIX = 'backbone.'  # of its keys in a model's state dict
 
@@ -79,11 +86,24 @@ def find_backbone(model: nn.Module) -> nn.Module:
 
 def wrap_config(runner: Runner) -> None:
     """The dumped config loads the run's checkpoints through hook-free APIs."""
-    model = runner.cfg.get('model')
-    inner = model.get('backbone') if isinstance(model, dict) else None
-    if isinstance(inner, dict) and inner.get('type') != 'cdra_mm.CDRABackbone':
-        model['backbone'] = dict(type='cdra_mm.CDRABackbone', backbone=inner)
+    if wrap_backbone(runner.cfg.get('model')):
         runner.dump_config()
+
+
+def wrap_backbone(model: Any) -> bool:
+    """Puts `CDRABackbone` around the backbone of a model's config, unless it is there already.
+
+    Args:
+        model: The config, changed in place.
+
+    Returns:
+        Whether something was changed.
+    """
+    inner = model.get('backbone') if isinstance(model, dict) else None
+    if not isinstance(inner, dict) or inner.get('type') == 'cdra_mm.CDRABackbone':
+        return False
+    model['backbone'] = dict(type='cdra_mm.CDRABackbone', backbone=inner)
+    return True
 
 
 def _prepare(

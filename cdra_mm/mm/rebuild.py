@@ -14,7 +14,7 @@ from typing import Any
 
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import Runner
 from torch import nn
@@ -26,9 +26,14 @@ __all__ = ['check_rebuildable', 'plain_model', 'rebuild', 'remember_configs']
 
 
 def plain_model(runner: Runner) -> nn.Module:
-    """The runner's model without a distributed wrapper."""
+    """The runner's model without what wraps it: for several processes, for test-time augmentation.
+
+    mmengine loads a checkpoint into this model too, without a prefix.
+    """
     model: nn.Module = runner.model
-    return model.module if is_model_wrapper(model) else model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def remember_configs(runner: Runner) -> dict[str, Any]:
