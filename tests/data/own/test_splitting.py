@@ -20,7 +20,7 @@ NAMED = {
 ALONE = {
     'one counter': [f'img_{i:04}' for i in range(20)],
     'numbers': [str(i) for i in range(20)],
-    'kinds of images': [f'{kind}_{i}' for kind in ('town', 'park', 'home', 'shop') for i in range(5)],
+    'kinds': [f'{kind}_{i}' for kind in ('town', 'park', 'shop', 'den') for i in range(5)],
     'one name each': ['a_1', 'b_1', 'c_1', 'd_1'],
 }  # fmt: skip
 
