@@ -24,6 +24,12 @@ def parse_args() -> argparse.Namespace:
         'predictions',
     )
     parser.add_argument('--show-dir', help='folder for the painted predictions')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation: the config's tta_pipeline and tta_model, or, where it has "
+        'none, an image and its mirror image, averaged',
+    )
     return parser.parse_args()
 
 
@@ -47,6 +53,7 @@ def main() -> None:
     )
     from cdra_mm.mm.rebuild import plain_model
     from cdra_mm.mm.summary import update_summary
+    from cdra_mm.mm.test_time import set_test_time_augmentation
 
     cfg = prepare_config(load_config(args.config, args.cfg_options))
     keep_base(cfg)
@@ -54,6 +61,8 @@ def main() -> None:
     set_outputs(cfg, args.out, args.show_dir)
     check_inputs(cfg, 'test')
     remarks = check_data(cfg, 'test')
+    if args.tta:
+        set_test_time_augmentation(cfg)
     set_work_dir(cfg, args.config, args.work_dir)
     start_processes(cfg, args.launcher)
     runner = build_runner(cfg, keep_config=True)

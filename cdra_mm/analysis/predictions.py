@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 
@@ -22,6 +21,7 @@ from cdra_mm.mm.backbone import attach_loader, keep_base
 from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
 from cdra_mm.mm.launch import build_runner, prepare_config
+from cdra_mm.mm.model_kind import is_kind
 from cdra_mm.mm.packages import drop_own_scope, register_packages
 from cdra_mm.mm.rebuild import plain_model
 
@@ -31,9 +31,6 @@ __all__ = ['Predicted', 'Show', 'evenly_spaced', 'predict']
 
 Show = Callable[[int, int], Any]
 """Called with the number of images done and of all."""
-
-# Base classes of mmseg and mmpretrain, by what they are called here.
-KINDS = {'segmentor': 'BaseSegmentor', 'classifier': 'BaseClassifier'}
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def predict(
 
     Args:
         run: The run. What stands in the way is noted in its ``missing``.
-        kind: What its model has to be, a key of `KINDS`.
+        kind: What its model has to be, a key of `model_kind.KINDS`.
         max_images: At most so many images, evenly spaced.
         show: Called after each batch.
 
@@ -133,7 +130,7 @@ def _config(run: Run, kind: str) -> Config | None:
         raise ConfigError('the config of the run is not known')
     register_packages()
     cfg = prepare_config(drop_own_scope(Config(run.config.to_dict())))
-    if not _is_kind(cfg, kind):
+    if not is_kind(cfg, kind):
         return None
     if run.checkpoint is None:
         raise ConfigError('the run has no checkpoint yet')
@@ -147,15 +144,6 @@ def _config(run: Run, kind: str) -> Config | None:
     cfg.log_level, cfg.launcher = 'ERROR', 'none'
     check_inputs(cfg, 'test')
     return cfg
-
-
-def _is_kind(cfg: Config, kind: str) -> bool:
-    found = cfg.model.type
-    if isinstance(found, str):
-        with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            found = registry.get(found)
-    bases = {base.__name__ for base in getattr(found, '__mro__', ())}
-    return KINDS[kind] in bases
 
 
 def _runner(cfg: Config) -> Runner:

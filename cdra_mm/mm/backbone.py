@@ -25,6 +25,7 @@ __all__ = [
     'attach_loader',
     'find_backbone',
     'keep_base',
+    'wrap_backbone',
     'wrap_config',
 ]
 
@@ -110,7 +111,7 @@ def wrap_config(runner: Runner, base: BaseSource | None = None) -> None:
         runner: A runner in training.
         base: Where its base weights came from.
     """
-    if _wrap(runner.cfg, base):
+    if wrap_backbone(runner.cfg, base):
         runner.dump_config()
 
 
@@ -121,11 +122,19 @@ def keep_base(cfg: Config) -> None:
         cfg: The config, changed in place.
     """
     if cfg.get('load_from') and not cfg.get('resume'):
-        _wrap(cfg, BaseSource('checkpoint', str(cfg.load_from), PREFIX))
+        wrap_backbone(cfg, BaseSource('checkpoint', str(cfg.load_from), PREFIX))
 
 
-def _wrap(cfg: Config, base: BaseSource | None) -> bool:
-    """Makes the backbone of a config a `CDRABackbone`. Gives whether anything was changed."""
+def wrap_backbone(cfg: Config, base: BaseSource | None = None) -> bool:
+    """Makes the backbone of a config a `CDRABackbone`.
+
+    Args:
+        cfg: The config, changed in place.
+        base: Where its base weights came from, if not from its own ``init_cfg``.
+
+    Returns:
+        Whether anything was changed.
+    """
     model = cfg.get('model')
     backbone = model.get('backbone') if isinstance(model, dict) else None
     if not isinstance(backbone, dict):

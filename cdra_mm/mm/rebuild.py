@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmengine.hooks import EMAHook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.runner import Runner
 from torch import nn
@@ -25,9 +25,14 @@ __all__ = ['check_rebuildable', 'plain_model', 'rebuild', 'remember_configs']
 
 
 def plain_model(runner: Runner) -> nn.Module:
-    """The runner's model without a distributed wrapper."""
+    """The runner's model without what wraps it: for several processes, for test-time augmentation.
+
+    mmengine loads a checkpoint into this model too, without a prefix.
+    """
     model: nn.Module = runner.model
-    return model.module if is_model_wrapper(model) else model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def remember_configs(runner: Runner) -> dict[str, Any]:

@@ -7,6 +7,7 @@ own keeps its settings. matplotlib is imported when the first figure is made.
 
 from __future__ import annotations
 
+from colorsys import hsv_to_rgb
 from contextlib import AbstractContextManager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ __all__ = [
     'GREY',
     'INK',
     'SEQUENCE',
+    'class_palette',
     'colour_of',
     'new_figure',
     'pixels_of',
@@ -95,6 +97,31 @@ def new_figure(width: float, height: float) -> Figure:
 def colour_of(position: int) -> str:
     """The colour of the n-th line, bar or run; they repeat after seven."""
     return COLOURS[position % len(COLOURS)]
+
+
+def class_palette(count: int) -> list[list[int]]:
+    """Colours of classes, told apart as long as they can be: `COLOURS`, then more hues.
+
+    Args:
+        count: Number of classes.
+
+    Returns:
+        ``[red, green, blue]`` of 255 each, no colour twice.
+
+    Example:
+        >>> class_palette(2)
+        [[0, 114, 178], [213, 94, 0]]
+    """
+    palette = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS[:count]]
+    position = 0
+    while len(palette) < count:
+        # Steps of the golden ratio never come back; three brightnesses in turn.
+        hue, value = position * 0.61803398875 % 1.0, (0.95, 0.7, 0.45)[position % 3]
+        colour = [round(255 * part) for part in hsv_to_rgb(hue, 0.75, value)]
+        if colour not in palette:
+            palette.append(colour)
+        position += 1
+    return palette
 
 
 def render(figure: Figure, form: str) -> bytes:
