@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 from collections.abc import Callable
@@ -20,7 +21,6 @@ from cdra_mm.progress import logged_progress
 
 from ..backbone import keep_base, wrap_backbone
 from ..inputs import check_weight_file, named_downloads
-from ..launch import plain_config
 from ..model_kind import is_kind
 
 __all__ = ['Outcome', 'predict_folder']
@@ -117,7 +117,7 @@ def predict_folder(
     _refuse_overwriting(found, out, [Path(kind.table), *files], force)
     check_weight_file(checkpoint)
     place = _device(device)
-    cfg = plain_config(cfg)
+    cfg = copy.deepcopy(cfg)
     keep_base(cfg)
     wrap_backbone(cfg)
     with named_downloads(cfg):
