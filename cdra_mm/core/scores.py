@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .batch_scores import BatchScores, LossFn, require_finite
 from .errors import ScoreError
 from .square_sink import SquareSink
-from .targets import Target, find_targets, parameter_of, resolve, view_of
+from .targets import find_targets, parameter_of, resolve, view_of
 
 __all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'evaluation_mode', 'require_finite']
 

@@ -107,8 +107,9 @@ def score_backbone(
 
     Returns:
         Scores by target name, relative to the backbone, the same on all ranks; and the number
-        of samples (without those that `unlabelled` leaves out). Which samples (and for ``per_batch`` which batches) are scored does not depend
-        on the number of ranks; the order of the sums does, so two world sizes agree to rounding.
+        of samples (without those that `unlabelled` leaves out). Which samples (and for
+        ``per_batch`` which batches) are scored does not depend on the number of ranks; the order
+        of the sums does, so two world sizes agree to rounding.
 
     Raises:
         DataError: If a sample cannot be loaded or has labels out of range, or none has labels.
