@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from cdra_mm import CDRAHook
-from cdra_mm.core import ConfigError, Plan, PlanError
+from cdra_mm.core import ConfigError, Plan, PlanError, find_targets, plan_of
 
 from . import toy
+
+SHORT = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=100)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,32 @@ def test_a_budget_too_small_names_the_smallest_that_works(tmp_path):
     torch.manual_seed(0)
     with pytest.raises(PlanError, match=r'budget_params=3 is too small.*trains \d+ parameters'):
         toy.train(toy.config(tmp_path, cdra=dict(budget_percent=None, budget_params=3)))
+
+
+def test_exclude_is_a_setting_of_the_record_only_where_it_is_given():
+    assert 'exclude' not in CDRAHook().settings  # as in records from before there was one
+    assert CDRAHook(exclude='norm').settings['exclude'] == ['norm']
+    hook = CDRAHook(exclude=('norm', 'layers.0'), method=dict(type='spt_lora'))
+    assert hook.settings['exclude'] == ['norm', 'layers.0']
+    assert 'exclude' not in CDRAHook(exclude='norm', method=dict(type='lora')).settings
+
+
+@pytest.mark.parametrize('method', ['cdra', 'spt_lora', 'gps'])
+def test_exclude_is_respected_by_methods_that_score(tmp_path, method):
+    settings = dict(type=method, loss='task') if method == 'gps' else dict(type=method)
+    left_out = ('norm', 'bias', 'layers.0')
+    cdra = dict(method=settings, exclude=left_out)
+    runner = toy.train(toy.config(tmp_path, cdra=cdra, train_cfg=SHORT))
+    plan = plan_of(runner.model.backbone)
+    trained = {r.name for r in (*plan.blocks, *plan.sparse, *plan.vectors)}
+    targets = find_targets(runner.model.backbone)
+    assert trained
+    for name in trained & targets.keys():
+        assert targets[name].role not in ('norm', 'bias') and not name.startswith('layers.0.')
+    assert plan.settings['exclude'] == list(left_out)
+
+
+def test_exclude_is_said_to_be_unused_by_a_method_without_scores(tmp_path, capsys):
+    cdra = dict(method=dict(type='lora'), exclude='norm')
+    toy.train(toy.config(tmp_path, cdra=cdra, train_cfg=SHORT))
+    assert "exclude=['norm']: not used, lora has no scores" in capsys.readouterr().out

@@ -12,11 +12,13 @@ from cdra_mm.core import (
     ConfigError,
     PlanError,
     apply_plan,
+    find_targets,
     load_adapter,
     make_plan,
     plan_from_masks,
     save_adapter,
 )
+from cdra_mm.core.exclusion import exclude_targets
 from cdra_mm.methods import make_method
 from cdra_mm.mm.inputs import check_inputs
 from cdra_mm.mm.launch import load_config, prepare_config
@@ -75,6 +77,18 @@ with heading('Settings') as (refused, taken):
     @refused('a count that no tensor holds', ConfigError, 'expected an integer')
     def _(folder):
         CDRAHook(num_samples=10**30)
+
+    @refused(
+        "`exclude='norms'`",
+        ConfigError,
+        "exclude: 'norms' is nothing that competes (did you mean 'norm'?)",
+    )
+    def _(folder):
+        exclude_targets(find_targets(TinyViT()), ('norms',))
+
+    @refused('`exclude` of everything', ConfigError, "exclude=['blocks'] leaves nothing to compete")
+    def _(folder):
+        exclude_targets(find_targets(TinyViT()), ['blocks'])
 
     @refused('two budgets', ConfigError, 'give only one of')
     def _(folder):
