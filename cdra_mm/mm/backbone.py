@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from types import FunctionType
 from typing import Any
 
 from mmengine.registry import MODELS
@@ -78,12 +79,39 @@ def find_backbone(model: nn.Module) -> nn.Module:
 
 
 def wrap_config(runner: Runner) -> None:
-    """The dumped config loads the run's checkpoints through hook-free APIs."""
+    """The dumped config can be read, and loads the run's checkpoints through hook-free APIs."""
+    changed = _name_types(runner.cfg._cfg_dict)
     model = runner.cfg.get('model')
     inner = model.get('backbone') if isinstance(model, dict) else None
-    if isinstance(inner, dict) and inner.get('type') != 'cdra_mm.CDRABackbone':
+    if isinstance(inner, dict) and inner.get('type') not in ('cdra_mm.CDRABackbone', CDRABackbone):
         model['backbone'] = dict(type='cdra_mm.CDRABackbone', backbone=inner)
+        changed = True
+    if changed:
         runner.dump_config()
+
+
+def _name_types(config: Any) -> bool:
+    """Puts names in the place of classes and functions that are a ``type``, in place.
+
+    mmengine writes a class as ``type=package.module.Class``, which no config can read again.
+
+    Returns:
+        Whether there was one.
+    """
+    found = False
+    if isinstance(config, dict):
+        for key, value in dict.items(config):  # a lazy object of a config stays one
+            if key == 'type' and isinstance(value, type | FunctionType):
+                path = f'{value.__module__}.{value.__qualname__}'
+                local = value.__module__ == '__main__' or '<locals>' in path
+                # What no import finds can only be known to a registry.
+                dict.__setitem__(config, key, value.__name__ if local else path)
+                found = True
+            else:
+                found = _name_types(value) or found
+    elif isinstance(config, list | tuple):
+        found = any([_name_types(value) for value in config])
+    return found
 
 
 def _prepare(

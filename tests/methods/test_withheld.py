@@ -10,7 +10,7 @@ from cdra_mm.core.adapter import CallAdapter
 from cdra_mm.methods import METHODS, Request, make_method
 from cdra_mm.methods.base import FROZEN, UNREACHED
 
-from .adapted import tiny, timm_vit
+from .adapted import timm_vit, tiny
 
 SETTINGS = {
     'cdra': dict(budget_percent=20.0, rank_rule='count'),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from cdra_mm.core import (
 from ..backbone import attach_loader, find_backbone
 from ..checkpoints.record import Record, read_record
 from ..launch import plain_config
+from ..packages import set_default_scope
 
 __all__ = ['Adapted', 'Merged', 'image_size', 'merge_checkpoint', 'open_adapted']
 
@@ -87,7 +88,7 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
         CheckpointError: If the checkpoint has no adapters, or does not fit the config.
     """
     plain = plain_config(cfg)
-    init_default_scope(plain.get('default_scope', 'mmengine'))
+    set_default_scope(plain)
     loaded = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     state, record = _adapted_state(loaded, path)
     model = _build(plain.model)
