@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
@@ -15,6 +15,7 @@ from cdra_mm.mm.backbone import PREFIX, attach_loader
 from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.checkpoints.record import ensure_base
 from cdra_mm.mm.launch import plain_config
+from cdra_mm.mm.packages import set_default_scope
 from cdra_mm.pictures.plan_map import map_values
 
 from .maps import map_picture
@@ -53,7 +54,7 @@ def base_norms(run: Run, names: list[str]) -> dict[str, float]:
         )
         return {}
     try:
-        init_default_scope(run.config.get('default_scope', 'mmengine'))
+        set_default_scope(run.config)
         backbone = MODELS.build(plain_config(run.config).model.backbone)
         _fill(backbone, run)
     except Exception as error:  # the config is the user's own program

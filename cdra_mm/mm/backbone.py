@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping
 from dataclasses import asdict
+from types import FunctionType
 from typing import Any
 
 from mmengine.config import Config
@@ -105,13 +106,14 @@ def find_backbone(model: nn.Module) -> nn.Module:
 
 
 def wrap_config(runner: Runner, base: BaseSource | None = None) -> None:
-    """The dumped config loads the run's checkpoints through hook-free APIs.
+    """The dumped config can be read, and loads the run's checkpoints through hook-free APIs.
 
     Args:
         runner: A runner in training.
         base: Where its base weights came from.
     """
-    if wrap_backbone(runner.cfg, base):
+    named = _name_types(runner.cfg._cfg_dict)
+    if wrap_backbone(runner.cfg, base) or named:
         runner.dump_config()
 
 
@@ -147,6 +149,30 @@ def wrap_backbone(cfg: Config, base: BaseSource | None = None) -> bool:
         backbone['base'], changed = asdict(base), True
     model['backbone'] = backbone
     return changed
+
+
+def _name_types(config: Any) -> bool:
+    """Puts names in the place of classes and functions that are a ``type``, in place.
+
+    mmengine writes a class as ``type=package.module.Class``, which no config can read again.
+
+    Returns:
+        Whether there was one.
+    """
+    found = False
+    if isinstance(config, dict):
+        for key, value in dict.items(config):  # a lazy object of a config stays one
+            if key == 'type' and isinstance(value, type | FunctionType):
+                path = f'{value.__module__}.{value.__qualname__}'
+                local = value.__module__ == '__main__' or '<locals>' in path
+                # What no import finds can only be known to a registry.
+                dict.__setitem__(config, key, value.__name__ if local else path)
+                found = True
+            else:
+                found = _name_types(value) or found
+    elif isinstance(config, list | tuple):
+        found = any([_name_types(value) for value in config])
+    return found
 
 
 def _prepare(

@@ -9,11 +9,12 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import init_default_scope
 
 from cdra_mm.core import ConfigError
 from cdra_mm.methods import did_you_mean
 
-__all__ = ['bases', 'drop_own_scope', 'register_packages']
+__all__ = ['bases', 'drop_own_scope', 'register_packages', 'set_default_scope']
 
 SCOPE = __name__.partition('.')[0]
 # Where OpenMMLab's packages carry their configs; ours leads to configs/ of the repository.
@@ -97,3 +98,15 @@ def _is_distribution(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def set_default_scope(config: Any) -> None:
+    """Has names of types looked up in the scope of a config from now on.
+
+    Args:
+        config: A config; with ``default_scope=None`` nothing is set, as in a run of that config:
+            each class looks in its own package then.
+    """
+    scope = config.get('default_scope', 'mmengine')
+    if scope is not None:
+        init_default_scope(scope)

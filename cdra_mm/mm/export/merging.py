@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from ..checkpoints.base_weights import named_bases
 from ..checkpoints.record import Record, read_record
 from ..divergence import refuse_diverged
 from ..launch import plain_config
+from ..packages import set_default_scope
 
 __all__ = [
     'Adapted',
@@ -96,7 +97,7 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
         CheckpointError: If the checkpoint has no adapters, or does not fit the config.
     """
     plain = plain_config(cfg)
-    init_default_scope(plain.get('default_scope', 'mmengine'))
+    set_default_scope(plain)
     loaded = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     state, record = _adapted_state(loaded, path)
     model = _build(plain.model)
