@@ -13,7 +13,7 @@ from cdra_mm.core.state_keys import adapter_prefix
 from cdra_mm.core.targets import parameter_of, view_of
 from cdra_mm.mm.backbone import PREFIX, attach_loader
 from cdra_mm.mm.checkpoints.base_weights import named_bases
-from cdra_mm.mm.checkpoints.record import ensure_base
+from cdra_mm.mm.checkpoints.restoring import ensure_base
 from cdra_mm.mm.launch import plain_config
 from cdra_mm.mm.packages import set_default_scope
 from cdra_mm.pictures.plan_map import map_values

@@ -16,7 +16,8 @@ from cdra_mm.core import ConfigError
 from cdra_mm.core.layers import PLAIN_LINEAR
 
 from .checkpoints.base_weights import BaseSource, named_bases
-from .checkpoints.record import RECORD_KEY, restore
+from .checkpoints.record import RECORD_KEY
+from .checkpoints.restoring import restore
 from .weights.conversion import convert_on_load
 from .weights.destinations import destination_of
 

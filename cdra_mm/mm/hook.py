@@ -34,14 +34,8 @@ from .checkpoints.changed_config import check_plan, warn_of_base
 from .checkpoints.midway import MIDWAY_KEY, go_on
 from .checkpoints.own_files import claim_own_files
 from .checkpoints.partial_base import describe_missing
-from .checkpoints.record import (
-    Record,
-    ensure_base,
-    make_record,
-    read_record,
-    record_of,
-    relied_on,
-)
+from .checkpoints.record import Record, make_record, read_record, record_of, relied_on
+from .checkpoints.restoring import ensure_base
 from .checkpoints.resuming import check_parts, check_state, choose_checkpoint
 from .checkpoints.saving import save_safely
 from .checkpoints.slim_hook import SlimCheckpointHook
@@ -137,17 +131,9 @@ class CDRAHook(Hook):
         check_types(given, get_type_hints(CDRAHook.__init__))
         self.method = _method_of({} if method is None else method, settings)
         self.planner = RunPlanner(
-            self.method,
-            num_samples,
-            batch_size,
-            statistic,
-            also_train,
-            seed,
-            plan,
-            keep_scores,
-            exclude,
-            also_train_in_budget,
-        )
+            self.method, num_samples, batch_size, statistic, also_train, seed, plan, keep_scores,
+            exclude, also_train_in_budget,
+        )  # fmt: skip
         self.seed, self.save_base, self.visualize = seed, save_base, visualize
         self.record: Record | None = None
         self._configs: dict[str, Any] = {}

@@ -18,7 +18,8 @@ from cdra_mm.core import CheckpointError, ConfigError, fingerprint_of, fingerpri
 from cdra_mm.core.files import read_adapter
 from cdra_mm.mm.backbone import attach_loader, keep_base
 from cdra_mm.mm.checkpoints.base_weights import named_bases
-from cdra_mm.mm.checkpoints.record import Record, base_state, restore
+from cdra_mm.mm.checkpoints.record import Record, base_state
+from cdra_mm.mm.checkpoints.restoring import restore
 from cdra_mm.mm.export.formats import FORMATS, Export
 from tests.data.archive_server import Behaviour, serve
 
