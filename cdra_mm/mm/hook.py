@@ -28,7 +28,7 @@ from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_m
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import check_loaded, find_source, reproduced_names
-from .checkpoints.changed_config import check_plan, warn_of_base
+from .checkpoints.changed_config import check_asked
 from .checkpoints.midway import MIDWAY_KEY, go_on
 from .checkpoints.own_files import claim_own_files
 from .checkpoints.record import Record, ensure_base, make_record, read_record
@@ -269,8 +269,7 @@ class CDRAHook(Hook):
                 'run in another work directory'
             )
         plan = record.read_plan()
-        check_plan(plan, self.planner.path)
-        warn_of_base(self.save_base, stores_all=not record.left_out)
+        check_asked(record, plan, self.planner.path, self.save_base)
         if plan is not None:
             ensure_base(backbone, record)
             if not adapters(backbone):
