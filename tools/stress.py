@@ -4,7 +4,8 @@ A run of the demo (two batches per step, averaged weights, a checkpoint every th
 SIGKILL while it is scored, trained and saved, and is resumed with the same command and --resume
 until it is done; then the next run is begun, until all kills are spent. At the end of each run
 every weight, average and optimizer state must equal those of the uninterrupted run, one best
-checkpoint must be there and whole, and no resume may go on from less than the last checkpoint. Most of the time is starting Python.
+checkpoint must be there and whole, and no resume may go on from less than the last checkpoint. Most
+of the time is starting Python.
 """
 
 from __future__ import annotations

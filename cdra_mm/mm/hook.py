@@ -30,7 +30,7 @@ from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_m
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import check_loaded, find_source, named_bases, reproduced_names
-from .checkpoints.changed_config import check_plan, warn_of_base
+from .checkpoints.changed_config import check_asked
 from .checkpoints.midway import MIDWAY_KEY, go_on
 from .checkpoints.own_files import claim_own_files
 from .checkpoints.partial_base import describe_missing
@@ -305,8 +305,7 @@ class CDRAHook(Hook):
                 'run in another work directory'
             )
         plan = record.read_plan()
-        check_plan(plan, self.planner.path)
-        warn_of_base(self.save_base, stores_all=not record.left_out)
+        check_asked(record, plan, self.planner.path, self.save_base)
         if plan is not None:
             if not has_base:
                 record = ensure_base(backbone, record)

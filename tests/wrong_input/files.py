@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import json
 import os
 import subprocess
 import tarfile
 import zipfile
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,8 +31,11 @@ from cdra_mm.core import (
     save_adapter,
 )
 from cdra_mm.data.unpack import DamagedArchiveError, unpack
+from cdra_mm.mm.export.destination import check_destination, is_merged
 from cdra_mm.mm.inputs import check_weight_file, refuse_foreign_weights
 from cdra_mm.mm.launch import set_work_dir
+from cdra_mm.mm.summary import update_summary
+from cdra_mm.mm.work_lock import LOCK, hold_work_dir
 from tests.models import TinyViT, images, losses
 
 from .case import heading
@@ -160,6 +166,37 @@ with heading('Checkpoints and adapter files') as (refused, taken):
     def _(folder):
         (folder / 'file').touch()
         set_work_dir(Config(), 'x.py', str(folder / 'file' / 'work'))
+
+    @refused('a work directory in which another process trains', ConfigError, 'is in use: another')
+    def _(folder):
+        with (folder / LOCK).open('w') as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            hold_work_dir(folder)
+
+    @refused('`--force` over the checkpoint that is read', CheckpointError, 'name another one to')
+    def _(folder):
+        (folder / 'iter_2.pth').write_text('a')
+        check_destination(folder / 'iter_2.pth', [('the checkpoint', f'{folder}/iter_2.pth')])
+
+    @refused('`--force` over a file of another kind', CheckpointError, 'is no merged checkpoint')
+    def _(folder):
+        (folder / 'notes').write_text('a')
+        kind = dict(what='merged checkpoint', is_own=is_merged)
+        check_destination(folder / 'notes', [], force=True, **kind)
+
+    @refused('a device as the file to write', CheckpointError, 'is no file, and a file is to be')
+    def _(folder):
+        check_destination(Path(os.devnull), [], force=True)
+
+    @taken(
+        'a summary.json that is damaged',
+        'it is kept as `summary.json.damaged`, with a warning, and a new one is begun',
+    )
+    def _(folder):
+        (folder / 'summary.json').write_text('{"method": ')
+        update_summary(folder, {'mIoU': float('nan')})
+        assert (folder / 'summary.json.damaged').read_text() == '{"method": '
+        assert json.loads((folder / 'summary.json').read_text()) == {'mIoU': None}
 
     @refused('a full disk', CheckpointError, 'nothing was changed')
     def _(folder):

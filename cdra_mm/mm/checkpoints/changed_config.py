@@ -18,33 +18,37 @@ from mmengine.runner import Runner
 from cdra_mm.core import CheckpointError, Plan
 
 from ..planning.run_plan import read_plan
+from .record import Record
 
-__all__ = ['check_optimizer', 'check_plan', 'note_optimizer', 'warn_of_base']
+__all__ = ['check_asked', 'check_optimizer', 'note_optimizer']
 
 OPTIMIZER_KEY = 'cdra_optimizer'
 # Told where they differ: a schedule starts from `initial_lr`, without one from `lr`.
 TOLD = ('initial_lr', 'weight_decay')
 
 
-def check_plan(plan: Plan | None, path: str | Path | None) -> None:
-    """Refuses a plan file that is not what the checkpoint was trained with.
+def check_asked(
+    record: Record, plan: Plan | None, path: str | Path | None, save_base: bool
+) -> None:
+    """Compares what the hook is asked for with what a checkpoint has settled.
+
+    Args:
+        record: The record of the checkpoint.
+        plan: Its plan.
+        path: The plan file of the config.
+        save_base: Whether the config wants the base stored.
 
     Raises:
-        CheckpointError: If they differ.
+        CheckpointError: If the plan file is another plan.
     """
-    if path is None:
-        return
-    asked = read_plan(path)
-    if plan is None or replace(asked, fingerprint='') != replace(plan, fingerprint=''):
-        raise CheckpointError(
-            f'the checkpoint was trained with another plan than plan={str(path)!r}: leave that '
-            'setting out to go on with its own, or start a new run in another work directory'
-        )
-
-
-def warn_of_base(save_base: bool, stores_all: bool) -> None:
-    """Says that a run goes on storing, or not storing, the base as it began."""
-    if save_base and not stores_all:
+    if path is not None:
+        asked = read_plan(path)
+        if plan is None or replace(asked, fingerprint='') != replace(plan, fingerprint=''):
+            raise CheckpointError(
+                f'the checkpoint was trained with another plan than plan={str(path)!r}: leave that '
+                'setting out to go on with its own, or start a new run in another work directory'
+            )
+    if save_base and record.left_out:
         MMLogger.get_current_instance().warning(
             'save_base=True is not followed: the checkpoint that is gone on from names its base '
             'weights, and so do those that follow; tools/merge.py writes a file with everything'
