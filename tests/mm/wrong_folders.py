@@ -1,7 +1,7 @@
 """Folders of images and labels as users have them: each right set with one thing changed.
 
 A case says what comes of it: `early`, part of the error before a run; `found`, part of what the
-check of every file says; `warned`, part of a warning before a run. What is not said must not happen.
+check of every file says; `warned`, part of a warning before a run. Nothing else may happen.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def segmentation(folder: Path) -> Config:
             sampler=dict(type='DefaultSampler', shuffle=False),
             dataset=dict(
                 type='BaseSegDataset',
+                serialize_data=False,  # which collects garbage: most of the time of a case
                 data_root=str(folder),
                 data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'masks/{split}'),
                 metainfo=dict(classes=('a', 'b', 'c'), palette=[[0] * 3, [9] * 3, [99] * 3]),
@@ -121,7 +122,11 @@ def classification(folder: Path) -> Config:
             num_workers=0,
             sampler=dict(type='DefaultSampler', shuffle=False),
             dataset=dict(
-                type='CustomDataset', data_root=str(folder), data_prefix=split, pipeline=pipeline
+                type='CustomDataset',
+                serialize_data=False,
+                data_root=str(folder),
+                data_prefix=split,
+                pipeline=pipeline,
             ),
         )
 
@@ -479,20 +484,18 @@ def _(folder, cfg):
     Image.fromarray(pixels(1)[0]).save(image(folder), exif=exif)
 
 
-@case(seg, 'an image that its EXIF orientation mirrors', warned='')
+@case(seg, 'an image that its EXIF orientation turns by half')
 def _(folder, cfg):
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(pixels(1)[0]).save(image(folder), exif=exif)
 
 
-@case(seg, 'masks stored as JPEG', found='label ids')
+@case(seg, 'masks stored as JPEG', early='label ids', found='label ids')
 def _(folder, cfg):
     for path in sorted((folder / 'masks').rglob('*.png')):
         noisy = np.asarray(Image.open(path)) * 100
         stored_as(path, Image.fromarray(noisy), 'JPEG', quality=20)
-    every = cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader
-    assert every
 
 
 @case(seg, 'an image in CMYK')
@@ -564,15 +567,17 @@ def _(folder, cfg):
     image(folder).rename(folder / 'images/train/inner/1.jpg')
 
 
-@case(seg, 'a link that leads back to its own folder', early='does not exist', found='does not')
+@case(seg, 'a link that leads back to its own folder', early='leads back', found='leads back')
 def _(folder, cfg):
     os.symlink(folder / 'images/train', folder / 'images/train/loop')
 
 
-@case(seg, 'two links that lead back', found='read twice', warned='read twice')
+@case(seg, 'a folder that is linked beside itself', found='read twice', warned='read twice')
 def _(folder, cfg):
-    for kind in ('images', 'masks'):
-        os.symlink(folder / kind / 'train', folder / kind / 'train' / 'again')
+    for path in (image(folder), mask(folder)):
+        (path.parent / 'inner').mkdir()
+        path.rename(path.parent / 'inner' / path.name)
+        os.symlink(path.parent / 'inner', path.parent / 'again')
 
 
 @case(seg, 'a link that leads nowhere', warned='has no image')
@@ -807,6 +812,7 @@ def vtab(folder: Path, cfg: Config, text: str) -> None:
     (folder / 'train' / 'train800.txt').write_text(text)
     cfg.train_dataloader.dataset = dict(
         type='VTAB1k',
+        serialize_data=False,
         data_root=str(folder / 'train'),
         split='train800',
         num_classes=3,

@@ -12,6 +12,7 @@ from cdra_mm.core import ConfigError
 
 from .label_rule import LabelRule
 from .places import Place, places
+from .registered import class_of
 
 __all__ = ['check_settings', 'class_remarks', 'crop_of', 'padded_size']
 
@@ -107,9 +108,8 @@ def _check_sliding(cfg: Config) -> None:
 def _pads_as_mmseg(preprocessor: Mapping[str, Any]) -> bool:
     from mmseg.models import SegDataPreProcessor
 
-    kind = preprocessor.get('type')
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    return isinstance(cls, type) and issubclass(cls, SegDataPreProcessor)
+    cls = class_of(MODELS, preprocessor.get('type'))
+    return cls is not None and issubclass(cls, SegDataPreProcessor)
 
 
 def _crop_remarks(place: Place, size: tuple[int, int], batch_size: int) -> list[str]:

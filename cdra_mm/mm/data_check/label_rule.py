@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmengine.registry import MODELS
 from torch import nn
+
+from .registered import class_of, default_of
 
 __all__ = ['LabelRule', 'label_rule', 'last_head']
 
@@ -89,9 +90,4 @@ def _get(thing: Any, key: str) -> Any:
         return getattr(thing, key, None)
     if key in thing or 'type' not in thing:
         return thing.get(key)
-    cls = MODELS.get(thing['type']) if isinstance(thing['type'], str) else thing['type']
-    for base in inspect.getmro(cls) if isinstance(cls, type) else ():
-        parameter = inspect.signature(base.__init__).parameters.get(key)  # type: ignore[misc]
-        if parameter is not None:
-            return None if parameter.default is parameter.empty else parameter.default
-    return None
+    return default_of(class_of(MODELS, thing['type']), key)

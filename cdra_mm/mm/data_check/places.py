@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,6 +15,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from cdra_mm.core import CDRAError, ConfigError, DataError
+
+from .registered import class_of, default_of
 
 __all__ = ['Place', 'build', 'check_command', 'in_scope', 'places', 'suffixes_in']
 
@@ -77,7 +79,7 @@ def build(place: Place, advice: str = '') -> Any:
     except CDRAError:
         raise
     except Exception as error:
-        reason = _no_files(place) or _palette(place)
+        reason = _endless(place, error) or _no_files(place) or _palette(place)
         if reason:
             raise type(reason)(f'{reason}{advice}') from error
         text = ' '.join(str(error).split()) or 'no reason given'
@@ -134,6 +136,17 @@ def _no_files(place: Place) -> DataError | None:
     return None
 
 
+def _endless(place: Place, error: Exception) -> DataError | None:
+    """A link that leads back into a folder above it, which a walk follows until it is stopped."""
+    if not isinstance(error, OSError) or error.errno != errno.ELOOP or not error.filename:
+        return None
+    path = Path(error.filename)
+    link = next((part for part in (*reversed(path.parents), path) if part.is_symlink()), path)
+    return DataError(
+        f'{link} ({place.where}) is a link that leads back into its own folder: take it away'
+    )
+
+
 def _names(folder: str) -> Iterator[str]:
     for path, _, files in os.walk(folder):
         yield from (os.path.join(path, name) for name in files)
@@ -161,13 +174,7 @@ def _setting(place: Place, name: str) -> Any:
     """What a config says, or the default of the class."""
     if name in place.config:
         return place.config[name]
-    kind = place.config.get('type')
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-    for base in inspect.getmro(cls) if isinstance(cls, type) else ():
-        parameter = inspect.signature(base.__init__).parameters.get(name)  # type: ignore[misc]
-        if parameter is not None and parameter.default is not parameter.empty:
-            return parameter.default
-    return None
+    return default_of(class_of(DATASETS, place.config.get('type')), name)
 
 
 def _palette(place: Place) -> ConfigError | None:
