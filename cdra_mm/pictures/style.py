@@ -112,7 +112,9 @@ def class_palette(count: int) -> list[list[int]]:
         >>> class_palette(2)
         [[0, 114, 178], [213, 94, 0]]
     """
-    palette = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS[:count]]
+    # Over an image black looks like shadow.
+    told_apart = [colour for colour in COLOURS if colour != '#000000'][:count]
+    palette = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in told_apart]
     position = 0
     while len(palette) < count:
         # Steps of the golden ratio never come back; three brightnesses in turn.
