@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ from cdra_mm.core import (
 from cdra_mm.core.adapter import find_kind
 
 __all__ = ['FROZEN', 'UNREACHED', 'Method', 'Request', 'Trials']
+
+_Found = TypeVar('_Found')
 
 # Why a parameter is not for a method to train.
 FROZEN = 'the backbone freezes it itself'
@@ -138,7 +140,8 @@ class Request:
         Raises:
             PlanError: Names the first parameter, and why.
         """
-        named = [record.name for record in (*plan.blocks, *plan.vectors, *plan.sparse)]
+        named = [block.name for block in plan.blocks] + [vector.name for vector in plan.vectors]
+        named += [matrix.name for matrix in plan.sparse]
         refused = [name for name in plan.also_train if name in self.withheld]
         for part in plan.parts:
             if not issubclass(find_kind(part.kind), CallAdapter):
@@ -155,7 +158,7 @@ class Request:
                 'have the backbone as it was when the plan was made'
             )
 
-    def _left(self, found: Any) -> Any:
+    def _left(self, found: dict[str, _Found]) -> dict[str, _Found]:
         """What was found, unless everything is withheld."""
         if found or not self.withheld:
             return found

@@ -3,6 +3,7 @@
 ========================  ==================================================
 `run_plan`                how a run comes by its plan
 `scoring`                 the run's own data and loss as batches (Eq. 3)
+`sample_losses`           the training loss of each sample of a batch
 `scoring_state`           the state of a run while it is scored
 `competing`               what of the backbone competes
 `labels`                  labels that fit the heads, and what they say about mistakes

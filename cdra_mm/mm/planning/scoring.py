@@ -1,9 +1,6 @@
 """The sensitivity pass of a run: its own training data, model and loss as batches.
 
-Exactness rests on per-sample losses. The backbone runs once per batch; the
-model's own ``loss`` then runs once per sample on that sample's features, so any
-head and any loss (with ignored pixels, hard-example mining, auxiliary heads)
-gives what a batch of one would give.
+Exactness rests on the losses of single samples (`sample_losses`).
 """
 
 from __future__ import annotations
@@ -11,7 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -38,14 +35,13 @@ from cdra_mm.progress import logged_progress
 from ..parallel.exchange import Meeting, as_single_process, own_share
 from ..rebuild import plain_model
 from .contrastive import TwoViews, contrastive_loss, join_views
-from .labels import check_labels, counted_labels, named_loss
-from .scoring_state import alive_head, autocast, kept_random_state, patched, plain_forward
+from .labels import counted_labels
+from .sample_losses import per_sample_losses
+from .scoring_state import alive_head, autocast, kept_random_state, plain_forward
 from .unlabelled import Unlabelled
 
 __all__ = [
     'SeededSamples',
-    'per_sample_losses',
-    'prepared',
     'score_backbone',
     'seeded_batches',
     'show_progress',
@@ -179,82 +175,6 @@ def score_backbone(
     return scores, count
 
 
-def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None = None) -> Tensor:
-    """The training loss of each sample of a batch, ``[B]``.
-
-    Args:
-        model: An OpenMMLab model with ``extract_feat`` and ``loss``.
-        data: A collated batch, as the data loader gives it.
-        unlabelled: Leaves samples without a label out.
-
-    Raises:
-        ConfigError: If the loss does not begin with ``extract_feat``, or its features are not
-            of one sample each.
-        DataError: See `check_labels`.
-    """
-    data = prepared(model, data)
-    inputs, samples = data['inputs'], data['data_samples']
-    features = model.extract_feat(inputs)
-    _check_features(model, features, len(samples))
-    losses = []
-    # A batch of one needs no cutting: whatever the shapes are, they are that sample's.
-    part = _slice if len(samples) > 1 else lambda whole, _: whole
-    with patched(model.backbone, 'forward', _refuse_second_run(model)):
-        for n in range(len(samples)):
-            mine = samples[n : n + 1]
-            alone = patched(model, 'extract_feat', lambda *_, n=n, **__: part(features, n))
-            with alone, named_loss(model, mine):
-                total, _ = model.parse_losses(model.loss(inputs[n : n + 1], mine))
-            losses.append(total)
-    return (unlabelled or Unlabelled()).stacked(model, losses, samples)
-
-
-def _check_features(model: nn.Module, features: Any, count: int) -> None:
-    """The features of a sample are cut out of those of its batch."""
-    for tensor in _tensors(features):
-        if count > 1 and (tensor.dim() == 0 or len(tensor) != count):
-            raise ConfigError(
-                f'extract_feat of {type(model).__name__} gives features of shape '
-                f'{tuple(tensor.shape)} for a batch of {count}: expected the sample as first '
-                'dimension; give batch_size=1 to CDRAHook'
-            )
-
-
-def _tensors(features: Any) -> Iterator[Tensor]:
-    if isinstance(features, Tensor):
-        yield features
-    elif isinstance(features, Mapping | list | tuple):
-        for value in features.values() if isinstance(features, Mapping) else features:
-            yield from _tensors(value)
-
-
-def prepared(model: nn.Module, data: Any) -> Any:
-    """A collated batch as the model's ``loss`` takes it, with labels that fit.
-
-    Raises:
-        DataError: See `check_labels`.
-    """
-    data = model.data_preprocessor(data, True)
-    check_labels(model, data['data_samples'])
-    for sample in data['data_samples']:
-        if 'gt_score' in sample:  # one-hot integers, which only a mixing would have made floats
-            sample.gt_score = sample.gt_score.float()
-    return data
-
-
-def _refuse_second_run(model: nn.Module) -> Callable[..., None]:
-    """What a backbone does where the loss runs it, past the features of the sample."""
-
-    def forward(*_: Any, **__: Any) -> None:
-        raise ConfigError(
-            f'the loss of {type(model).__name__} runs the backbone itself, as self-supervised '
-            'pretraining does: CDRAHook scores models whose loss begins with extract_feat, such '
-            'as segmentors and classifiers'
-        )
-
-    return forward
-
-
 def _draw(size: int, num_samples: int, seed: int, logger: MMLogger) -> list[int]:
     if size == 0:
         raise DataError('the training data set is empty: nothing to score on')
@@ -300,17 +220,6 @@ def _path_of(dataset: Any, index: int) -> str:
         return str(info.get('img_path', f'index {index}'))
     except Exception:  # only for a message: any data set may be handed in
         return f'index {index}'
-
-
-def _slice(features: Any, n: int) -> Any:
-    if isinstance(features, Tensor):
-        return features[n : n + 1]
-    if isinstance(features, Mapping):
-        return {key: _slice(value, n) for key, value in features.items()}
-    if isinstance(features, list | tuple):
-        parts = [_slice(value, n) for value in features]
-        return type(features)(*parts) if hasattr(features, '_fields') else type(features)(parts)
-    return features  # None, a size
 
 
 def show_progress(

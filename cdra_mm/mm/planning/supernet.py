@@ -30,7 +30,8 @@ from cdra_mm.methods import SharedAdapters
 from ..parallel.exchange import Meeting, as_single_process
 from ..rebuild import plain_model, remember_configs
 from .labels import check_labels, named_loss
-from .scoring import SeededSamples, per_sample_losses, seeded_batches, show_progress
+from .sample_losses import per_sample_losses
+from .scoring import SeededSamples, seeded_batches, show_progress
 from .scoring_state import autocast, computed_once, kept_random_state, plain_forward
 
 __all__ = ['RunTrials', 'trials_in']

@@ -30,7 +30,8 @@ from cdra_mm.methods.base import FROZEN, UNREACHED
 
 from ..parallel.exchange import as_single_process
 from ..rebuild import plain_model
-from .scoring import SeededSamples, prepared
+from .sample_losses import prepared
+from .scoring import SeededSamples
 from .scoring_state import autocast, kept_random_state, plain_forward
 
 __all__ = ['frozen_by_train', 'withheld_parameters']
