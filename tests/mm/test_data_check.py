@@ -10,8 +10,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
+from mmseg.models.decode_heads import FCNHead
+from mmseg.registry import MODELS
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 from cdra_mm.core import CDRAError, ConfigError, DataError
 from cdra_mm.mm.checkpoints.resuming import told_how_to_resume
@@ -179,11 +182,52 @@ def test_likely_mistakes_are_silent_on_a_few_rare_classes_of_many():
     assert '30 of 150 classes' in likely_mistakes(counts, rule, what='x')[0]
 
 
-def write_depth(cfg, loss):
-    """The float maps of a regression in the place of class ids."""
-    cfg.model.decode_head.update(num_classes=1, loss_decode=loss)
-    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
-    cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+@MODELS.register_module(force=True)
+class HeightHead(FCNHead):
+    """A regression on a float map."""
+
+    def loss_by_feat(self, seg_logits, batch_data_samples):
+        heights = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples])
+        size = heights.shape[2:]
+        return dict(loss_height=functional.mse_loss(self.resized(seg_logits, size), heights))
+
+    @staticmethod
+    def resized(maps, size):
+        return functional.interpolate(maps, size=tuple(size), mode='bilinear')
+
+
+def floats(cfg):
+    """Validation compares class ids: it is left out."""
+    for key in ('val', 'test'):
+        for part in ('dataloader', 'evaluator', 'cfg'):
+            cfg[f'{key}_{part}'] = None
+    cfg.train_cfg.pop('val_interval')
+    cfg.train_cfg.max_iters = 2
+    return cfg
+
+
+class FloatData(toy.ToyData):
+    """Toy data whose label maps are floats."""
+
+    def prepare_data(self, idx):
+        packed = super().prepare_data(idx)
+        label = packed['data_samples'].gt_sem_seg
+        label.data = label.data.float() / 3
+        return packed
+
+
+def test_regression_on_a_float_map_trains_and_is_scored_by_its_own_loss(tmp_path):
+    cfg = floats(toy.config(tmp_path))
+    cfg.model.decode_head.update(type='HeightHead', num_classes=1, threshold=0.3)
+    cfg.train_dataloader.dataset.type = FloatData
+    assert toy.train(cfg).iter == 2
+
+
+def test_float_map_under_a_classifier_names_the_image(tmp_path):
+    cfg = floats(toy.config(tmp_path))
+    cfg.train_dataloader.dataset.type = FloatData
+    with pytest.raises(DataError, match=r'toy_\d+.png has labels of the type torch.float32'):
+        toy.train(cfg)
 
 
 def test_head_with_one_class_and_a_sigmoid_trains(tmp_path, monkeypatch):
@@ -204,7 +248,7 @@ def test_head_with_one_class_names_an_image_whose_labels_do_not_fit(tmp_path):
         toy.train(cfg)
 
 
-def test_scoring_warns_of_labels_that_are_mostly_ignored(tmp_path, monkeypatch, caplog):
+def test_scoring_warns_of_labels_that_are_mostly_ignored(tmp_path, monkeypatch):
     picture = toy.picture
 
     def binary(index):

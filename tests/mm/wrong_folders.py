@@ -19,6 +19,8 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
+import cdra_mm.mm.datasets  # noqa: F401 - registers them
+
 from . import toy
 
 HEIGHT, WIDTH, TRAIN, VAL = 24, 32, 6, 3
@@ -736,7 +738,12 @@ def _(folder, cfg):
     cfg.model.head.num_classes = 4
 
 
-@case(cls, 'a broken image in a class', found='0.jpg cannot be read: LoadImageFromFile fails')
+@case(
+    cls,
+    'a broken image in a class',
+    early='0.jpg cannot be used, LoadImageFromFile fails',
+    found='0.jpg cannot be read: LoadImageFromFile fails',
+)
 def _(folder, cfg):
     (folder / 'train/class 1/0.jpg').write_bytes(b'\xff\xd8 no picture')
 

@@ -215,7 +215,7 @@ def _built(group: Sequence[Place]) -> tuple[PlaceReport, Place, Any]:
     try:
         dataset = build(group[0])
     except CDRAError as error:
-        report.faults.append(Fault('', str(error)))
+        report.faults.append(Fault(report.where, f'cannot be used: {error}'))
         return report, group[0], None
     report.samples = len(dataset)
     meta = getattr(dataset, 'metainfo', None) or {}
