@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -39,7 +38,9 @@ from .errors import CheckpointError, PlanError
 from .fingerprints import fingerprint, fingerprint_of
 from .layers import adapt_module
 from .plan import Plan
+from .safetensors_file import open_safetensors
 from .state_keys import adapter_prefix
+from .strict_json import strict_json
 from .targets import find_targets, parameter_of, resolve
 from .writing import write_atomically
 
@@ -151,16 +152,8 @@ def read_adapter(path: str | Path) -> AdapterFile:
         CheckpointError: If the file is missing, truncated or foreign.
         PlanError: If its plan is damaged or of another version.
     """
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f'{path}: no such adapter file') from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f'{path} is truncated or no safetensors file ({error}): save the adapter again'
-        ) from None
+    file = open_safetensors(path, 'adapter file')
+    metadata, tensors = file.metadata, file.tensors()
     if metadata.get('format') != FORMAT:
         raise CheckpointError(f'{path} is no adapter of cdra_mm: expected what save_adapter wrote')
     if metadata.get('version') != FORMAT_VERSION:
@@ -197,8 +190,8 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 def _read_metrics(path: str | Path, text: str) -> dict[str, Any]:
     try:
-        metrics = json.loads(text)
-    except (ValueError, RecursionError):
+        metrics = strict_json(text, finite=False)  # of a run that has diverged, too
+    except ValueError:
         metrics = None
     if not isinstance(metrics, dict):
         raise CheckpointError(f'{path} is damaged: its metrics are no JSON object')

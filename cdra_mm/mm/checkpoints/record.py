@@ -30,6 +30,7 @@ from cdra_mm.core import (
 from cdra_mm.core.state_keys import adapter_prefix
 
 from .base_weights import BaseSource, load_base
+from .checked import check_record
 
 __all__ = ['RECORD_KEY', 'Record', 'base_state', 'read_record', 'restore', 'slim', 'trained_names']
 
@@ -71,7 +72,7 @@ class Record:
             CheckpointError: If it is damaged or of another version.
         """
         try:
-            entries = json.loads(bytes(tensor.cpu().to(torch.uint8).tolist()).decode())
+            entries = check_record(tensor)
             if entries['version'] != RECORD_VERSION:
                 raise CheckpointError(
                     f'the checkpoint has record version {entries["version"]}: this release reads '

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from ..backbone import PREFIX
 from .midway import MIDWAY_KEY, midway_state
+from .plain_state import make_plain
 from .record import Record, slim
 
 __all__ = ['SlimCheckpointHook']
@@ -43,6 +44,7 @@ class SlimCheckpointHook(Hook):
             midway = midway_state(runner, checkpoint['meta']['epoch'], self._epoch_iters)
             if midway:
                 checkpoint[MIDWAY_KEY] = midway
+        make_plain(checkpoint)
         record = self.record()
         if record is None or not record.plan:  # the whole backbone is trained: a plain checkpoint
             return
