@@ -123,8 +123,8 @@ def read_run(path: str | Path, config: str | Path | None = None) -> Run:
         run.missing.append('A checkpoint alone was named: what was logged and measured is unknown.')
         if run.config is None:
             run.missing.append(
-                'The text of the config in a checkpoint is a program and is not run: name the config '
-                'with --config, or the work directory, for what needs it (predictions, relative '
+                'The text of the config in a checkpoint is a program and is not run: name the '
+                'config with --config, or the work directory, for what needs it (predictions, relative '
                 'changes).'
             )
     elif path.suffix == '.npz':

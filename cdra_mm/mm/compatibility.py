@@ -1,9 +1,9 @@
 """How mmengine reads checkpoint files: nothing in a file is executed.
 
-A checkpoint of torch is a pickle, a program for a small machine. onedl-mmengine reads a file that torch
-refuses once more without any limit, and so runs whatever it holds; the original mmengine 0.10.7 cannot
-resume a run under torch 2.6 and later; and a reading that torch limits still sets the state of numpy's
-types from the file. So mmengine's loaders are replaced with the reader of this package.
+A checkpoint of torch is a pickle, a program for a small machine. onedl-mmengine reads a file that
+torch refuses once more without any limit, and so runs whatever it holds; the original mmengine
+0.10.7 cannot resume a run under torch 2.6 and later; and a reading that torch limits still sets the
+state of numpy's types from the file. So mmengine's loaders are replaced with the reader of this package.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def guard_checkpoints() -> None:
     """Lets mmengine read its own checkpoint files, and nothing that could run code.
 
     It holds for the process, and for every reader that goes through mmengine's
-    ``CheckpointLoader``: its loaders are registered anew, the way mmengine provides for, and the two
+    ``CheckpointLoader``: its loaders are registered anew, the way mmengine provides for, and two
     functions that these call (``load_from_http``, ``_safe_torch_load``) are replaced in mmengine's
     module. ``torch.load`` itself stays as it is. To call it again changes nothing. Nothing is done
     where the user sets torch's switch `TRUST` to 1.
@@ -113,7 +113,7 @@ read_checkpoint.is_strict = read_address.is_strict = True  # type: ignore[attr-d
 
 
 def _strict(loader: Callable[..., Any]) -> Callable[..., Any]:
-    """A loader of storage services, which may call ``torch.load`` itself: with its strictest limits."""
+    """A loader of a storage service, which may call ``torch.load``: under its strictest limits."""
 
     @functools.wraps(loader)
     def load(filename: str, *args: Any, **kwargs: Any) -> Any:

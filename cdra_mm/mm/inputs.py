@@ -20,7 +20,7 @@ from cdra_mm.core.regular_file import open_regular
 from cdra_mm.data import SOURCES
 from cdra_mm.data.pairs import PairSplit
 from cdra_mm.reading import open_safetensors
-from cdra_mm.reading.kinds import ReadingError
+from cdra_mm.reading.kinds import ForeignTypeError, ReadingError
 from cdra_mm.reading.torch_archive import archive_places
 
 __all__ = ['check_inputs', 'check_weight_file', 'named_downloads', 'refuse_foreign_weights']
@@ -91,6 +91,10 @@ def check_weight_file(path: str, where: str = 'checkpoint') -> None:
             CheckpointLoader.load_checkpoint(str(file), map_location='cpu')
     except CheckpointError as error:
         raise CheckpointError(f'weight file ({where}): {error}') from None
+    except ForeignTypeError as error:
+        raise CheckpointError(
+            f'weight file {path} ({where}) is {error}: name a file that torch.save wrote'
+        ) from None
     except ReadingError as error:
         raise CheckpointError(
             f'weight file {path} ({where}) is cut off or damaged ({error}; '

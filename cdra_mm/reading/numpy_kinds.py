@@ -1,8 +1,8 @@
 """Arrays and numbers of numpy in a pickle: made anew of plain bytes.
 
-numpy's own types let a pickle set their state, which nothing checks: a type whose state says that its
-values are objects reads addresses from the file. Here a type is one of a fixed list, by its code, and an
-array is made of exactly the bytes that its shape needs.
+numpy's own types let a pickle set their state, which nothing checks: a type whose state says that
+its values are objects reads addresses from the file. Here a type is one of a fixed list, by its
+code, and an array is made of exactly the bytes that its shape needs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pickles of training code hold of the standard library, as values without a life of their own."""
+"""What pickles of training code hold of the standard library, as plain values."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ LOCAL_HEADER = struct.Struct('<4s22xHH')  # signature ... length of the name, of
 FOREIGN = {
     'constants.pkl': 'a TorchScript program (torch.jit.save)',
     'archive_format': 'a program of torch.export',
-    'byteorder/': 'an archive of torch.package',
+    '.data/extern_modules': 'a torch.package',
 }
 
 
@@ -41,11 +41,7 @@ def read_archive(file: BinaryIO, size: int, kinds: Mapping[str, Kind]) -> tuple[
     """
     places = archive_places(file, size)
     pickles = [name for name in places if PurePosixPath(name).name == 'data.pkl']
-    roots = {PurePosixPath(name).parts[0] for name in places}
-    inside = {'/'.join(PurePosixPath(name).parts[1:]) for name in places}
-    for name, what in FOREIGN.items():
-        if name in inside:
-            raise ForeignTypeError(f'{what} and no checkpoint')
+    roots = {name.partition('/')[0] for name in places}
     if len(roots) != 1 or pickles != [f'{next(iter(roots), "")}/data.pkl']:
         raise ForeignTypeError('an archive that torch.save did not write')
     root = next(iter(roots))
@@ -71,6 +67,7 @@ def archive_places(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
 
     Raises:
         ReadingError: If it is no archive, or its members are packed, overlap or lie outside it.
+        ForeignTypeError: If it is an archive of another kind.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -80,6 +77,10 @@ def archive_places(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
         RuntimeError, EOFError, OSError, IndexError,
     ) as error:  # fmt: skip
         raise ReadingError(f'no whole archive: {error}') from None
+    inside = {member.filename.partition('/')[2] for member in members}
+    for name, what in FOREIGN.items():
+        if name in inside:
+            raise ForeignTypeError(f'{what} and no checkpoint')
     places: dict[str, tuple[int, int]] = {}
     end = 0
     for member in members:

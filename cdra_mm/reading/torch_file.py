@@ -100,8 +100,8 @@ def _named(name: str, size: int, otherwise: str) -> Any:
         yield
     except ForeignTypeError as error:
         raise CheckpointError(
-            f'{name} holds more than tensors and plain settings ({error}), and nothing in a file is '
-            f'executed here: {otherwise}'
+            f'{name} holds more than tensors and plain settings ({error}), and nothing in a file '
+            f'is executed here: {otherwise}'
         ) from None
     except (MemoryError, torch.OutOfMemoryError):
         raise CheckpointError(f'{name} ({size:,} bytes) does not fit into the memory') from None

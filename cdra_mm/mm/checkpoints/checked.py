@@ -84,8 +84,8 @@ def check_fields(checkpoint: Mapping[str, Any], runner: Any) -> None:
     """Refuses a checkpoint to resume of which a field is of a wrong type.
 
     Args:
-        checkpoint: A checkpoint with all its parts. What its schedulers hold as functions is taken out:
-            the schedulers of the run have theirs.
+        checkpoint: A checkpoint with all its parts. What its schedulers hold as functions is taken
+            out: the schedulers of the run have theirs.
         runner: The run, its schedulers built.
 
     Raises:
@@ -190,8 +190,8 @@ def _expected_state(
 ) -> dict[int, dict[str, tuple[type, bool, bool]]]:
     """What an optimizer keeps of a parameter, by its number of dimensions.
 
-    Found out by one step of a new one on tiny parameters; {} for one that cannot be built so. For each
-    entry: its type, whether it has the shape of the parameter, whether it is of real numbers.
+    Found out by one step of a new one on tiny parameters; {} for one that cannot be built so. For
+    each entry: its type, whether it has the shape of the parameter, whether it is of real numbers.
     """
     found: dict[int, dict[str, tuple[type, bool, bool]]] = {}
     try:

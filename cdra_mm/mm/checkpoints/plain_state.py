@@ -1,8 +1,8 @@
 """What a checkpoint stores beside tensors, as plain types that this package reads again.
 
-A data set's ``metainfo``, a scheduler's curve, what a hook adds: training goes on with any object there,
-and the checkpoint would be refused wherever it is read. So they become plain where the meaning stays,
-and a run that stores something else ends before its first iteration.
+A data set's ``metainfo``, a scheduler's curve, what a hook adds: training goes on with any object
+there, and the checkpoint would be refused wherever it is read. So they become plain where the
+meaning stays, and a run that stores something else ends before its first iteration.
 """
 
 from __future__ import annotations
