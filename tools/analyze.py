@@ -26,6 +26,12 @@ def parse_args() -> argparse.Namespace:
         help='a work directory, a checkpoint (.pth), an adapter file (.safetensors) or a plan '
         '(.json); several are compared',
     )
+    parser.add_argument(
+        '--config',
+        metavar='CONFIG',
+        help='the config of the run, for a checkpoint that is named alone: what a checkpoint holds '
+        'of it is text, and never run',
+    )
     parser.add_argument('--out', required=True, metavar='DIR', help='where the report goes')
     parser.add_argument(
         '--matrix',

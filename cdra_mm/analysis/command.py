@@ -43,7 +43,7 @@ def analyze(arguments: argparse.Namespace) -> Path:
         raise ConfigError(f'--max-images {arguments.max_images}: expected at least 1')
     if len(arguments.runs) > 1 and arguments.matrix:
         raise ConfigError('--matrix names a matrix of one run: give one run, or leave it out')
-    runs = name_apart([read_run(path) for path in arguments.runs])
+    runs = name_apart([read_run(path, arguments.config) for path in arguments.runs])
     folder = check_folder(arguments.out)  # before the long work
     regions = {name: regions_of(run) for name, run in runs.items()}
     if len(runs) > 1:

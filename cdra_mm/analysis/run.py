@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,16 +10,17 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cdra_mm.core import CheckpointError, ConfigError, Plan
-from cdra_mm.core.files import FORMAT as ADAPTER_FORMAT
+from cdra_mm.core.files import read_adapter
+from cdra_mm.core.strict_json import strict_json
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.mm.backbone import PREFIX
 from cdra_mm.mm.checkpoints.record import Record, read_record
 from cdra_mm.mm.hook import ADAPTER_FILE, PLAN_FILE
 from cdra_mm.mm.inputs import check_weight_file
+from cdra_mm.mm.launch import load_config
 from cdra_mm.mm.planning.kept_scores import SCORES_FILE, Kept, read_kept
 from cdra_mm.mm.summary import SUMMARY
 from cdra_mm.pictures import Places
@@ -79,13 +79,15 @@ class Run:
         return places_of(self.plan or Plan(), left_out, self.kept.shapes if self.kept else None)
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path, config: str | Path | None = None) -> Run:
     """Reads everything that can be known of a run.
 
     Args:
         path: A work directory, a checkpoint (``.pth``), an adapter file (``.safetensors``), a
             plan (``.json``) or a mask file (``.npz@budget``). What lies beside a file is not looked
             at: it may be another run's.
+        config: Its config, where it is not in the work directory. The one whose text a
+            checkpoint holds is a program, and is not run.
 
     Returns:
         The run; what is missing is noted in it.
@@ -102,6 +104,8 @@ def read_run(path: str | Path) -> Run:
             f'{path} does not exist: name a work directory, a checkpoint or a plan'
         )
     run = Run(path, path.resolve().stem if path.is_file() else path.resolve().name)
+    if config is not None:
+        run.config = load_config(config)
     if path.is_dir():
         _read_work_dir(run)
     elif path.suffix == '.json':
@@ -117,6 +121,12 @@ def read_run(path: str | Path) -> Run:
     elif path.suffix in ('.pth', '.pt'):
         _read_checkpoint(run, path)
         run.missing.append('A checkpoint alone was named: what was logged and measured is unknown.')
+        if run.config is None:
+            run.missing.append(
+                'The text of the config in a checkpoint is a program and is not run: name the '
+                'config with --config, or the work directory, for what needs it (predictions, '
+                'relative changes).'
+            )
     elif path.suffix == '.npz':
         run.plan, run.kept = read_mask_file(path, budget)
         run.missing.append('Masks alone were named: nothing was trained, logged or measured.')
@@ -136,7 +146,8 @@ def _read_work_dir(run: Run) -> None:
     folder = run.work_dir = run.path
     run.summary = _read_summary(folder / SUMMARY)
     run.method = str(run.summary.get('method', ''))
-    run.scalars, run.config = read_log(folder)
+    run.scalars, config = read_log(folder)
+    run.config = run.config or config
     plan, adapter = folder / PLAN_FILE, folder / ADAPTER_FILE
     checkpoint = _last_checkpoint(folder)
     if not run.summary and not run.scalars and checkpoint is None and not plan.is_file():
@@ -158,7 +169,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        summary = json.loads(path.read_text(encoding='utf-8'))
+        summary = strict_json(path.read_text(encoding='utf-8'), finite=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f'{path} cannot be read ({error}): remove it to go on') from None
     if not isinstance(summary, dict):
@@ -176,18 +187,9 @@ def _read_plan(run: Run, path: Path) -> None:
 
 
 def _read_adapter(run: Run, path: Path) -> None:
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            metadata = file.metadata() or {}
-            if metadata.get('format') != ADAPTER_FORMAT:
-                raise CheckpointError(
-                    f'{path} is no adapter file of cdra_mm: expected what a run leaves as '
-                    f'{ADAPTER_FILE}'
-                )
-            run.adapter = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f'{path} is truncated or no safetensors file ({error})') from None
-    run.plan = run.plan or Plan.from_json(metadata.get('plan', ''))
+    file = read_adapter(path)
+    run.adapter = file.tensors
+    run.plan = run.plan or file.plan
 
 
 def _read_checkpoint(run: Run, path: Path) -> None:
@@ -199,13 +201,13 @@ def _read_checkpoint(run: Run, path: Path) -> None:
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     record, meta = read_record(state, PREFIX), loaded.get('meta') or {}
     run.checkpoint, run.base_record = path, record
-    run.merged = dict(meta.get('cdra_merged') or {})
+    run.merged = _settings(meta.get('cdra_merged'), path)
     if record is not None:
         run.method, run.settings = record.method, record.settings
         run.plan = run.plan or record.read_plan()
     elif run.merged:
         run.method = str(run.merged.get('method', ''))
-        run.settings = dict(run.merged.get('settings') or {})
+        run.settings = _settings(run.merged.get('settings'), path)
     elif run.work_dir is None:
         raise CheckpointError(
             f'{path} was not written by a run with CDRAHook: there is no plan in it to show'
@@ -217,11 +219,14 @@ def _read_checkpoint(run: Run, path: Path) -> None:
         if key.startswith(PREFIX)
         and (MARK in key.split('.') or key.removeprefix(PREFIX) in trained)
     }
-    if run.config is None and isinstance(meta.get('cfg'), str):
-        try:
-            run.config = Config.fromstring(meta['cfg'], '.py')
-        except Exception as error:  # a config is a program
-            run.missing.append(f'The config in {path.name} cannot be read: {error}')
+
+
+def _settings(value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, Mapping | type(None)) or not all(
+        isinstance(key, str) for key in value or ()
+    ):
+        raise CheckpointError(f'{path} is damaged: its meta.cdra_merged holds no settings by name')
+    return dict(value or {})
 
 
 def _trained_whole(plan: Plan | None) -> set[str]:

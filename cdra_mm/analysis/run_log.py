@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,11 @@ from typing import Any
 from mmengine.config import Config
 
 from cdra_mm.core import CheckpointError
+from cdra_mm.core.strict_json import strict_json
 
 __all__ = ['join_logs', 'read_log']
+
+LAST_STEP = 1 << 53  # what a picture can place
 
 
 def read_log(folder: str | Path) -> tuple[list[dict[str, Any]], Config | None]:
@@ -70,8 +72,9 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding='utf-8', errors='replace') as file:
         for line in file:
             try:
-                entry = json.loads(line)
+                entry = strict_json(line, finite=False)
             except ValueError:  # the last line of a run that was killed
                 continue
-            if isinstance(entry, dict) and isinstance(entry.get('step'), int):
+            step = entry.get('step') if isinstance(entry, dict) else None
+            if type(step) is int and 0 <= step < LAST_STEP:
                 yield entry

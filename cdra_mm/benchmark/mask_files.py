@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cdra_mm.core import DataError
+from cdra_mm.core import CheckpointError, DataError
+from cdra_mm.reading import read_npz
 
 __all__ = ['read_masks']
+
+MOST_ENTRIES = 1 << 31  # of a matrix: what its indices can count
 
 
 def read_masks(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -28,14 +30,30 @@ def read_masks(path: Path) -> dict[str, dict[str, Tensor]]:
     """
     budgets: dict[str, dict[str, Tensor]] = defaultdict(dict)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                budget, _, name = key.partition('/')
-                height, width, *indices = file[key].tolist() if name[:2] != '__' else (0, 0)
-                if height and width:
-                    mask = torch.zeros(height * width, dtype=torch.bool)
-                    mask[indices] = True
-                    budgets[budget.removeprefix('b')][name] = mask.view(height, width)
-    except (OSError, EOFError, ValueError, IndexError, AttributeError, BadZipFile) as error:
-        raise DataError(f'{path} is no mask file: {error}') from None
+        for key, array in read_npz(path, 'mask file'):
+            budget, _, name = key.partition('/')
+            if name[:2] == '__':
+                continue
+            mask = _mask(array, f'{path}: {key[:80]}')
+            if mask is not None:
+                budgets[budget.removeprefix('b')][name] = mask
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
     return dict(budgets)
+
+
+def _mask(array: Any, what: str) -> Tensor | None:
+    """The mask of a matrix, None for a vector."""
+    if array.ndim != 1 or array.dtype.kind not in 'iu' or len(array) < 2:
+        raise DataError(f'{what} is no mask: expected whole numbers, the shape and the indices')
+    height, width = int(array[0]), int(array[1])
+    if not width:
+        return None
+    if height < 1 or width < 0 or height * width > MOST_ENTRIES:
+        raise DataError(f'{what} is no mask: its matrix would be {height} x {width}')
+    indices = torch.from_numpy(array[2:].astype('int64'))
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < height * width:
+        raise DataError(f'{what} is no mask: it selects entries outside of its matrix')
+    mask = torch.zeros(height * width, dtype=torch.bool)
+    mask[indices] = True
+    return mask.view(height, width)

@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,6 +39,7 @@ from .fingerprints import (
     names_beside,
 )
 from .plan import Plan
+from .safetensors_file import open_safetensors
 from .state_keys import adapter_prefix
 from .strict_json import strict_json
 from .writing import write_atomically
@@ -158,16 +158,8 @@ def read_adapter(path: str | Path) -> AdapterFile:
         CheckpointError: If the file is missing, truncated or foreign.
         PlanError: If its plan is damaged or of another version.
     """
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f'{path}: no such adapter file') from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f'{path} is truncated or no safetensors file ({error}): save the adapter again'
-        ) from None
+    file = open_safetensors(path, 'adapter file')
+    metadata, tensors = file.metadata, file.tensors()
     if metadata.get('format') != FORMAT:
         raise CheckpointError(f'{path} is no adapter of cdra_mm: expected what save_adapter wrote')
     version = str(metadata.get('version'))
@@ -187,7 +179,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
                 'diverged, or the file is damaged; use an earlier checkpoint'
             )
     plan = Plan.from_json(metadata.get('plan', ''))
-    metrics = _read_json(path, metadata.get('metrics', '{}'), 'metrics', dict, json.loads)
+    metrics = _read_json(path, metadata.get('metrics', '{}'), 'metrics', dict, finite=False)
     if (
         metadata.get('digest') != _digest(metadata, tensors)
         or metadata.get('method') != plan.method
@@ -240,12 +232,12 @@ def _read_json(
     text: str,
     what: str,
     kind: type,
-    read: Callable[[str], Any] = strict_json,
+    finite: bool = True,
 ) -> Any:
     """A JSON text of the metadata; metrics may be no finite numbers, as Python writes them."""
     try:
-        value = read(text)
-    except (ValueError, RecursionError):
+        value = strict_json(text, finite=finite)
+    except ValueError:
         value = None
     if not isinstance(value, kind):
         expected = 'object' if kind is dict else 'list'

@@ -7,14 +7,21 @@ import math
 from collections import Counter
 from typing import Any
 
-__all__ = ['strict_json']
+__all__ = ['DEEPEST', 'strict_json']
+
+DEEPEST = 100  # objects and lists inside each other
 
 
-def strict_json(text: str | bytes) -> Any:
+def strict_json(text: str | bytes, *, finite: bool = True) -> Any:
     """The value of a JSON text.
 
     Python's reader keeps the last of two equal names and takes ``NaN``, ``Infinity`` and
     ``1e999``: what it gives is then not what was written, or cannot be written again.
+
+    Args:
+        text: The text.
+        finite: Refuse numbers that are not finite. Logs and metrics of a run that has diverged
+            hold such numbers.
 
     Raises:
         ValueError: If it is no JSON, nested too deep, or one of these.
@@ -25,14 +32,27 @@ def strict_json(text: str | bytes) -> Any:
             ...
         ValueError: 'a' stands twice in an object
     """
+    number = _number if finite else float
     try:
-        return json.loads(
-            text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=number, parse_float=number
         )
     except RecursionError:
         raise ValueError('it is nested too deep') from None
     except TypeError as error:
         raise ValueError(str(error)) from None
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _parts(outer)]:
+        depth += 1
+        if depth > DEEPEST:  # what walks through it later must not run out of stack
+            raise ValueError('it is nested too deep')
+    return value
+
+
+def _parts(value: Any) -> list[Any]:
+    """The objects and lists right inside a value."""
+    inside = value.values() if isinstance(value, dict) else value
+    return [v for v in inside if type(v) in (dict, list)] if type(value) in (dict, list) else []
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import DataError
+from ..core.strict_json import strict_json
 from .layout import Split
 
 __all__ = ['Fitting', 'fit_demo', 'fit_voc']
@@ -51,7 +51,7 @@ def fit_demo(splits: tuple[Split, ...], root: Path) -> Fitting:
     if not record.is_file():
         return Fitting(splits)
     try:
-        counts = json.loads(record.read_text(encoding='utf-8'))['counts']
+        counts = strict_json(record.read_text(encoding='utf-8'))['counts']
         return Fitting(tuple(replace(split, count=int(counts[split.name])) for split in splits))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(

@@ -1,104 +1,116 @@
 """How mmengine reads checkpoint files: nothing in a file is executed.
 
-A checkpoint of torch is a pickle, a program for a small machine. From release 2.6 on
-``torch.load`` runs only what builds tensors and plain types, unless told otherwise.
-Checkpoints of mmengine also hold the history of the logged values: its own ``HistoryBuffer``
-and numpy arrays. mmengine 0.10.7, the last original release, does not tell torch so, and
-cannot resume a run; the fork does, but reads a file that torch refuses once more without any limit,
-and so runs whatever it holds, and asks for no limit at all where a file comes from an address.
+A checkpoint of torch is a pickle, a program for a small machine. onedl-mmengine reads a file that
+torch refuses once more without any limit, and so runs whatever it holds; the original mmengine
+0.10.7 cannot resume a run under torch 2.6 and later; and a reading that torch limits still sets the
+state of numpy's types from the file. So mmengine's loaders are replaced with the reader of this
+package.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
+import io
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, checkpoint
-from mmengine.utils import digit_version
 
 from cdra_mm.core.errors import CheckpointError
+from cdra_mm.reading import read_torch
+from cdra_mm.reading.torch_file import Place, read_torch_stream
 
 from .cached_files import cached_file
+from .checkpoint_kinds import CHECKPOINT_KINDS
+from .checkpoints.checked import check_checkpoint
 
-__all__ = ['TRUST', 'checkpoint_types', 'guard_checkpoints', 'read_checkpoint']
+__all__ = ['TRUST', 'guard_checkpoints', 'read_checkpoint']
 
-# The first release of torch whose default is weights_only=True.
-STRICT_TORCH = '2.6'
-# mmengine's prefixes of addresses on the web.
-HTTP = ('http://', 'https://')
-# What HistoryBuffer stores of itself: its four functions, by name.
-STATISTICS = ('min', 'max', 'current', 'mean')
 # torch's own switches: the first lets files run code, the second overrides every argument.
 TRUST, FORCE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+ADDRESSES = ('http://', 'https://')
+OTHERWISE = (
+    'save its state_dict alone, or, if you trust whoever made it, set the environment variable '
+    f'{TRUST}=1'
+)
 
 
 def guard_checkpoints() -> None:
     """Lets mmengine read its own checkpoint files, and nothing that could run code.
 
-    Its loaders are registered anew, the way mmengine provides for: those of local files and of http
-    addresses are replaced, the others are called with torch's switch for strict reading set, and
-    fetch what they need from http addresses in the same way. ``torch.load`` itself stays as it is.
-    Nothing is done with a torch before 2.6, whose strict reading cannot be told what else is
-    harmless, nor where the user sets torch's switch `TRUST` to 1.
+    It holds for the process, and for every reader that goes through mmengine's
+    ``CheckpointLoader``: its loaders are registered anew, the way mmengine provides for, and two
+    functions that these call (``load_from_http``, ``_safe_torch_load``) are replaced in mmengine's
+    module. ``torch.load`` itself stays as it is. To call it again changes nothing. Nothing is done
+    where the user sets torch's switch `TRUST` to 1.
     """
-    if digit_version(torch.__version__) < digit_version(STRICT_TORCH) or _is_trusted():
+    if _is_trusted():
         return
+    checkpoint.load_from_http = read_address
+    if hasattr(checkpoint, '_safe_torch_load'):
+        checkpoint._safe_torch_load = _read_any
     for prefix, loader in list(CheckpointLoader._schemes.items()):
-        if hasattr(loader, 'is_strict'):
-            continue
+        if hasattr(loader, 'is_strict') or loader.__module__ != checkpoint.__name__:
+            continue  # ours, or registered by somebody on purpose
+        strict = _strict(loader)
         if prefix == '':
             strict = read_checkpoint
-        else:
-            strict = _fetching(loader) if prefix in HTTP else _strict(loader)
+        elif prefix in ADDRESSES:
+            strict = read_address
         CheckpointLoader.register_scheme(prefixes=prefix, loader=strict, force=True)
 
 
-def read_checkpoint(filename: str | Path, map_location: Any = None) -> Any:
+def read_checkpoint(filename: str | Path, map_location: Place = None) -> Any:
     """What mmengine's loader of local files is replaced with.
 
     Args:
         filename: Path of the file.
-        map_location: Where the tensors go, as in ``torch.load``.
+        map_location: Where the tensors go, as in ``torch.load``; None for the CPU.
 
     Returns:
-        What the file holds.
+        What the file holds, without the text of a config that mmengine would run on resume.
 
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If it holds a type that could run code, or is no checkpoint.
     """
     path = Path(filename).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f'{filename} can not be found.')
-    with _refusing(filename), torch.serialization.safe_globals(checkpoint_types()):
-        return torch.load(path, map_location=map_location, weights_only=True)
+    return _read_any(path, map_location)
+
+
+def read_address(filename: str, map_location: Place = None) -> Any:
+    """What mmengine's loader of addresses is replaced with.
+
+    Raises:
+        CheckpointError: See `read_checkpoint`; or if it cannot be downloaded.
+    """
+    return _read_any(cached_file(filename, _require_weights), map_location, str(filename))
+
+
+def _read_any(
+    file: str | Path | BinaryIO, map_location: Place = None, name: str = '', **_: Any
+) -> Any:
+    """Reads a path or bytes; takes what mmengine's own function takes."""
+    if isinstance(file, str | Path):
+        found = read_torch(file, kinds=CHECKPOINT_KINDS, place=map_location, otherwise=OTHERWISE)
+        return check_checkpoint(found, name or str(file))
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    name = name or 'the checkpoint'
+    found = read_torch_stream(
+        file, size, name, kinds=CHECKPOINT_KINDS, place=map_location, otherwise=OTHERWISE
+    )
+    return check_checkpoint(found, name)
 
 
 # mmengine names a loader in its log by what follows the first ten letters.
-read_checkpoint.__name__ = 'load_from_local'
-read_checkpoint.is_strict = True  # type: ignore[attr-defined]
-
-
-def _fetching(loader: Callable[..., Any]) -> Callable[..., Any]:
-    """What mmengine's loader of http addresses is replaced with: checked before it is kept."""
-
-    @functools.wraps(loader)
-    def load(filename: str, map_location: Any = None, **options: Any) -> Any:
-        # mmengine's options, a folder and a progress bar, are not used by any of its callers.
-        return read_checkpoint(cached_file(filename, _require_weights), map_location)
-
-    load.is_strict = True  # type: ignore[attr-defined]
-    return load
+read_checkpoint.__name__, read_address.__name__ = 'load_from_local', 'load_from_http'
+read_checkpoint.is_strict = read_address.is_strict = True  # type: ignore[attr-defined]
 
 
 def _require_weights(path: Path) -> None:
@@ -111,18 +123,20 @@ def _require_weights(path: Path) -> None:
 
 
 def _strict(loader: Callable[..., Any]) -> Callable[..., Any]:
+    """A loader of a storage service, which may call ``torch.load``: under its strictest limits."""
+
     @functools.wraps(loader)
     def load(filename: str, *args: Any, **kwargs: Any) -> Any:
         before = os.environ.get(FORCE)
         os.environ[FORCE] = '1'
-        # Names of model zoos (open-mmlab://, torchvision://) end in this function of mmengine's.
-        fetch = checkpoint.load_from_http
-        checkpoint.load_from_http = _fetching(fetch)
         try:
-            with _refusing(filename), torch.serialization.safe_globals(checkpoint_types()):
-                return loader(filename, *args, **kwargs)
+            return check_checkpoint(loader(filename, *args, **kwargs), filename)
+        except (RuntimeError, ValueError, EOFError, KeyError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            reason = ' '.join(str(error).split())[:200]
+            raise CheckpointError(f'{filename} cannot be read: {reason}; {OTHERWISE}') from None
         finally:
-            checkpoint.load_from_http = fetch
             if before is None:
                 del os.environ[FORCE]
             else:
@@ -132,77 +146,5 @@ def _strict(loader: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
-@contextmanager
-def _refusing(filename: str | Path) -> Iterator[None]:
-    """Names the file and the reason where torch refuses to read it."""
-    try:
-        yield
-    except UnpicklingError as error:
-        reason = _reason(str(error))
-        if not reason or 'operand' in reason:  # no pickle at all
-            raise CheckpointError(
-                f'{filename} is no checkpoint, or damaged: name a file that torch.save wrote'
-            ) from None
-        raise CheckpointError(
-            f'{filename} holds more than tensors and plain settings ({reason}), and reading it '
-            'could run code from the file: save its state_dict alone, or, if you trust whoever '
-            f'made it, set the environment variable {TRUST}=1'
-        ) from None
-    except (RuntimeError, EOFError) as error:
-        if isinstance(error, RuntimeError) and 'PytorchStreamReader' not in str(error):
-            raise
-        raise CheckpointError(
-            f'{filename} is cut off or damaged: copy or download it again, or name another'
-        ) from None
-
-
-def _reason(text: str) -> str:
-    """What torch objects to, out of a message that mostly says how to switch it off."""
-    for line in text.splitlines():
-        line = line.rpartition('WeightsUnpickler error:')[2].strip()
-        if re.match(r'(?i)trying to|unsupported|the checkpoint asks', line):
-            return line.partition('. ')[0].partition(' was not an allowed')[0].rstrip('.')
-    return ''
-
-
 def _is_trusted() -> bool:
     return os.environ.get(TRUST, '0').lower() in ('1', 'y', 'yes', 'true')
-
-
-def checkpoint_types() -> list[tuple[Callable[..., Any], str]]:
-    """The types and functions in mmengine's checkpoints beyond torch's own.
-
-    None of them can run foreign code, so a checkpoint still cannot bring any along.
-
-    Returns:
-        Pairs of what to call and the name that stands for it in the file, the form that
-        ``torch.serialization.safe_globals`` takes. numpy's functions appear under the names
-        that numpy 1 and numpy 2 write.
-    """
-    plain = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + 'US'
-    dtypes = {type(np.dtype(code)) for code in plain} - {np.dtype}
-    # Both are the functions that numpy itself puts into a pickle.
-    rebuild_array = np.empty(0).__reduce__()[0]
-    rebuild_number = np.float64(0).__reduce__()[0]
-    types: list[tuple[Callable[..., Any], str]] = [
-        (HistoryBuffer, f'{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}'),
-        # A function of a class is stored as getattr(class, name).
-        (_statistic, 'builtins.getattr'),
-        (argparse.Namespace, 'argparse.Namespace'),  # settings in files of DeiT, MAE, BEiT
-        (slice, 'builtins.slice'),
-        (np.ndarray, 'numpy.ndarray'),
-        (np.dtype, 'numpy.dtype'),
-    ]
-    types += [(dtype, f'{dtype.__module__}.{dtype.__qualname__}') for dtype in dtypes]
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        types += [(rebuild_array, f'{module}._reconstruct'), (rebuild_number, f'{module}.scalar')]
-    return types
-
-
-def _statistic(owner: type, name: str) -> Callable[..., Any]:
-    """Stands in for ``getattr``, which could reach anything."""
-    if owner is HistoryBuffer and name in STATISTICS:
-        return getattr(HistoryBuffer, name)
-    raise UnpicklingError(
-        f'the checkpoint asks for {owner!r}.{name}, which no checkpoint of mmengine holds'
-    )

@@ -31,9 +31,11 @@ from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_m
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import check_loaded, find_source, named_bases, reproduced_names
 from .checkpoints.changed_config import check_asked
+from .checkpoints.checked import check_fields, check_optimizer
 from .checkpoints.midway import MIDWAY_KEY, go_on
 from .checkpoints.own_files import claim_own_files
 from .checkpoints.partial_base import describe_missing
+from .checkpoints.plain_state import check_can_be_saved, same_meaning
 from .checkpoints.record import Record, make_record, read_record, record_of, relied_on
 from .checkpoints.restoring import ensure_base
 from .checkpoints.resuming import check_parts, check_state, choose_checkpoint
@@ -182,12 +184,17 @@ class CDRAHook(Hook):
                 'from its weights, use load_from without resume; to go on with it, remove the hook'
             )
         check_parts(checkpoint, runner)
+        check_fields(checkpoint, runner)
         if record is None:
             self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
         else:
             self._adopt(runner, backbone, record)
+        check_optimizer(checkpoint, runner.optim_wrapper)
         check_state(checkpoint, runner, record)
         claim_own_files(runner, checkpoint)
+        current = getattr(runner.train_dataloader.dataset, 'metainfo', None)
+        if same_meaning(checkpoint['meta'].get('dataset_meta'), current):
+            checkpoint['meta']['dataset_meta'] = current  # mmengine compares them byte by byte
         self._midway = checkpoint.get(MIDWAY_KEY, {})
 
     def before_train(self, runner: Runner) -> None:
@@ -203,6 +210,7 @@ class CDRAHook(Hook):
             go_on(runner, self._midway)
         keep_gradients(plain_model(runner))
         wrap_config(runner, self.record.base if self.record else None)
+        check_can_be_saved(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         """Notes the metrics for the summary."""

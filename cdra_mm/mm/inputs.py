@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,15 @@ from urllib.error import URLError
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import CheckpointLoader
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cdra_mm.core import CheckpointError, ConfigError, DataError
+from cdra_mm.core.regular_file import open_regular
 from cdra_mm.data import SOURCES
 from cdra_mm.data.pairs import PairSplit
+from cdra_mm.reading import open_safetensors
+from cdra_mm.reading.kinds import ForeignTypeError, ReadingError
+from cdra_mm.reading.torch_archive import archive_places
 
 __all__ = [
     'check_inputs',
@@ -113,33 +115,30 @@ def check_weight_file(path: str, where: str = 'checkpoint') -> None:
     if '://' in str(path):
         return
     file = Path(path).expanduser()
-    if not file.is_file():
-        what = 'is a folder' if file.is_dir() else 'does not exist'
+    if not file.exists() or file.is_dir():
+        what = 'is a folder' if file.exists() else 'does not exist'
         raise CheckpointError(f'weight file {path} ({where}) {what}: put it there or name another')
     try:
         if file.suffix == '.safetensors':
-            with safe_open(file, framework='pt'):
-                return
-        with file.open('rb') as stream:
+            open_safetensors(file)
+            return
+        stream, size = open_regular(file, 'weight file')
+        with stream:
             is_archive = stream.read(2) == b'PK'
-        if is_archive:
-            # Its directory stands at the end: a file that was cut off has none.
-            with zipfile.ZipFile(file):
-                return
-        CheckpointLoader.load_checkpoint(str(file), map_location='cpu')
-    except OSError as error:
-        raise CheckpointError(f'weight file {path} ({where}) cannot be read: {error}') from None
+            if is_archive and file.suffix != '.npz':
+                archive_places(stream, size)
+        if not is_archive:
+            CheckpointLoader.load_checkpoint(str(file), map_location='cpu')
     except CheckpointError as error:
         raise CheckpointError(f'weight file ({where}): {error}') from None
-    except (zipfile.BadZipFile, SafetensorError):
+    except ForeignTypeError as error:
         raise CheckpointError(
-            f'weight file {path} ({where}) is cut off or damaged ({file.stat().st_size:,} bytes): '
-            'copy or download it again'
+            f'weight file {path} ({where}) is {error}: name a file that torch.save wrote'
         ) from None
-    except Exception as error:  # pickle may raise anything on foreign bytes
+    except ReadingError as error:
         raise CheckpointError(
-            f'weight file {path} ({where}) is no checkpoint, or damaged ({type(error).__name__}): '
-            'name a file that torch.save or safetensors wrote'
+            f'weight file {path} ({where}) is cut off or damaged ({error}; '
+            f'{file.stat().st_size:,} bytes): copy or download it again'
         ) from None
 
 

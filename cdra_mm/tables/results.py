@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cdra_mm.core import ConfigError, write_text
+from cdra_mm.core.strict_json import strict_json
 
 from .grid import Grid
 from .jobs import Job
@@ -80,7 +81,7 @@ def read_result(job: Job) -> Result:
     if not path.is_file():
         return Result(State.BROKEN_OFF)
     try:
-        summary = json.loads(path.read_text(encoding='utf-8'))
+        summary = strict_json(path.read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return Result(State.DAMAGED, problem=f'{path} is half written')
     if not isinstance(summary, Mapping) or 'method' not in summary:
@@ -112,7 +113,7 @@ def _is_number(value: Any) -> bool:
 def _check_owner(job: Job) -> None:
     path = job.folder / JOB
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
+        found = strict_json(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise ConfigError(
             f'{job.folder} is not a folder of tables.py (it has no {JOB}): move it away, or name '
@@ -173,7 +174,7 @@ def open_folder(out: Path, grid: Grid, *, look: bool = False) -> None:
         raise ConfigError(f'--out {out} is a file: expected a folder')
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding='utf-8'))
+            found = strict_json(path.read_text(encoding='utf-8'))
             name = found['grid']
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(f'{path} is damaged: delete it, or name another --out') from None

@@ -124,7 +124,10 @@ class Record:
             CheckpointError: If it is damaged or of another version.
         """
         try:
-            entries = strict_json(bytes(tensor.cpu().to(torch.uint8).tolist()).decode())
+            text = isinstance(tensor, Tensor) and tensor.dtype == torch.uint8 and tensor.dim() == 1
+            if not text:
+                raise ValueError('it is no text')
+            entries = strict_json(bytes(tensor.cpu().tolist()))
             version = entries.pop('version')
             if version not in (1, RECORD_VERSION):
                 raise CheckpointError(

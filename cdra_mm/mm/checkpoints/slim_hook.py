@@ -15,6 +15,7 @@ from ..backbone import PREFIX, find_backbone
 from ..rebuild import plain_model
 from .changed_config import note_optimizer
 from .midway import MIDWAY_KEY, midway_state
+from .plain_state import make_plain
 from .record import Record, slim
 
 __all__ = ['SlimCheckpointHook']
@@ -48,6 +49,7 @@ class SlimCheckpointHook(Hook):
             midway = midway_state(runner, checkpoint['meta']['epoch'], self._epoch_iters)
             if midway:
                 checkpoint[MIDWAY_KEY] = midway
+        make_plain(checkpoint)
         record = self.record()
         if record is None or not record.plan:  # the whole backbone is trained: a plain checkpoint
             return

@@ -23,11 +23,12 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cdra_mm.core import CheckpointError, Plan, PlanError, write_atomically
+from cdra_mm.core.safetensors_file import open_safetensors
 from cdra_mm.core.selection import kth_largest, masks_above
+from cdra_mm.core.strict_json import strict_json
 from cdra_mm.core.threads import one_thread
 
 __all__ = ['KEEP', 'SCORES_FILE', 'Kept', 'read_kept', 'selected_masks', 'write_kept']
@@ -184,31 +185,30 @@ def read_kept(path: str | Path) -> Kept:
         CheckpointError: If the file is missing, truncated or foreign.
     """
     try:
-        file = safe_open(str(path), framework='pt')
-        metadata, names = file.metadata() or {}, set(file.keys())
+        file = open_safetensors(path, 'file of kept scores')
+        metadata, names = file.metadata, file.shapes
         if metadata.get('format') != FORMAT:
             raise CheckpointError(f'{path} holds no kept scores: expected what write_kept wrote')
-        shapes = {name: tuple(shape) for name, shape in json.loads(metadata['shapes']).items()}
-        meta = json.loads(metadata['meta'])
-        totals = file.get_tensor('totals').tolist()
-    except FileNotFoundError:
-        raise CheckpointError(f'{path}: no such file of kept scores') from None
-    except (SafetensorError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        shapes = _shapes(strict_json(metadata['shapes']))
+        meta = strict_json(metadata['meta'])
+        _check_layout(file.shapes, shapes)
+        totals = file.tensor('totals').tolist()
+    except CheckpointError:
+        raise
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f'{path} is truncated or damaged ({error}): run again with keep_scores to make it anew'
         ) from None
 
     def mask(name: str) -> Tensor:
         shape = shapes[name]
-        bits = file.get_tensor(f'mask/{name}').numpy()
+        bits = file.tensor(f'mask/{name}').numpy()
         flat = np.unpackbits(bits, count=math.prod(shape), bitorder='little')
         return torch.from_numpy(flat).view(torch.bool).view(shape)
 
     def stored(kind: str) -> Mapping[str, Tensor]:
         held = [name for name in shapes if f'{kind}/{name}' in names]
-        return Stored(held, lambda name: file.get_tensor(f'{kind}/{name}'))
+        return Stored(held, lambda name: file.tensor(f'{kind}/{name}'))
 
     return Kept(
         masks=Stored(shapes, mask),
@@ -219,6 +219,32 @@ def read_kept(path: str | Path) -> Kept:
         shapes=shapes,
         meta=meta,
     )
+
+
+def _shapes(found: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the targets: matrices and vectors."""
+    for name, shape in found.items():
+        if not isinstance(shape, list) or len(shape) not in (1, 2):
+            raise ValueError(f'{name!r} is neither a matrix nor a vector')
+        if not all(type(size) is int and 0 < size < 1 << 40 for size in shape):
+            raise ValueError(f'the shape of {name!r} is none')
+    return {name: tuple(shape) for name, shape in found.items()}
+
+
+def _check_layout(
+    held: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Every tensor has the shape that its target asks for."""
+    expected: dict[str, tuple[int, ...]] = {'totals': (len(shapes),)}
+    for name, shape in shapes.items():
+        expected[f'mask/{name}'] = (-(-math.prod(shape) // 8),)
+        if f'scores/{name}' in held:
+            expected[f'scores/{name}'] = shape
+        if len(shape) == 2:
+            expected |= {f'row_sums/{name}': shape[:1], f'col_sums/{name}': shape[1:]}
+    for name in sorted(expected.keys() | held.keys()):
+        if held.get(name) != expected.get(name):
+            raise ValueError(f'{name!r} is {held.get(name)}, expected {expected.get(name)}')
 
 
 def _write_safetensors(

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cdra_mm.core.errors import CheckpointError
+from cdra_mm.reading import read_npz, read_safetensors, read_torch
 
 from ..cached_files import cached_file, is_http
+from ..checkpoint_kinds import WEIGHT_KINDS
 
 __all__ = ['local_copy', 'read_state_dict', 'unwrap']
 
 # Under what key training code keeps the weights, the first that is there.
 WRAPPERS = ('state_dict', 'model', 'teacher', 'module')
-
-
-class _Ignored:
-    """Stands for an object beside the weights that is of no interest here."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-# What the checkpoints of DeiT, MAE and BEiT (the arguments of the command line) and of mmengine
-# (its log buffers) hold beside tensors. Only the first is a class of its own; for the others
-# something inert is built, so that even ``getattr`` gets nowhere.
-HARMLESS: list[Any] = [
-    argparse.Namespace,
-    *(
-        (_Ignored, name)
-        for name in (
-            *('mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr'),
-            *(
-                f'numpy{core}.multiarray.{name}'
-                for core in ('.core', '._core')
-                for name in ('scalar', '_reconstruct')
-            ),
-            *('numpy.dtype', 'numpy.ndarray', 'pathlib.PosixPath', 'pathlib.WindowsPath'),
-        )
-    ),
-]
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -71,8 +37,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             only running code from the file could build, or cannot be downloaded.
     """
     file = local_copy(path)
-    if not file.is_file():
-        what = 'is a folder' if file.is_dir() else 'does not exist'
+    if not file.exists() or file.is_dir():
+        what = 'is a folder' if file.exists() else 'does not exist'
         raise CheckpointError(
             f'weight file {path} {what}: put it there, or name another one in '
             'model.backbone.init_cfg.checkpoint (the shipped configs also read an environment '
@@ -109,50 +75,21 @@ def local_copy(path: str | Path) -> Path:
     return cached_file(str(path), read_state_dict) if is_http(path) else Path(path).expanduser()
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f'{path} is not a readable safetensors file: {error}') from None
-
-
 def _read_npz(path: Path) -> Mapping[str, Any]:
+    return {name: _tensor(path, name, array) for name, array in read_npz(path)}
+
+
+def _tensor(path: Path, name: str, array: Any) -> Tensor:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError('a single array')
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f'{path} is not a readable npz file of numbers: {error}') from None
+        return torch.from_numpy(array)
+    except TypeError:
+        raise CheckpointError(
+            f'{path}: {name} is of type {array.dtype}, and torch has no such numbers'
+        ) from None
 
 
 def _read_torch(path: Path) -> Any:
-    try:
-        return _load_safely(path)
-    except pickle.UnpicklingError as error:
-        if 'Unsupported global' in str(error) or 'Unsupported class' in str(error):
-            name = str(error).partition('Unsupported ')[2].split('\n')[0].split('. ')[0]
-            reason = f'holds more than tensors and plain settings (unsupported {name.strip()})'
-        else:
-            reason = 'is damaged, or not a file that torch.save wrote'
-        raise CheckpointError(
-            f'{path} {reason}, and reading it could run code from the file: save its state dict '
-            'alone, with the code it comes from, or name another file'
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f'{path} is cut off or damaged ({reason}; {path.stat().st_size:,} bytes): copy or '
-            'download it again'
-        ) from None
+    return read_torch(path, kinds=WEIGHT_KINDS)
 
 
-def _load_safely(path: Path) -> Any:
-    allow = getattr(torch.serialization, 'safe_globals', None)
-    if allow is None:  # before torch 2.5 files of pure tensors only
-        return torch.load(path, map_location='cpu', weights_only=True)
-    with allow(HARMLESS):
-        return torch.load(path, map_location='cpu', weights_only=True)
-
-
-READERS = {'.safetensors': _read_safetensors, '.npz': _read_npz}
+READERS = {'.safetensors': read_safetensors, '.npz': _read_npz}

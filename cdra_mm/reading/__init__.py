@@ -1,0 +1,22 @@
+"""The reader of files that others wrote: weights and checkpoints of torch, numpy and safetensors.
+
+Nothing in a file is executed: a pickle is run by a machine of our own, which builds plain values
+and inert records of what the file asks for. Nothing is allocated for what a file claims before it
+is known to be there. Every fault is a `CheckpointError` of one line.
+"""
+
+from cdra_mm.core.safetensors_file import SafetensorsFile, open_safetensors, read_safetensors
+
+from .kinds import Kind, NamedFunction
+from .numpy_file import read_npz
+from .torch_file import read_torch
+
+__all__ = [
+    'Kind',
+    'NamedFunction',
+    'SafetensorsFile',
+    'open_safetensors',
+    'read_npz',
+    'read_safetensors',
+    'read_torch',
+]
