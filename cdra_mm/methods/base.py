@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -30,6 +30,8 @@ __all__ = ['FROZEN', 'UNREACHED', 'Method', 'Request', 'Trials']
 # Why a parameter is not for a method to train.
 FROZEN = 'the backbone freezes it itself'
 UNREACHED = 'the training loss does not depend on it'
+
+_T = TypeVar('_T')
 
 
 class Trials(Protocol):
@@ -136,7 +138,8 @@ class Request:
         Raises:
             PlanError: Names the first parameter, and why.
         """
-        named = [record.name for record in (*plan.blocks, *plan.vectors, *plan.sparse)]
+        named = [block.name for block in plan.blocks] + [vector.name for vector in plan.vectors]
+        named += [matrix.name for matrix in plan.sparse]
         refused = [name for name in plan.also_train if name in self.withheld]
         for part in plan.parts:
             if not issubclass(find_kind(part.kind), CallAdapter):
@@ -153,7 +156,7 @@ class Request:
                 'have the backbone as it was when the plan was made'
             )
 
-    def _left(self, found: Any) -> Any:
+    def _left(self, found: dict[str, _T]) -> dict[str, _T]:
         """What was found, unless everything is withheld."""
         if found or not self.withheld:
             return found

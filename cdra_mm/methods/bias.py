@@ -49,7 +49,7 @@ class Bias:
         }
         if not trained:
             raise PlanError(
-                f'{type(backbone).__name__} has no bias that may be trained: use another method for '
-                'this backbone'
+                f'{type(backbone).__name__} has no bias that may be trained: use another method '
+                'for this backbone'
             )
         return request.record(self, also_train=trained)

@@ -149,7 +149,7 @@ class TrainingWatch(Hook):
         logger = MMLogger.get_current_instance()
         if idle and is_main_process():
             logger.warning(
-                f'some backbone parameters are planned, or ask for a gradient, and are not trained: '
+                'some backbone parameters are planned, or ask for a gradient, and are not trained: '
                 f'{words}; look at paramwise_cfg (lr_mult) of the optim_wrapper and at hooks that '
                 'set requires_grad'
             )
