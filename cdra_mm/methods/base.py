@@ -27,11 +27,11 @@ from cdra_mm.core.adapter import find_kind
 
 __all__ = ['FROZEN', 'UNREACHED', 'Method', 'Request', 'Trials']
 
-_Found = TypeVar('_Found')
-
 # Why a parameter is not for a method to train.
 FROZEN = 'the backbone freezes it itself'
 UNREACHED = 'the training loss does not depend on it'
+
+_T = TypeVar('_T')
 
 
 class Trials(Protocol):
@@ -158,7 +158,7 @@ class Request:
                 'have the backbone as it was when the plan was made'
             )
 
-    def _left(self, found: dict[str, _Found]) -> dict[str, _Found]:
+    def _left(self, found: dict[str, _T]) -> dict[str, _T]:
         """What was found, unless everything is withheld."""
         if found or not self.withheld:
             return found

@@ -149,9 +149,9 @@ class TrainingWatch(Hook):
         logger = MMLogger.get_current_instance()
         if idle and is_main_process():
             logger.warning(
-                'some backbone parameters are planned, or ask for a gradient, and are not '
-                f'trained: {words}; look at paramwise_cfg (lr_mult) of the optim_wrapper and at '
-                'hooks that set requires_grad'
+                'some backbone parameters are planned, or ask for a gradient, and are not trained: '
+                f'{words}; look at paramwise_cfg (lr_mult) of the optim_wrapper and at hooks that '
+                'set requires_grad'
             )
         inside = {id(parameter) for parameter in own.values()}
         size = sum(parameter.numel() for key, parameter in held.items() if key in inside)
