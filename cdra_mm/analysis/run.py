@@ -124,8 +124,8 @@ def read_run(path: str | Path, config: str | Path | None = None) -> Run:
         if run.config is None:
             run.missing.append(
                 'The text of the config in a checkpoint is a program and is not run: name the '
-                'config with --config, or the work directory, for what needs it (predictions, relative '
-                'changes).'
+                'config with --config, or the work directory, for what needs it (predictions, '
+                'relative changes).'
             )
     elif path.suffix == '.npz':
         run.plan, run.kept = read_mask_file(path, budget)

@@ -3,7 +3,8 @@
 A checkpoint of torch is a pickle, a program for a small machine. onedl-mmengine reads a file that
 torch refuses once more without any limit, and so runs whatever it holds; the original mmengine
 0.10.7 cannot resume a run under torch 2.6 and later; and a reading that torch limits still sets the
-state of numpy's types from the file. So mmengine's loaders are replaced with the reader of this package.
+state of numpy's types from the file. So mmengine's loaders are replaced with the reader of this
+package.
 """
 
 from __future__ import annotations
