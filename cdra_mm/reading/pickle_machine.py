@@ -279,6 +279,8 @@ class PickleMachine:
         self.stack.append(self._make(kind, tuple(args)))
 
     def _make(self, kind: Any, args: Any) -> Any:
+        if isinstance(kind, Made):
+            raise ForeignTypeError(f'a call of what {kind.kind.name} gives')
         if not isinstance(kind, Kind) or not isinstance(args, tuple):
             raise ReadingError('a call of what cannot be called')
         if kind.name == 'copyreg._reconstructor':  # how protocols 0 and 1 make an object

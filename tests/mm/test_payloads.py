@@ -105,7 +105,7 @@ PAYLOADS: dict[str, tuple[Callable[[Marked], Any], str]] = {
     'a command': (lambda mark: Call(os.system, f'mkdir {mark.path}'), 'posix.system'),
     'exec': (lambda mark: Call(exec, mark.program), 'builtins.exec'),
     'a function of ours': (
-        lambda mark: Call(Path.mkdir, mark.path), r'builtins.getattr|getattr\(.*mkdir',
+        lambda mark: Call(Path.mkdir, mark.path), 'a call of what builtins.getattr gives',
     ),
     'a chain of getattr': (
         lambda mark: Call(getattr, Call(getattr, HistoryBuffer, '__init__'), '__globals__'),
@@ -173,7 +173,7 @@ def test_numbers_of_numpy_are_read_without_their_state(folder, tmp_path):
 
 
 FIELDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    'iteration': (lambda c: c['meta'].update(iter='1'), "iter of its meta is '1'"),
+    'iteration': (lambda c: c['meta'].update(iter='1'), 'its meta has no iter'),
     'epoch': (lambda c: c['meta'].update(epoch=True), 'epoch of its meta is True'),
     'seed': (lambda c: c['meta'].update(seed=-1), 'seed of its meta is -1'),
     'meta': (lambda c: c.update(meta=[1]), 'its meta is a list'),

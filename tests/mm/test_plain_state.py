@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import DATASETS
 from mmengine.runner import CheckpointLoader, Runner
 
 from cdra_mm.core import CheckpointError
@@ -35,7 +36,19 @@ ODD = dict(
 )  # fmt: skip
 
 
-def config(folder, work_dir, metainfo=None, **options):
+@DATASETS.register_module(force=True)
+class OddData(toy.ToyData):
+    """Says more of itself than text."""
+
+    METAINFO = {**toy.ToyData.METAINFO, **ODD}
+
+
+@DATASETS.register_module(force=True)
+class ObjectData(toy.ToyData):
+    METAINFO = {**toy.ToyData.METAINFO, 'colour': Colour.RED}
+
+
+def config(folder, work_dir, data='ToyData', **options):
     cfg = toy.config(
         folder,
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=100),
@@ -45,12 +58,12 @@ def config(folder, work_dir, metainfo=None, **options):
         **options,
     )
     cfg.default_hooks.checkpoint.interval = 2
-    cfg._cfg_dict.train_dataloader.dataset.metainfo = metainfo or {}
+    cfg.train_dataloader.dataset.type = data
     return cfg
 
 
 def test_a_run_with_odd_settings_is_resumed_exactly(tmp_path, capsys):
-    toy.train(config(tmp_path, 'whole', ODD))
+    toy.train(config(tmp_path, 'whole', 'OddData'))
     path = tmp_path / 'whole/iter_2.pth'
     stored = torch.load(path, weights_only=False)
     assert not any(callable(v) for state in stored['param_schedulers'] for v in state.values())
@@ -60,7 +73,7 @@ def test_a_run_with_odd_settings_is_resumed_exactly(tmp_path, capsys):
     assert meta['made'] == '2026-01-02' and meta['names'] == ['a', None]
     assert meta['area'].tolist() == [0, 1, 2] and meta['nested'] == {'a': [{'b': 1}]}
     capsys.readouterr()
-    runner = toy.train(config(tmp_path, 'cut', ODD, resume=True, load_from=str(path)))
+    runner = toy.train(config(tmp_path, 'cut', 'OddData', resume=True, load_from=str(path)))
     assert 'metainfo from the resumed checkpoint' not in capsys.readouterr().out
     assert runner.iter == 4
     whole, cut = (
@@ -83,7 +96,7 @@ def test_a_checkpoint_with_the_curve_of_a_scheduler_is_resumed(tmp_path):
 
 
 def test_what_cannot_be_stored_is_refused_before_training(tmp_path):
-    runner = Runner.from_cfg(config(tmp_path, 'run', dict(colour=Colour.RED)))
+    runner = Runner.from_cfg(config(tmp_path, 'run', 'ObjectData'))
     with pytest.raises(CheckpointError, match=r'meta.dataset_meta.colour .*Colour'):
         runner.train()
     assert runner.iter == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -172,7 +173,7 @@ def _expected_state(
             for dims in {parameter.dim() for parameter in parameters}:
                 probe = nn.Parameter(torch.ones([2, 3, 4, 5, 6, 7][:dims]))
                 probe.grad = torch.ones_like(probe)
-                tried = type(optimizer)([probe], **copy.deepcopy(optimizer.defaults))
+                tried = type(optimizer)([probe], **_settings_of(optimizer))
                 tried.step()
                 found[dims] = {
                     key: (
@@ -185,6 +186,15 @@ def _expected_state(
     except Exception:  # an optimizer of somebody's own, with needs of its own
         return {}
     return found
+
+
+def _settings_of(optimizer: Optimizer) -> dict[str, Any]:
+    """What an optimizer was built with; its defaults may hold more than it takes."""
+    taken = inspect.signature(type(optimizer)).parameters.values()
+    names = {parameter.name for parameter in taken}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        names |= optimizer.defaults.keys()
+    return {k: copy.deepcopy(v) for k, v in optimizer.defaults.items() if k in names}
 
 
 def _check_hub(hub: Any) -> None:
@@ -229,14 +239,17 @@ def _check_schedulers(given: Any, own: Any) -> None:
         unknown = next((key for key in state if key not in held or callable(held[key])), None)
         if unknown is not None:
             raise _damaged(f'{what} has {str(unknown)[:40]!r}, which this scheduler has not')
-        _compare(state, {key: held[key] for key in state}, what)
+        own_state = {key: held[key] for key in scheduler.state_dict() if not callable(held[key])}
+        _compare(state, own_state, what)
 
 
 def _compare(given: Mapping[str, Any], own: Mapping[str, Any], what: str) -> None:
-    """Each entry of one's own has a counterpart of its kind."""
+    """Each entry of one's own has a counterpart of its kind; switches of later releases may lack."""
     for key, value in own.items():
         if key in given:
             _require(_same_kind(given[key], value), f'{key} of {what}', given[key])
+        elif not isinstance(value, FLAGS):
+            raise _damaged(f'{what} lacks {key}')
 
 
 def _same_kind(given: Any, own: Any) -> bool:
@@ -250,7 +263,8 @@ def _same_kind(given: Any, own: Any) -> bool:
         return isinstance(given, Tensor) and given.shape == own.shape
     if _is_number(own):
         whole = isinstance(own, int) and not isinstance(own, bool)
-        return _is_number(given) and (not whole or float(given).is_integer())
+        finite = _is_number(given) and (math.isfinite(given) or not math.isfinite(own))
+        return finite and (not whole or float(given).is_integer())
     if isinstance(own, list | tuple):
         if not isinstance(given, list | tuple):
             return False
