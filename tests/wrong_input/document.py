@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import data, files, settings  # noqa: F401  they fill the table
+from . import data, files, own_data, settings  # noqa: F401  they fill the table
 from .case import CASES
 
 FILE = Path(__file__).resolve().parents[2] / 'docs' / 'wrong_input.md'
@@ -13,6 +13,7 @@ TITLES = (
     'Plans',
     'Data sets and lists',
     'Images and labels',
+    'Your own images and masks',
     'Checkpoints and adapter files',
     'Archives',
 )
