@@ -261,7 +261,7 @@ def put_on(model: nn.Module, plan: Plan, places: list[Place], whole: Mapping[str
         whole: Values of the base parameters that it trains whole, by name.
     """
     for path, suffix, adapter in places:
-        adapt_module(model.get_submodule(path), suffix, adapter)
+        adapt_module(model, path, suffix, adapter)
     with torch.no_grad():
         for name, value in whole.items():
             _base(model, name).copy_(value)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from .errors import ScoreError
+from .evaluation import evaluation_mode
 from .parameter_watch import ParameterWatch
 from .scored_ops import SquareSink
 from .targets import Target, find_targets, parameter_of, resolve, view_of
 
-__all__ = ['STATISTICS', 'estimate_scores', 'evaluation_mode', 'require_finite']
+__all__ = ['STATISTICS', 'estimate_scores', 'require_finite']
 
 STATISTICS = ('per_sample', 'per_batch')
 LossFn = Callable[[nn.Module, Any], 'Tensor | tuple[Tensor, int]']
@@ -199,20 +200,6 @@ def _checked_losses(losses: Any) -> tuple[Tensor, int]:
         f'loss_fn returned a {type(losses).__name__} ({shape}): expected the losses of the samples '
         '[B], or (mean loss, B), with at least one sample'
     )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every module into evaluation mode, and each back into its own mode after."""
-    # Flags are set one by one: some backbones override train() and freeze parts in it.
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
