@@ -71,7 +71,7 @@ def apply_plan(
     for _, _, adapter in places:
         adapter.reset(generator)
     for path, suffix, adapter in places:  # nothing fails from here on
-        adapt_module(model.get_submodule(path), suffix, adapter)
+        adapt_module(model, path, suffix, adapter)
     freeze_rest(model, plan, kept)
     remember_base(model, paths)
     return model

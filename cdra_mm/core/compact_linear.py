@@ -108,11 +108,19 @@ def _fp32_is_exact() -> bool:
         return False
 
 
+# Without gradients torch.compile calls a forward with its context only if the number of arguments
+# (context left out) is not that of the parameters it declares. With `*rest` alone beside x it
+# never is; with all of them declared and `*factors`, one adapter's two factors make it so.
+def _unpacked(rest: Sequence[Any]) -> tuple[Tensor, Tensor | None, Blocks, Sequence[Tensor]]:
+    """Weight, bias, blocks and factors."""
+    weight, bias, blocks, *factors = rest
+    return weight, bias, blocks, factors
+
+
 class _MergedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks, *factors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        weight, bias, blocks, factors = _unpacked(rest)
         ctx.blocks = blocks
         ctx.save_for_backward(weight, *factors, *_kept(x, blocks))
         return F.linear(x, _merged(weight, blocks, factors), bias)
@@ -140,9 +148,8 @@ class _MergedLinear(torch.autograd.Function):
 
 class _FactoredLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks, *factors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        weight, bias, blocks, factors = _unpacked(rest)
         kept = _kept(x, blocks)
         each = _each(weight, blocks, factors, kept)
         hidden = torch.cat([x_c @ down.t() for _, down, _, x_c in each], 1)

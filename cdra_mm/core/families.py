@@ -52,7 +52,21 @@ def _linear(module: nn.Module, name: str) -> nn.Linear | None:
 
 def _fused_qkv(module: nn.Module) -> bool:
     qkv = _linear(module, 'qkv')
-    return qkv is not None and qkv.out_features == 3 * qkv.in_features
+    is_triple = qkv is not None and qkv.out_features == 3 * qkv.in_features
+    return is_triple and not _joined_by_head(module)
+
+
+def _joined_by_head(module: nn.Module) -> bool:
+    """Whether the rows of a fused matrix go head by head: no run of them is q, k or v alone."""
+    has_table = isinstance(module._parameters.get('attention_biases'), nn.Parameter)
+    return has_table and isinstance(getattr(module, 'key_dim', None), int)
+
+
+def _joined_width(module: nn.Module) -> int:
+    """In features of the fused matrix, which may stand in a layer with a norm."""
+    fused = module._modules.get('qkv') or module._modules.get('kv')
+    linears = (m for m in fused.modules() if isinstance(m, nn.Linear)) if fused else iter(())
+    return next((linear.in_features for linear in linears), 0)
 
 
 def _linears(*names: str) -> Callable[[nn.Module], bool]:
@@ -115,6 +129,17 @@ FAMILIES: list[Family] = [
         'Swin v2: attention with a network for relative positions',
         owns=lambda module: _fused_qkv(module) and 'cpb_mlp' in module._modules,
         excluded=('cpb_mlp',),
+    ),
+    Family(
+        # A layer with a norm holds its matrix as `linear`.
+        'TinyViT, LeViT of mmpretrain and timm',
+        owns=_joined_by_head,
+        width=_joined_width,
+        fused={
+            'qkv.weight': ('qkv',),
+            'qkv.linear.weight': ('qkv',),
+            'kv.linear.weight': ('kv',),
+        },
     ),
     Family(
         'DINOv2 giant of mmpretrain and of facebookresearch: SwiGLU',

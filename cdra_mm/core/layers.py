@@ -34,16 +34,24 @@ PLAIN_LINEAR: set[type[nn.Module]] = {nn.Linear, NonDynamicallyQuantizableLinear
 
 
 class AdapterSet(nn.Module):
-    """The adapters of one module, by parameter (``weight``, ``weight:q`` ...) or kind."""
+    """The adapters of one module, by parameter (``weight``, ``weight:q`` ...) or kind.
+
+    Attributes:
+        borrowed: Adapters of another module whose parameter this one shares (a tied weight), by
+            the name that the parameter has here. They are the other's children, not this one's:
+            a state dict holds them once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.borrowed: dict[str, list[ParameterAdapter]] = {}
 
     def of(self, parameter: str) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter."""
-        for adapter in self._modules.values():
-            if (
-                isinstance(adapter, ParameterAdapter)
-                and adapter.parameter == parameter
-                and not adapter.merged
-            ):
+        own = (a for a in self._modules.values() if isinstance(a, ParameterAdapter))
+        mine = (a for a in own if a.parameter == parameter)
+        for adapter in (*mine, *self.borrowed.get(parameter, ())):
+            if not adapter.merged:
                 yield adapter
 
     def calls(self) -> Iterator[CallAdapter]:
@@ -59,18 +67,42 @@ class AdapterSet(nn.Module):
         return base
 
 
-def adapt_module(module: nn.Module, suffix: str, adapter: Adapter) -> None:
-    """Puts an adapter on a module, in place; the module keeps its identity."""
+def adapt_module(model: nn.Module, path: str, suffix: str, adapter: Adapter) -> None:
+    """Puts an adapter on a module of a model, in place; the module keeps its identity.
+
+    An adapter of a parameter that other modules of the model share acts there too: merged, it
+    would.
+    """
+    module = model.get_submodule(path)
     adapter.train(module.training)
+    _adapter_set(module).add_module(suffix, adapter)
+    _choose_class(module)
+    if not isinstance(adapter, ParameterAdapter):
+        return
+    shared = module._parameters[adapter.parameter]
+    for other in model.modules():
+        if other is module or isinstance(other, Adapter | AdapterSet):
+            continue
+        for name in [name for name, value in other._parameters.items() if value is shared]:
+            _adapter_set(other).borrowed.setdefault(name, []).append(adapter)
+            _choose_class(other)
+
+
+def _adapter_set(module: nn.Module) -> AdapterSet:
     if not hasattr(type(module), 'base_class'):
         module.add_module('cdra', AdapterSet())
+    return cast(AdapterSet, module.cdra)
+
+
+def _choose_class(module: nn.Module) -> None:
+    """Gives a module the class that its adapters ask for."""
     adapters = cast(AdapterSet, module.cdra)
-    adapters.add_module(suffix, adapter)
     children = list(adapters.children())
-    names = sorted({a.parameter for a in children if isinstance(a, ParameterAdapter)})
+    names = {a.parameter for a in children if isinstance(a, ParameterAdapter)}
     calls = any(isinstance(a, CallAdapter) for a in children)
     base = getattr(type(module), 'base_class', type(module))
-    module.__class__ = _adapted_class(cast(Hashable, base), tuple(names), calls)
+    names |= set(adapters.borrowed)
+    module.__class__ = _adapted_class(cast(Hashable, base), tuple(sorted(names)), calls)
 
 
 @functools.cache

@@ -125,7 +125,7 @@ def put_on(
     """
     remember_base(model, beside)
     for path, suffix, adapter in places:
-        adapt_module(model.get_submodule(path), suffix, adapter)
+        adapt_module(model, path, suffix, adapter)
     state = base_state(model)
     with torch.no_grad():
         for name, value in values.items():

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from .batch_scores import BatchScores, LossFn, require_finite
 from .errors import ScoreError
+from .evaluation import evaluation_mode
 from .square_sink import SquareSink
 from .targets import find_targets, parameter_of, resolve, view_of
 
-__all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'evaluation_mode', 'require_finite']
+__all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'require_finite']
 
 STATISTICS = ('per_sample', 'per_batch')
 Combine = Callable[[Sequence[Tensor], int], int]
@@ -141,20 +142,6 @@ def _zero_sums(
         for path, p in parameters.items()
     }
     return sums, list(flat.values())
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every module into evaluation mode, and each back into its own mode after."""
-    # Flags are set one by one: some backbones override train() and freeze parts in it.
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

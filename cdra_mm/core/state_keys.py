@@ -64,7 +64,7 @@ def build_adapters(
         return list(wanted)
     places = [_build(model, name, tensors) for name, tensors in wanted.items()]
     for path, suffix, adapter in places:
-        adapt_module(model.get_submodule(path), suffix, adapter)
+        adapt_module(model, path, suffix, adapter)
     return list(wanted)
 
 

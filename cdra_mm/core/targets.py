@@ -32,7 +32,6 @@ __all__ = [
     'find_targets',
     'parameter_of',
     'resolve',
-    'tied_parameters',
     'view_of',
 ]
 
@@ -99,8 +98,8 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     ``nn.MultiheadAttention``; vectors are the biases and the 1-D weights of
     norms and layer scales, and those that `families` names. Patch and position
     embeddings, tokens, relative position tables and networks, norms outside the
-    blocks and heads do not compete. Nor does a parameter that several modules share
-    (`tied_parameters`): an adapter would change one of its uses only.
+    blocks and heads do not compete. A parameter that several modules share (a tied weight)
+    is one target, under its first name; so is a module that is reached by several paths.
 
     Args:
         model: Any module that holds transformer blocks.
@@ -109,18 +108,17 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
         Targets by name.
 
     Raises:
-        PlanError: If the model holds no transformer block.
+        PlanError: If the model holds no transformer block, or quantised weights in one.
     """
     found: dict[str, Target] = {}
-    tied = {path for paths in tied_parameters(model) for path in paths}
-    first: dict[nn.Module, str] = {}  # a module that several blocks use competes once
+    seen: set[int] = set()
     for block in find_blocks(model):
         for path, module in _modules_of(model, block):
-            if first.setdefault(module, path) != path:
-                continue
             for name in _competing_parameters(module):
-                if _join(path, name) in tied:
+                if id(module._parameters[name]) in seen:
                     continue
+                seen.add(id(module._parameters[name]))
+                _refuse_quantised(module, path, name)
                 for target in _views(model, path, name, block):
                     found.setdefault(target.name, target)
     if not found:
@@ -131,19 +129,6 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
             'cdra_mm/core/families.py'
         )
     return found
-
-
-def tied_parameters(model: nn.Module) -> list[tuple[str, ...]]:
-    """Paths of each parameter that several modules hold as their own.
-
-    A module that is itself used in several places holds its parameters once.
-    """
-    paths: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                paths.setdefault(id(parameter), []).append(_join(path, name))
-    return [tuple(shared) for shared in paths.values() if len(shared) > 1]
 
 
 def find_blocks(model: nn.Module) -> list[str]:
@@ -182,7 +167,7 @@ def resolve(model: nn.Module, name: str) -> Target:
             lie in a transformer block.
 
     Raises:
-        PlanError: If there is no such parameter or part.
+        PlanError: If there is no such parameter or part, or it is quantised.
     """
     path, _, part = name.partition(':')
     module_path, _, parameter = path.rpartition('.')
@@ -196,6 +181,7 @@ def resolve(model: nn.Module, name: str) -> Target:
             'was made for another architecture'
         )
     weight = cast(nn.Parameter, module._parameters[parameter])
+    _refuse_quantised(module, module_path, parameter)
     if not part:
         return _whole(module_path, parameter, weight, _role(model, module_path, parameter, ''))
     # A fused layer may stand alone, its owner outside the model.
@@ -236,6 +222,20 @@ def _competing_parameters(module: nn.Module) -> Iterator[str]:
             competes = isinstance(module, nn.Linear) or name in matrices
         if competes and parameter.dim() <= 2:
             yield name
+
+
+def _refuse_quantised(module: nn.Module, path: str, name: str) -> None:
+    """Such a weight gets no gradient, and nothing can be merged into it."""
+    weight = cast(nn.Parameter, module._parameters[name])
+    # A wrapper may give itself out as the type that it computes in (torchao's do).
+    if weight.is_floating_point() and type(weight.data) is Tensor:
+        return
+    what = type(weight.data).__name__ if weight.is_floating_point() else str(weight.dtype)
+    raise PlanError(
+        f'{_join(path, name)} of a {type(module).__name__} is no plain floating-point tensor '
+        f'({what}): quantised weights can neither be scored nor adapted; load the model without '
+        'quantisation, and quantise it after merging'
+    )
 
 
 def _is_scale(module: nn.Module, name: str) -> bool:

@@ -60,7 +60,7 @@ class SharedAdapters:
                         raise PlanError(f'{name} is larger than the one of the supernet, or new')
                     # In place of the parameter: whoever reads it computes with the whole.
                     adapter._parameters[key] = view  # type: ignore[assignment]
-                adapt_module(self.backbone.get_submodule(path), suffix, adapter)
+                adapt_module(self.backbone, path, suffix, adapter)
             freeze_rest(self.backbone, plan)
             yield
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from cdra_mm.core import (
     adapters,
     apply_plan,
     estimate_scores,
+    find_targets,
     fingerprint,
     plan_from_masks,
 )
@@ -99,3 +102,38 @@ def test_scores_of_an_adapted_model_are_refused_or_of_its_base():
     else:
         for name, score in expected.items():
             torch.testing.assert_close(scores[name], score)
+
+
+class Int8Linear(nn.Linear):
+    """A quantised layer as bitsandbytes has it: a Linear that holds whole numbers."""
+
+    def __init__(self, plain):
+        super().__init__(plain.in_features, plain.out_features)
+        values = (plain.weight.detach() * 100).to(torch.int8)
+        self.weight = nn.Parameter(values, requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype) / 100, self.bias)
+
+
+class Wrapped(torch.Tensor):
+    """Gives itself out as a floating-point tensor, as torchao's quantised ones do."""
+
+
+@pytest.mark.parametrize('kind', ['int8', 'wrapper'])
+def test_quantised_weights_are_refused_by_name(kind):
+    plan, model = random_plan(TinyViT()), TinyViT()
+    layer, what = model.blocks[0].mlp.fc1, 'torch.int8'
+    if kind == 'int8':
+        model.blocks[0].mlp.fc1 = Int8Linear(layer)
+    else:
+        values = layer.weight.detach().as_subclass(Wrapped)
+        layer.weight, what = nn.Parameter(values, requires_grad=False), 'Wrapped'
+    message = rf'blocks\.0\.mlp\.fc1\.weight of a \w+ is no plain floating-point .*{what}'
+    with pytest.raises(PlanError, match=message):
+        find_targets(model)
+    with pytest.raises(PlanError, match=message):
+        estimate_scores(model, [images(2)], losses)
+    with pytest.raises(PlanError, match=message):
+        apply_plan(model, replace(plan, fingerprint=''))
+    assert adapters(model) == {}

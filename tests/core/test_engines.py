@@ -86,3 +86,28 @@ def test_backward_ends_at_the_first_adapted_layer():
     for layer, recorded in zip(model, [False, False, True, True], strict=True):
         x = layer(x)
         assert x.requires_grad is recorded
+
+
+@pytest.mark.parametrize('columns', range(1, 10))
+@pytest.mark.parametrize('many_tokens', [0, float('inf')], ids=['merged', 'factored'])
+def test_compiled_layer_without_gradients_is_the_eager_one(monkeypatch, columns, many_tokens):
+    """With one adapter and with two: a forward's arguments must reach it whatever their number."""
+    monkeypatch.setattr(compact_linear, 'MANY_TOKENS', many_tokens)
+    torch.manual_seed(columns)
+    for height in (12, 24):
+        layer = nn.Linear(20, height)
+        blocks = []
+        for start in range(0, height, 12):
+            rows = start + torch.randperm(12)[:5]
+            blocks.append((rows, torch.randperm(20)[:columns], 1.0))
+        factors = [f for _ in blocks for f in (torch.randn(2, columns), torch.randn(5, 2))]
+
+        def run(x, layer=layer, blocks=blocks, factors=factors):
+            weight, bias = layer.weight.detach(), layer.bias.detach()
+            return compact_linear.compact_linear(x, weight, bias, blocks, factors)
+
+        torch.compiler.reset()
+        compiled, x = torch.compile(run, backend='aot_eager', fullgraph=True), torch.randn(3, 20)
+        for enabled in (False, True):
+            with torch.set_grad_enabled(enabled):
+                torch.testing.assert_close(compiled(x), run(x))

@@ -27,8 +27,9 @@ from cdra_mm.core.files import read_adapter
 from ..checkpoints.record import record_of, relied_on, stored_names
 from ..inputs import named_files
 from .destination import check_destination, is_adapter, is_merged, is_onnx, is_peft
-from .merging import Adapted, build_backbone, image_size, merge_checkpoint, open_adapted
+from .merging import Adapted, Merged, build_backbone, merge_checkpoint, open_adapted
 from .onnx_export import export_onnx
+from .outputs import image_size
 from .peft_format import to_peft, write_peft
 
 __all__ = ['FORMATS', 'Export', 'check_options']
@@ -58,11 +59,17 @@ def _write_merged(asked: Export) -> list[str]:
     merged = merge_checkpoint(asked.config, asked.checkpoint)
     write_atomically(asked.out, lambda temporary: torch.save(merged.checkpoint, temporary))
     return [
-        f'{merged.num_adapters} adapters merged; largest difference of an output on a random image '
-        f'{merged.difference:.1e} (outputs up to {merged.scale:.3g})',
+        f'{merged.num_adapters} adapters merged; largest difference of {_compared(merged)} on a '
+        f'random image {merged.difference:.1e} ({merged.compared}s up to {merged.scale:.3g})',
         f'{asked.out}: {_mib([asked.out])} (with adapters, without the frozen base: '
         f'{_mib([Path(asked.checkpoint)])}); loads strictly into the plain model',
     ]
+
+
+def _compared(merged: Merged) -> str:
+    if merged.compared == 'output':
+        return 'an output'
+    return f'a feature of backbone and neck ({merged.why}: its head was not compared)'
 
 
 def _write_adapter(asked: Export) -> list[str]:
@@ -111,10 +118,11 @@ def _write_onnx(asked: Export) -> list[str]:
     meta = merged.checkpoint['meta']
     classes = (meta.get('dataset_meta') or {}).get('classes') or ()
     metadata = {'classes': list(classes), 'source': meta['cdra_merged']}
-    difference = export_onnx(merged.model, asked.out, size, metadata)
+    channels = merged.image.shape[1]
+    difference = export_onnx(merged.model, asked.out, (channels, *size), metadata)
     return [
-        f'{asked.out}: {_mib([asked.out])}, images [B, 3, {size[0]}, {size[1]}] for any B; '
-        f'onnxruntime gives the outputs of the merged model but for {difference:.1e} of the largest'
+        f'{asked.out}: {_mib([asked.out])}, images [B, {channels}, {size[0]}, {size[1]}] for any '
+        f'B; onnxruntime gives the outputs of the merged model but for {difference:.1e} of the largest'
     ]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -28,20 +27,13 @@ from ..checkpoints.record import Record, read_record
 from ..divergence import refuse_diverged
 from ..launch import plain_config
 from ..packages import set_default_scope
+from .outputs import difference, image_size, outputs_of, random_image
 
-__all__ = [
-    'Adapted',
-    'Merged',
-    'build_backbone',
-    'image_size',
-    'merge_checkpoint',
-    'open_adapted',
-]
+__all__ = ['Adapted', 'Merged', 'build_backbone', 'merge_checkpoint', 'open_adapted']
 
 PREFIX = 'backbone.'
 # A merged output may differ by rounding: this share of the largest output.
 TOLERANCE = 1e-3
-DEFAULT_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,8 @@ class Adapted:
     provenance: dict[str, Any]
 
     def random_image(self) -> Tensor:
-        """An image of the size that the model was made for, ``[1, 3, H, W]``."""
-        return torch.randn(1, 3, *image_size(self.config.model, self.backbone))
+        """An image of the kind that the model was made for, ``[1, C, H, W]``."""
+        return random_image(self.model, image_size(self.config.model, self.backbone))
 
 
 @dataclass(frozen=True)
@@ -75,13 +67,19 @@ class Merged:
         checkpoint: ``{'state_dict': ..., 'meta': ...}`` of the plain model.
         model: The plain model that holds it.
         num_adapters: Adapters that were merged.
-        difference: Largest absolute difference of an output on a random image.
-        scale: Largest absolute output.
+        image: The random image on which the two models were compared, ``[1, C, H, W]``.
+        compared: What was compared: ``'output'``, or ``'feature'`` of backbone and neck.
+        why: Why it was features, '' where it was not.
+        difference: Largest absolute difference.
+        scale: Largest absolute value of what was compared.
     """
 
     checkpoint: dict[str, Any]
     model: nn.Module
     num_adapters: int
+    image: Tensor
+    compared: str
+    why: str
     difference: float
     scale: float
 
@@ -126,28 +124,36 @@ def merge_checkpoint(cfg: Config, path: str) -> Merged:
     Raises:
         CheckpointError: If the checkpoint has no adapters, does not fit the
             config, or the outputs differ by more than rounding.
+        ConfigError: If the model takes no image of the size that the config says.
     """
     adapted = open_adapted(cfg, path)
     model, image = adapted.model, adapted.random_image()
-    before = _outputs(model, image)
+    before = outputs_of(model, image)
     merge_adapters(adapted.backbone)
     remove_adapters(adapted.backbone)
 
     stock = _build(adapted.config.model)
-    stock.load_state_dict(model.state_dict(), strict=True)
-    after = _outputs(stock, image)
-    scale = max(float(output.abs().max()) for output in before)
-    difference = max(float((x - y).abs().max()) for x, y in zip(before, after, strict=True))
-    if not difference <= TOLERANCE * scale:
+    _load(stock, model.state_dict(), path)
+    error, scale = difference(before, outputs_of(stock, image, before.kind))
+    if not error <= TOLERANCE * scale:
         raise CheckpointError(
-            f'merging changes the output by {difference:.3g} (outputs up to {scale:.3g}), more '
-            'than rounding can: nothing was written; please report this with the config'
+            f'merging changes the {before.kind}s by {error:.3g} (up to {scale:.3g}), more than '
+            'rounding can: nothing was written; please report this with the config'
         )
     meta = {key: value for key, value in adapted.meta.items() if key == 'dataset_meta'}
     meta['cfg'] = adapted.config.pretty_text
     meta['cdra_merged'] = adapted.provenance
     checkpoint = {'state_dict': stock.state_dict(), 'meta': meta}
-    return Merged(checkpoint, stock, adapted.provenance['num_adapters'], difference, scale)
+    return Merged(
+        checkpoint,
+        stock,
+        adapted.provenance['num_adapters'],
+        image,
+        before.kind,
+        before.why,
+        error,
+        scale,
+    )
 
 
 def _adapted_state(loaded: Any, path: str) -> tuple[dict[str, Tensor], Record | None]:
@@ -180,42 +186,21 @@ def build_backbone(cfg: Config) -> nn.Module:
     return attach_loader(find_backbone(_build(cfg.model)))
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Loads a state dict strictly, but for what the model itself takes out (Swin v2 does)."""
+    reasons = []
     try:
-        model.load_state_dict(state, strict=True)
+        result = model.load_state_dict(state, strict=False)
+        reasons += [f'it has no {key}' for key in result.missing_keys if key not in state]
+        reasons += [f'the model has no {key}' for key in result.unexpected_keys]
     except RuntimeError as error:
-        # torch lists every key, one a line, after a heading.
-        reasons = str(error).splitlines()[1:] or [str(error)]
+        # torch lists what does not fit, one a line, after a heading.
+        reasons += str(error).splitlines()[1:] or [str(error)]
+    if reasons:
         more = f' (and {len(reasons) - 1} more)' if len(reasons) > 1 else ''
         raise CheckpointError(
             f'{path} does not fit the model of the config: {reasons[0].strip()[:300]}{more}'
-        ) from None
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
-    model.eval()
-    return list(_tensors(model(image, mode='tensor')))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from _tensors(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry)
-
-
-def image_size(model: Mapping[str, Any], backbone: nn.Module) -> tuple[int, int]:
-    """Height and width that the model was made for."""
-    preprocessor = model.get('data_preprocessor') or {}
-    for size in (getattr(backbone, 'img_size', None), preprocessor.get('size')):
-        if size:
-            return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    return DEFAULT_SIZE
+        )
 
 
 def _provenance(path: str, record: Record | None, num_adapters: int) -> dict[str, Any]:

@@ -14,19 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, ConfigError, write_atomically
+from cdra_mm.core import CDRAError, CheckpointError, ConfigError, write_atomically
+
+from .outputs import first_line
 
 __all__ = ['export_onnx']
 
 INPUT, OUTPUT = 'images', 'logits'
+RGB = 3  # channels
 # The two libraries add up in different orders: this share of the largest output.
 TOLERANCE = 1e-4
 LARGEST = 2**31  # bytes; an ONNX file is one message of protobuf
+# What a segmentor's head may ask of an image beside its pixels.
+SHAPES = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
 BATCHES = (2, 1, 3)  # exported with the first; the others prove that the size is free
 
 
 class _Logits(nn.Module):
-    """Normalised images ``[B, 3, H, W]`` to logits: of a class, or of every pixel."""
+    """Normalised images ``[B, C, H, W]`` to logits: of a class, or of every pixel."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -35,7 +40,7 @@ class _Logits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """``[B, classes]``, or ``[B, classes, H, W]`` of a segmentor."""
         if hasattr(self.model, 'encode_decode'):
-            shapes = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape'), self.size)
+            shapes = dict.fromkeys(SHAPES, self.size)
             logits = self.model.encode_decode(images, [shapes])
         else:
             logits = self.model(images, mode='tensor')
@@ -48,25 +53,26 @@ class _Logits(nn.Module):
 
 
 def export_onnx(
-    model: nn.Module, path: str | Path, size: tuple[int, int], metadata: Mapping[str, Any]
+    model: nn.Module, path: str | Path, shape: tuple[int, int, int], metadata: Mapping[str, Any]
 ) -> float:
     """Writes the ONNX file of a plain segmentor or classifier.
 
-    The input is ``images [B, 3, H, W]``, normalised as the data preprocessor of the model does it
+    The input is ``images [B, C, H, W]``, normalised as the data preprocessor of the model does it
     (kept in the file's metadata), the output ``logits``: ``[B, classes]``, or ``[B, classes, H,
     W]`` of a segmentor. B is free, H and W are not.
 
     Args:
         model: The plain model, without adapters.
         path: The file.
-        size: H and W, pixels.
+        shape: Channels, H and W, pixels.
         metadata: What to keep in the file, as JSON texts.
 
     Returns:
         Largest difference of an output of onnxruntime, as a share of the largest output.
 
     Raises:
-        ConfigError: If the packages of the extra ``export`` are missing, or the size does not fit.
+        ConfigError: If the packages of the extra ``export`` are missing, the size does not fit, or
+            torch cannot trace the model.
         CheckpointError: If the file cannot be written, or gives other outputs.
     """
     runtime = _packages()
@@ -75,33 +81,42 @@ def export_onnx(
         raise ConfigError(
             f'the model has {weight / 2**30:.1f} GiB of weights: an ONNX file holds less than 2 GiB'
         )
-    module = _Logits(model, size).eval()
-    images = torch.randn(BATCHES[0], 3, *size, generator=torch.Generator().manual_seed(0))
+    module = _Logits(model, shape[1:]).eval()
+    images = torch.randn(BATCHES[0], *shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
             module(images)
-    except (RuntimeError, AssertionError) as error:
+    except CDRAError:
+        raise
+    except Exception as error:  # any model may be handed in
+        channels, height, width = shape
         raise ConfigError(
-            f'the model does not take images of {size[0]} x {size[1]} pixels '
-            f'({str(error).splitlines()[0] if str(error) else type(error).__name__}): '
-            'name another --shape'
+            f'{type(model).__name__} cannot be called on {channels} x {height} x {width} images '
+            f'alone ({first_line(error)}): name another --shape; a model whose head asks for more '
+            'than images is not exported'
         ) from None
     batch = torch.export.Dim('batch', min=1)
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (images,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes={'images': {0: batch}},
-            dynamo=True,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (images,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={'images': {0: batch}},
+                dynamo=True,
+            )
+    except Exception as error:  # the exporter meets code that it cannot trace
+        raise ConfigError(
+            f'torch cannot export {type(model).__name__} to ONNX ({first_line(error)}): its code '
+            'does something that cannot be traced; --format merged works without tracing'
+        ) from error
     proto = program.model_proto
-    for key, value in {**_normalisation(model), **metadata}.items():
+    for key, value in {**_normalisation(model, shape[0]), **metadata}.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)
     content = proto.SerializeToString()
-    difference = max(_difference(runtime, content, module, count, size) for count in BATCHES)
+    difference = max(_difference(runtime, content, module, count, shape) for count in BATCHES)
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f'onnxruntime gives other outputs than the model (a share of {difference:.3g} of the '
@@ -127,25 +142,29 @@ def _packages() -> Any:
 
 @torch.no_grad()
 def _difference(
-    runtime: Any, content: bytes, module: nn.Module, count: int, size: tuple[int, int]
+    runtime: Any, content: bytes, module: nn.Module, count: int, shape: tuple[int, int, int]
 ) -> float:
-    images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(count))
+    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(count))
     session = runtime.InferenceSession(content, providers=['CPUExecutionProvider'])
     (actual,) = session.run([OUTPUT], {INPUT: images.numpy()})
     expected = module(images)
     return float((expected - torch.from_numpy(actual)).abs().max() / expected.abs().max())
 
 
-def _normalisation(model: nn.Module) -> dict[str, Any]:
+def _normalisation(model: nn.Module, channels: int) -> dict[str, Any]:
     """What has to be done to an image first."""
     preprocessor = getattr(model, 'data_preprocessor', None)
-    found = {}
+    found: dict[str, Any] = {}
     for key in ('mean', 'std'):
         value = getattr(preprocessor, key, None)
         if isinstance(value, Tensor):
             found[key] = value.flatten().tolist()
-    swapped = getattr(preprocessor, 'channel_conversion', getattr(preprocessor, 'to_rgb', False))
-    return {**found, 'channels': 'RGB' if swapped else 'BGR'}
+    if channels == RGB:  # other images have no order that OpenCV would turn round
+        swapped = getattr(
+            preprocessor, 'channel_conversion', getattr(preprocessor, 'to_rgb', False)
+        )
+        found['channels'] = 'RGB' if swapped else 'BGR'
+    return found
 
 
 @contextmanager

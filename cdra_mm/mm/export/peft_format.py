@@ -40,6 +40,7 @@ from cdra_mm.core import (
     write_folder,
 )
 from cdra_mm.core.entries import Entries
+from cdra_mm.core.layers import AdapterSet
 from cdra_mm.core.low_rank import LowRank
 from cdra_mm.core.targets import parameter_of
 
@@ -178,6 +179,12 @@ def _check_kinds(backbone: nn.Module, present: Mapping[str, Any]) -> None:
             f'{len(foreign)} adapters are no low-rank updates (the first is {foreign[0]}, of the '
             f"kind {kind!r}): PEFT's LoRA cannot hold them; write --format merged or adapter"
         )
+    for path, module in backbone.named_modules():
+        if isinstance(module, AdapterSet) and module.borrowed:
+            raise PlanError(
+                f'{path.rpartition(".")[0]} shares an adapted weight with another layer: PEFT puts '
+                'a LoRA on one of them only; write --format merged or adapter'
+            )
     merged = [name for name, adapter in present.items() if adapter.merged]
     if merged:
         raise PlanError(f'{len(merged)} adapters are merged: call unmerge_adapters first')

@@ -9,7 +9,6 @@ from torch import nn
 
 from cdra_mm.core import Target
 from cdra_mm.core.exclusion import exclude_targets
-from cdra_mm.core.targets import tied_parameters
 
 __all__ = ['competing_targets']
 
@@ -21,8 +20,7 @@ def competing_targets(
 ) -> dict[str, Target]:
     """The targets of a backbone without what the user leaves out.
 
-    The log says where less than half of the backbone competes, and which parameters do not
-    because several modules share them.
+    The log says where less than half of the backbone competes.
 
     Args:
         backbone: The backbone.
@@ -33,13 +31,6 @@ def competing_targets(
         ConfigError: See `exclude_targets`.
     """
     logger = MMLogger.get_current_instance()
-    tied = tied_parameters(backbone)
-    if tied:
-        logger.warning(
-            f'{len(tied)} parameters are shared by several modules and do not compete, as an '
-            f'adapter would change one of their uses only: {" = ".join(tied[0])}'
-            + (' ...' if len(tied) > 1 else '')
-        )
     left = exclude_targets(targets, exclude)
     total = sum(parameter.numel() for parameter in backbone.parameters())
     share = sum(target.numel for target in left.values()) / total

@@ -29,7 +29,8 @@ from cdra_mm.core import (
     estimate_scores,
     find_targets,
 )
-from cdra_mm.core.scores import LossFn, evaluation_mode
+from cdra_mm.core.evaluation import evaluation_mode
+from cdra_mm.core.scores import LossFn
 from cdra_mm.progress import logged_progress
 
 from ..parallel.exchange import Meeting, as_single_process, own_share

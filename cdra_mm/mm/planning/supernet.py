@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cdra_mm.core import ConfigError, DataError, Plan, ScoreError, adapters, remove_adapters
-from cdra_mm.core.scores import evaluation_mode
+from cdra_mm.core.evaluation import evaluation_mode
 from cdra_mm.methods import SharedAdapters
 
 from ..parallel.exchange import Meeting, as_single_process

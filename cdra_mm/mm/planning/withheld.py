@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from cdra_mm.core import DataError
-from cdra_mm.core.scores import evaluation_mode
+from cdra_mm.core.evaluation import evaluation_mode
 from cdra_mm.methods.base import FROZEN, UNREACHED
 
 from ..parallel.exchange import as_single_process
