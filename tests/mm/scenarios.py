@@ -12,8 +12,10 @@ from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from cdra_mm.core import remove_adapters
 from cdra_mm.methods import METHODS
 from cdra_mm.mm.planning.scoring import score_backbone
+from cdra_mm.mm.planning.withheld import withheld_parameters
 from tests.mm import test_methods_runs, toy
 
 WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
@@ -170,6 +172,28 @@ def resumed_from_one(folder: Path) -> tuple[Weights, Weights]:
     cfg = classifier(folder, resume=True, load_from=str(folder / 'classifier/iter_4.pth'))
     cfg.work_dir += '_resumed'
     return averaged(toy.train(cfg))
+
+
+def early_out_indices(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """What is withheld behind the last of ``out_indices``, and what two steps have trained."""
+    cfg = test_methods_runs.config(folder, 'partial', work_dir=str(folder / 'early'), task='seg')
+    cfg.model.backbone.out_indices = (1,)
+    cfg.train_dataloader.batch_size = 2
+    cfg.train_cfg.max_iters = 2
+    runner = toy.train(distributed(cfg))
+    backbone = plain(runner).backbone
+    trained = [n for n, p in backbone.named_parameters() if p.requires_grad]
+    backbone.requires_grad_(True)
+    remove_adapters(backbone)
+    return withheld_parameters(runner, backbone, 0), trained
+
+
+def probe_that_fails_on_one_process(folder: Path) -> dict[str, str]:
+    runner = ready(folder)
+    if get_rank() == 1:
+        plain(runner).loss = None
+    plain(runner).backbone.register_parameter('unused', nn.Parameter(torch.zeros(1)))
+    return withheld_parameters(runner, plain(runner).backbone, 0)
 
 
 def all_methods(folder: Path) -> dict[str, tuple[Weights, list[str]] | str]:

@@ -29,6 +29,8 @@ PAIR = (
     'resumed_from_one',
     'all_methods',
     'synced_norm',
+    'early_out_indices',
+    'probe_that_fails_on_one_process',
 )
 TRIPLE = (*SCORED, 'image_that_is_broken', 'training')
 
@@ -138,3 +140,18 @@ def test_every_method_trains_without_looking_for_unused_parameters(folder, name)
     begin = {f'backbone.{key}': value for key, value in base.items()}
     for key in first.keys() & begin.keys():
         assert torch.equal(first[key], begin[key]) is (key not in trained), key
+
+
+# What is trained.
+
+
+def test_processes_find_the_same_to_be_out_of_reach(folder):
+    first, second = outcomes(folder, 'early_out_indices', 2)
+    assert first == second
+    withheld, trained = first
+    assert withheld and all(name.startswith(('layers.2.', 'ln1.')) for name in withheld)
+    assert trained and all(name.startswith('layers.1.') for name in trained)
+
+
+def test_a_probe_that_fails_on_one_process_withholds_nothing_on_any(folder):
+    assert outcomes(folder, 'probe_that_fails_on_one_process', 2) == [{}, {}]
