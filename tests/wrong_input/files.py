@@ -26,11 +26,16 @@ from cdra_mm.core import (
     ScoreError,
     adapters,
     apply_plan,
+    base_state,
+    digests_of,
     estimate_scores,
     load_adapter,
     save_adapter,
 )
 from cdra_mm.data.unpack import DamagedArchiveError, unpack
+from cdra_mm.mm.checkpoints.base_weights import BaseSource
+from cdra_mm.mm.checkpoints.record import Record
+from cdra_mm.mm.checkpoints.restoring import ensure_base
 from cdra_mm.mm.export.destination import check_destination, is_merged
 from cdra_mm.mm.inputs import check_weight_file, refuse_foreign_weights
 from cdra_mm.mm.launch import set_work_dir
@@ -42,8 +47,8 @@ from .case import heading
 from .settings import plan
 
 
-def adapter_file(folder, change=lambda content: content):
-    """A damaged adapter file, loaded."""
+def adapter_file(folder, change=lambda content: content, change_base=lambda base: None, **options):
+    """A damaged adapter file, loaded, or one loaded into another base."""
     path = folder / 'adapter.safetensors'
     base = TinyViT()
     state = {key: value.clone() for key, value in base.state_dict().items()}
@@ -51,8 +56,9 @@ def adapter_file(folder, change=lambda content: content):
     adapted.load_state_dict(state)
     save_adapter(apply_plan(adapted, plan()), path)
     path.write_bytes(change(path.read_bytes()))
+    change_base(base)
     try:
-        load_adapter(base, path)
+        load_adapter(base, path, **options)
     finally:
         assert not adapters(base)
 
@@ -155,6 +161,34 @@ with heading('Checkpoints and adapter files') as (refused, taken):
         from safetensors.torch import save
 
         adapter_file(folder, lambda content: save({'w': torch.ones(3)}))
+
+    @refused(
+        'an adapter file for a model with another patch embedding',
+        CheckpointError,
+        'was trained on other base weights: 2 tensors differ: patch_embed.bias, patch_embed.weight '
+        '(float32 8x3x2x2 here, float32 8x3x4x4 there)',
+    )
+    def _(folder):
+        def change(base):
+            base.patch_embed = torch.nn.Conv2d(3, 8, 2, 2)
+
+        adapter_file(folder, change_base=change)
+
+    @refused(
+        'a name that may differ, misspelt', CheckpointError, 'has a weight or buffer patch_embde'
+    )
+    def _(folder):
+        adapter_file(folder, may_differ=['patch_embde'])
+
+    @refused(
+        'a checkpoint whose base is an address that the config does not name',
+        CheckpointError,
+        'and an address in a file is followed only where the config names it too',
+    )
+    def _(folder):
+        base = BaseSource('init_cfg', 'http://127.0.0.1:9/base.pth')
+        table = digests_of(base_state(TinyViT()))
+        ensure_base(TinyViT(), Record(method='cdra', base=base, digests=table))
 
     @refused('base weights that are not finite', ScoreError, 'holds values that are not finite')
     def _(folder):
