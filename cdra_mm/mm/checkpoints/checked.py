@@ -244,7 +244,7 @@ def _check_schedulers(given: Any, own: Any) -> None:
 
 
 def _compare(given: Mapping[str, Any], own: Mapping[str, Any], what: str) -> None:
-    """Each entry of one's own has a counterpart of its kind; later releases may have more."""
+    """Each entry of one's own has a counterpart of its kind; only switches may be lacking."""
     for key, value in own.items():
         if key in given:
             _require(_same_kind(given[key], value), f'{key} of {what}', given[key])
