@@ -49,7 +49,7 @@ default_hooks = dict(
 ROUND = ('scoring', 'saving', 'random', 'saving', 'random', 'training')
 # Lines of the log in the scoring pass, which tells every quarter.
 SCORING = ('scoring the backbone', *(f' {SAMPLES * q // 4} of {SAMPLES}' for q in (1, 2, 3)))
-LIMIT = 600  # seconds that one process may take
+LIMIT = 3600  # seconds that one process may take, on a busy machine too
 
 
 @dataclass(frozen=True)
