@@ -10,12 +10,13 @@ mmseg = pytest.importorskip('mmseg', reason='configs need OpenMMLab')
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A config file of six training and three validation pairs."""
     from tests.mm.data_folders import sets
 
     path = tmp_path / 'mine.py'
     sets.segmentation(tmp_path / 'mine').dump(path)
+    capsys.readouterr()  # what building the base weights has said
     return path
 
 
