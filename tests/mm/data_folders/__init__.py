@@ -4,6 +4,6 @@ from . import classification, files, lists, masks, pictures
 from .sets import CLASSIFICATION, SEGMENTATION, Case
 
 __all__ = [
-    'CLASSIFICATION', 'SEGMENTATION', 'Case', 'classification', 'files', 'lists', 'masks',
-    'pictures',
+    'CLASSIFICATION', 'SEGMENTATION', 'Case',
+    'classification', 'files', 'lists', 'masks', 'pictures',
 ]  # fmt: skip
