@@ -271,6 +271,14 @@ def test_config_that_fails_its_trial_is_not_handed_over(weights, tmp_path, monke
     assert sorted(tmp_path.rglob('*')) == before
 
 
+def test_what_the_data_check_finds_odd_is_told(weights, tmp_path):
+    pairs(tmp_path, *(f'train/{i}' for i in 'ab'), values=(0, 1, 2))
+    pairs(tmp_path, 'val/c', values=(0, 1, 2))
+    out, said = make(tmp_path, weights, classes=[*CLASSES, 'never'])
+    assert any(line.startswith('look at this: ') and 'never' in line for line in said), said
+    assert out.is_file()
+
+
 def test_trial_finds_a_loader_with_other_pairs(weights, tmp_path):
     from cdra_mm.mm.new_config.verification import verify_config
 

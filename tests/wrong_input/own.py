@@ -40,8 +40,9 @@ def grey(*values):
 
 def config(folder: Path, **options):
     """Writes a config for four pairs in the folder."""
+    values = options.pop('values', (0, 1))
     for index, name in enumerate('abcd'):
-        write_pair(folder, name, index, values=options.pop('values', (0, 1)))
+        write_pair(folder, name, index, values=values)
     wanted = dict(images=folder / 'images', masks=folder / 'masks', out=folder / 'a.py') | options
     new_config(Wanted(**wanted), tell=lambda line: None)
 

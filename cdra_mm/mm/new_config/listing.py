@@ -11,7 +11,7 @@ from cdra_mm.core import DataError
 from cdra_mm.data.own.pairing import Pair, Pairing, Part
 from cdra_mm.data.own.splitting import detect_groups, groups_by, split_by_share
 
-from .text import Source
+from .facts import Source
 
 __all__ = ['Splits', 'make_splits', 'sources_of']
 

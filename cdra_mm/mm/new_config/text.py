@@ -2,87 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from cdra_mm.data.own.labels import Meaning
 from cdra_mm.pictures.style import class_palette
 
 from .code import Code, statement
-from .models import ModelPart
+from .facts import Facts, Source
+from .run_text import run_text
 
-__all__ = ['Facts', 'Source', 'config_text', 'scale_of']
+__all__ = ['config_text', 'scale_of']
 
-FULL_WARMUP = 1500
-PARTS_OF_RUN = 8  # validations and checkpoints in a run
-SHORTEST_PART = 250  # steps between them
 SLIDE = 2 / 3  # of a window between two windows
 LONG_SIDE = 4  # short sides that a long side may have
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images and masks of one split whose names end alike.
-
-    Attributes:
-        images: Folder below ``images`` of the config, '' for itself.
-        masks: Folder below ``masks``, likewise.
-        image_suffix: See `cdra_mm.data.own.pairing.Pair`.
-        mask_suffix: Likewise.
-        listed: Name of the list of its names, '' where it is all that lies in the folders.
-        count: How many pairs.
-    """
-
-    images: str
-    masks: str
-    image_suffix: str
-    mask_suffix: str
-    listed: str
-    count: int
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What goes into a config.
-
-    Attributes:
-        title: First line of its docstring.
-        command: The command line that writes it.
-        config: Its own path, for the commands in its docstring.
-        images: Folder of the images.
-        masks: Folder of the masks.
-        lists: Name of the folder of lists beside it.
-        splits: The sources of ``train``, ``val`` and ``test``.
-        meaning: What the masks mean.
-        model: The model without its classes.
-        crop: Side of the crops in pixels.
-        short_side: Short side that images are brought to.
-        batch_size: Images a step.
-        iterations: Steps.
-        budget_percent: Share of the backbone that is trained.
-        seed: Of the run.
-        workers: Processes that load images.
-        remarks: Lines about the data, for a comment.
-    """
-
-    title: str
-    command: str
-    config: str
-    images: str
-    masks: str
-    lists: str
-    splits: dict[str, Sequence[Source]]
-    meaning: Meaning
-    model: ModelPart
-    crop: int
-    short_side: int
-    batch_size: int
-    iterations: int
-    budget_percent: float
-    seed: int
-    workers: int
-    remarks: Sequence[str] = ()
 
 
 def scale_of(short_side: int) -> tuple[int, int]:
@@ -92,7 +23,7 @@ def scale_of(short_side: int) -> tuple[int, int]:
 
 def config_text(facts: Facts) -> str:
     """The config as Python text."""
-    return '\n'.join([_head(facts), _data(facts), _loaders(facts), _model(facts), _run(facts)])
+    return '\n'.join([_head(facts), _data(facts), _loaders(facts), _model(facts), run_text(facts)])
 
 
 def _head(facts: Facts) -> str:
@@ -249,82 +180,3 @@ def _type_first(value: Any) -> Any:
     if not isinstance(value, dict) or 'type' not in value:
         return value
     return {'type': value['type'], **value}
-
-
-def _run(facts: Facts) -> str:
-    steps = facts.iterations
-    every = max(steps // PARTS_OF_RUN, min(steps, SHORTEST_PART))
-    warmup = max(1, min(FULL_WARMUP, steps // 10))
-    wrapper: dict[str, Any] = {
-        'type': 'OptimWrapper',
-        'optimizer': {'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 1e-4},
-    }
-    slower = facts.model.backbone_rate
-    if slower != 1.0:
-        wrapper['paramwise_cfg'] = {'custom_keys': {'backbone': {'lr_mult': slower}}}
-    scored = min(400, sum(source.count for source in facts.splits['train']))
-    hooks = {
-        'timer': {'type': 'IterTimerHook'},
-        'logger': {'type': 'LoggerHook', 'interval': min(50, every), 'log_metric_by_epoch': False},
-        'param_scheduler': {'type': 'ParamSchedulerHook'},
-        'checkpoint': {
-            'type': 'CheckpointHook',
-            'by_epoch': False,
-            'interval': every,
-            'max_keep_ckpts': 1,
-            'save_best': 'mIoU',
-        },
-        'sampler_seed': {'type': 'DistSamplerSeedHook'},
-        'visualization': {'type': 'SegVisualizationHook'},
-        'cdra': {
-            'type': 'cdra_mm.CDRAHook',
-            'method': {'type': 'cdra'},
-            'budget_percent': facts.budget_percent,
-            'num_samples': scored,
-        },
-    }
-    lines = [
-        '# Schedule: a short warm-up, then a cosine to zero over the whole run.',
-        *(
-            [
-                f"# The backbone learns at {slower:g} of the head's rate: some weights forget at "
-                'the whole of it.'
-            ]
-            if slower != 1.0
-            else []
-        ),
-        statement('optim_wrapper', wrapper),
-        'param_scheduler = [',
-        f"    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end={warmup}),",
-        "    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=0),",
-        ']',
-        f"train_cfg = dict(type='IterBasedTrainLoop', max_iters={steps}, val_interval={every})",
-        "val_cfg = dict(type='ValLoop')",
-        "test_cfg = dict(type='TestLoop')",
-        '',
-        f'# CDRA: before the first step {scored} training images are scored, then '
-        f'{facts.budget_percent:g} % of the',
-        '# backbone and the head are trained. Without its entry here the whole model is trained.',
-        statement('default_hooks', hooks),
-        '',
-        '# The rest is as in every run.',
-        "default_scope = 'mmseg'",
-        "custom_imports = dict(imports=['cdra_mm.mm.weights'], allow_failed_imports=False)",
-        'env_cfg = dict(',
-        '    cudnn_benchmark=True,',
-        "    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),",
-        "    dist_cfg=dict(backend='nccl'),",
-        ')',
-        f'randomness = dict(seed={facts.seed})',
-        'visualizer = dict(',
-        "    type='SegLocalVisualizer',",
-        "    vis_backends=[dict(type='LocalVisBackend')],",
-        "    name='visualizer',",
-        ')',
-        'log_processor = dict(by_epoch=False)',
-        "log_level = 'INFO'",
-        'load_from = None',
-        'resume = False',
-        '',
-    ]
-    return '\n'.join(lines)

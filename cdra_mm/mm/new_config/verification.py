@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -12,14 +11,17 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from cdra_mm.core import ConfigError, DataError
 
+from ..data_check import check_config_data
 from ..inputs import check_inputs
 from ..launch import load_config, prepare_config
 
 __all__ = ['verify_config']
 
+FEW = 64  # pairs
 
-def verify_config(path: Path, counts: dict[str, int]) -> Config:
-    """Reads a config, builds what it says and runs an image through it.
+
+def verify_config(path: Path, counts: dict[str, int]) -> list[str]:
+    """Reads a config, loads every pair as it says and runs an image through its model.
 
     Nothing is downloaded: the model is built without its weights.
 
@@ -28,7 +30,7 @@ def verify_config(path: Path, counts: dict[str, int]) -> Config:
         counts: How many pairs each split has to have.
 
     Returns:
-        The config, ready for a runner.
+        What can be used and looks odd, one line each.
 
     Raises:
         CDRAError: If a loader does not give the pairs, or the model does not take an image.
@@ -37,28 +39,18 @@ def verify_config(path: Path, counts: dict[str, int]) -> Config:
     check_inputs(cfg, 'train')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for split, count in counts.items():
-            _try_loader(cfg, split, count)
+            found = len(DATASETS.build(copy.deepcopy(cfg[f'{split}_dataloader'].dataset)))
+            if found != count:
+                raise DataError(
+                    f'the {split} loader of the config finds {found} pairs, and {count} were found '
+                    'before: have files changed since?'
+                )
         _try_model(cfg)
-    return cfg
-
-
-def _try_loader(cfg: Config, split: str, count: int) -> None:
-    dataset = DATASETS.build(copy.deepcopy(cfg[f'{split}_dataloader'].dataset))
-    if len(dataset) != count:
-        raise DataError(
-            f'the {split} loader of the config finds {len(dataset)} pairs, and {count} were found '
-            'before: have files changed since?'
-        )
-    classes = len(dataset.metainfo['classes'])
-    for index in (0, count - 1):
-        sample = dataset[index]['data_samples']
-        ids: Any = sample.gt_sem_seg.data.unique().tolist()
-        foreign = [i for i in ids if not 0 <= i < classes and i != cfg.ignore_index]
-        if foreign:
-            raise DataError(
-                f'{sample.seg_map_path} gives the label {foreign[0]} when it is loaded: expected '
-                f'0 to {classes - 1} or {cfg.ignore_index}'
-            )
+    # To start processes takes longer than to read a few files.
+    report = check_config_data(cfg, workers=0 if sum(counts.values()) < FEW else None)
+    if report.faults:
+        raise DataError(report.problem())
+    return list(report.mistakes)
 
 
 def _try_model(cfg: Config) -> None:
