@@ -211,7 +211,7 @@ def test_onnx_file_gives_the_outputs_of_the_model(task, tmp_path, onnx_runtime):
     from cdra_mm.mm.export.onnx_export import export_onnx
 
     model, size = toy_model(tmp_path, task), (SIZE, SIZE + 8)
-    assert export_onnx(model, tmp_path / 'a.onnx', size, {'classes': ['a', 'b']}) < 1e-4
+    assert export_onnx(model, tmp_path / 'a.onnx', (3, *size), {'classes': ['a', 'b']}) < 1e-4
     session = onnx_runtime.InferenceSession(tmp_path / 'a.onnx')
     images = torch.randn(5, 3, *size)
     (actual,) = session.run(['logits'], {'images': images.numpy()})
@@ -238,7 +238,7 @@ def test_onnx_export_that_differs_is_refused(tmp_path, onnx_runtime, monkeypatch
         monkeypatch.setattr(onnx_export, '_difference', lambda *_, value=difference: value)
         model = toy_model(tmp_path, 'cls')
         with pytest.raises(CheckpointError, match='other outputs'):
-            onnx_export.export_onnx(model, tmp_path / 'a.onnx', (SIZE, SIZE), {})
+            onnx_export.export_onnx(model, tmp_path / 'a.onnx', (3, SIZE, SIZE), {})
         assert not (tmp_path / 'a.onnx').exists()
 
 
@@ -257,4 +257,4 @@ def test_onnx_refuses_what_cannot_be_exported(change, message, tmp_path, onnx_ru
     for name, value in change.items():
         monkeypatch.setattr(onnx_export, name, value)
     with pytest.raises(CDRAError, match=message):
-        onnx_export.export_onnx(toy_model(tmp_path, 'cls'), tmp_path / 'a.onnx', size, {})
+        onnx_export.export_onnx(toy_model(tmp_path, 'cls'), tmp_path / 'a.onnx', (3, *size), {})
