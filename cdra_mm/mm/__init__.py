@@ -12,6 +12,7 @@
 `checkpoints`                 slim checkpoints, saved safely and resumed exactly
 `compatibility`               how checkpoint files are read: nothing in them is executed
 `export`                      merged checkpoints, adapter files, LoRA of PEFT, ONNX
+`painting`                    painted predictions of a test run
 `parallel`                    several processes
 `report`, `summary`           what was planned, what it cost and gave
 `visual_hook`,                the plan and how the adapters grow, through the run's visualizer
