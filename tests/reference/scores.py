@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-PARTS = {'q': (0, 3), 'k': (1, 3), 'v': (2, 3), 'w1': (0, 2), 'w2': (1, 2), 'qkv': (0, 1), 'kv': (0, 1)}
+PARTS = {
+    'q': (0, 3),
+    'k': (1, 3),
+    'v': (2, 3),
+    'w1': (0, 2),
+    'w2': (1, 2),
+    'qkv': (0, 1),
+    'kv': (0, 1),
+}
 """Part of a fused weight: its place among how many equal slices of the output rows."""
 
 Batch = tuple[Tensor, Tensor]
