@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -179,7 +178,7 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
-    """Loads a state dict strictly, but for what the model itself throws out of it (Swin v2 does)."""
+    """Loads a state dict strictly, but for what the model itself throws out (Swin v2 does)."""
     reasons = []
     try:
         result = model.load_state_dict(state, strict=False)
