@@ -58,9 +58,9 @@ def main() -> None:
     cfg = prepare_config(load_config(args.config, args.cfg_options))
     keep_base(cfg)
     cfg.load_from, cfg.resume = args.checkpoint, False
-    set_outputs(cfg, args.out, args.show_dir)
     check_inputs(cfg, 'test')
     remarks = check_data(cfg, 'test')
+    set_outputs(cfg, args.out, args.show_dir)
     if args.tta:
         set_test_time_augmentation(cfg)
     set_work_dir(cfg, args.config, args.work_dir)
@@ -87,10 +87,11 @@ def set_outputs(cfg, out: str | None, show_dir: str | None) -> None:
     from cdra_mm.core import ConfigError
     from cdra_mm.mm.export.destination import check_destination
     from cdra_mm.mm.inputs import check_output_folder, named_files
+    from cdra_mm.mm.painting import paint_predictions
 
     scope = cfg.get('default_scope')
-    if (out or show_dir) and scope not in ('mmseg', 'mmpretrain'):
-        raise ConfigError(f'--out and --show-dir are for mmseg and mmpretrain, not {scope}')
+    if out and scope not in ('mmseg', 'mmpretrain'):
+        raise ConfigError(f'--out is for mmseg and mmpretrain, not {scope}')
     if out and scope == 'mmseg':
         evaluator = cfg.test_evaluator
         (evaluator[0] if isinstance(evaluator, list) else evaluator)['output_dir'] = out
@@ -102,16 +103,7 @@ def set_outputs(cfg, out: str | None, show_dir: str | None) -> None:
         if folder:
             check_output_folder(cfg, folder, option)
     if show_dir:
-        hooks = cfg.get('default_hooks') or {}
-        if scope == 'mmseg':
-            if not cfg.get('visualizer'):
-                raise ConfigError('--show-dir needs a visualizer in the config')
-            drawing = {'type': 'SegVisualizationHook', 'draw': True}
-            cfg.visualizer['save_dir'] = show_dir
-        else:
-            drawing = {'type': 'VisualizationHook', 'enable': True, 'out_dir': show_dir}
-        drawing = {**hooks.get('visualization', {}), **drawing}
-        cfg.default_hooks = {**hooks, 'visualization': drawing}
+        paint_predictions(cfg, show_dir)
 
 
 if __name__ == '__main__':

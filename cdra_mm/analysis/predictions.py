@@ -23,6 +23,7 @@ from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
 from cdra_mm.mm.launch import build_runner, prepare_config
 from cdra_mm.mm.model_kind import is_kind
 from cdra_mm.mm.packages import drop_own_scope, register_packages
+from cdra_mm.mm.painting import without_backends
 from cdra_mm.mm.rebuild import plain_model
 
 from .run import Run
@@ -31,6 +32,12 @@ __all__ = ['Predicted', 'Show', 'evenly_spaced', 'predict']
 
 Show = Callable[[int, int], Any]
 """Called with the number of images done and of all."""
+
+# What a config has for other stages than the test that predicts here.
+NOT_PREDICTED = (
+    *('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr'),
+    *('val_dataloader', 'val_cfg', 'val_evaluator'),
+)
 
 
 @dataclass(frozen=True)
@@ -136,11 +143,13 @@ def _config(run: Run, kind: str) -> Config | None:
         raise ConfigError('the run has no checkpoint yet')
     if cfg.get('val_dataloader') is None:
         raise ConfigError('the config has no val_dataloader, so there is nothing to predict')
-    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.get('val_evaluator')
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.get('val_evaluator') or []
     cfg.test_cfg = cfg.get('test_cfg') or {}
     keep_base(cfg)
+    for key in NOT_PREDICTED:  # mmengine asks each stage for all of its parts, or none
+        cfg.pop(key, None)
     cfg.load_from, cfg.resume = str(run.checkpoint), False
-    cfg.visualizer = {**(cfg.get('visualizer') or {}), 'vis_backends': []}
+    without_backends(cfg)
     cfg.log_level, cfg.launcher = 'ERROR', 'none'
     check_inputs(cfg, 'test')
     return cfg

@@ -160,7 +160,7 @@ def _look(
 
 def _ignored_label(config: Mapping[str, Any]) -> int:
     """The label that the run's own metric ignores; 255 where it names none, as in mmseg."""
-    evaluators = config.get('val_evaluator') or ()
+    evaluators = config.get('test_evaluator') or ()
     for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
         if 'ignore_index' in evaluator:
             return int(evaluator['ignore_index'])

@@ -14,6 +14,7 @@
 `compatibility`               how checkpoint files are read: nothing in them is executed
 `cached_files`                files of addresses, checked before they are kept
 `export`                      merged checkpoints, adapter files, LoRA of PEFT, ONNX
+`painting`                    painted predictions of a test run
 `parallel`                    several processes
 `report`, `summary`           what was planned, what it cost and gave
 `visual_hook`,                the plan and how the adapters grow, through the run's visualizer

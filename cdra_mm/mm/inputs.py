@@ -32,6 +32,12 @@ __all__ = [
     'refuse_foreign_weights',
 ]
 
+# What mmengine asks for whole or not at all.
+PARTS = {
+    'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
+    'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+}
 LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
 
@@ -56,6 +62,14 @@ def check_inputs(cfg: Config, stage: str) -> None:
     for key in (*needed, LOADERS[stage][0]):
         if cfg.get(key) is None:
             raise ConfigError(f'the config has no {key}: it is needed to {stage} a model')
+    for name, keys in PARTS.items():
+        missing = [key for key in keys if cfg.get(key) is None]
+        if 0 < len(missing) < len(keys):
+            there = next(key for key in keys if key not in missing)
+            raise ConfigError(
+                f'the config has {there}, but no {" and no ".join(missing)}: give all of '
+                f'{", ".join(keys)}, or none (no {name} stage then)'
+            )
     for loader in LOADERS[stage]:
         for where, dataset in _datasets(cfg.get(loader), loader):
             _check_dataset(cfg, where, dataset)

@@ -45,6 +45,16 @@ def test_confusion_matrix_holds_what_the_run_itself_measured(finished):
     assert run.missing == [] and segmentation_pictures(run) == [] and run.missing == []
 
 
+def test_predictions_need_neither_a_visualizer_nor_the_metrics(finished):
+    """Nor whatever else a config may lack that predicting does not use."""
+    run = read_run(finished)
+    whole, _ = classification_pictures(run)
+    for key in ('visualizer', 'val_evaluator', 'train_cfg', 'test_cfg', 'log_processor', 'env_cfg'):
+        run.config.pop(key, None)
+    bare, _ = classification_pictures(run)
+    assert run.missing == [] and bare.table.rows == whole.table.rows
+
+
 def test_confusion_table_and_caption_are_those_of_the_counts():
     counts = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
     picture = _confusion(counts, ['cat', 'dog', 'cow'], 'all 8 validation images')

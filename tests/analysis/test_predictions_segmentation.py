@@ -67,7 +67,7 @@ def test_areas_give_the_iou_and_dice_of_mmsegs_metric():
 
 def looked_at(pairs, images=(), num_shown=3):
     samples = [sample(*pair, path=f'/data/{i}.png') for i, pair in enumerate(pairs)]
-    cfg = Config(dict(val_evaluator=[dict(type='IoUMetric')]))
+    cfg = Config(dict(test_evaluator=[dict(type='IoUMetric')]))
     predicted = Predicted(tuple('abcdef'), (), iter(samples), len(samples), len(samples), cfg)
     return _look(predicted, images, num_shown)
 

@@ -121,8 +121,9 @@ def _write_onnx(asked: Export) -> list[str]:
     channels = merged.image.shape[1]
     difference = export_onnx(merged.model, asked.out, (channels, *size), metadata)
     return [
-        f'{asked.out}: {_mib([asked.out])}, images [B, {channels}, {size[0]}, {size[1]}], B free; '
-        f'onnxruntime gives the outputs of the merged model but for {difference:.1e} of the largest'
+        f'{asked.out}: {_mib([asked.out])}, images [B, {channels}, {size[0]}, {size[1]}] for any '
+        'B; onnxruntime gives the outputs of the merged model but for '
+        f'{difference:.1e} of the largest'
     ]
 
 

@@ -187,7 +187,7 @@ def build_backbone(cfg: Config) -> nn.Module:
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
-    """Loads a state dict strictly, but for what the model itself takes out (Swin v2 does)."""
+    """Loads a state dict strictly, but for what the model itself throws out (Swin v2 does)."""
     reasons = []
     try:
         result = model.load_state_dict(state, strict=False)

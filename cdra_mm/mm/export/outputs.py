@@ -34,8 +34,9 @@ class Outputs:
 
 def image_size(model: Mapping[str, Any], backbone: nn.Module) -> tuple[int, int]:
     """Height and width that the model of a config was made for, pixels."""
+    asked = (model.get('backbone') or {}).get('img_size')
     preprocessor = model.get('data_preprocessor') or {}
-    for size in (getattr(backbone, 'img_size', None), preprocessor.get('size')):
+    for size in (getattr(backbone, 'img_size', None), asked, preprocessor.get('size')):
         if size:
             return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     return DEFAULT_SIZE

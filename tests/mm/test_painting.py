@@ -1,0 +1,63 @@
+"""Painted predictions: with any visualizer that a config has, and with none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+
+from cdra_mm.core import ConfigError
+from cdra_mm.mm.painting import paint_predictions
+
+from . import toy
+
+OWN = {'seg': 'SegLocalVisualizer', 'cls': 'UniversalVisualizer'}
+VISUALIZERS = {
+    'none': lambda own: None,
+    'without a back end': lambda own: dict(type=own),
+    'without a type': lambda own: dict(vis_backends=[]),
+    "mmengine's": lambda own: dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
+}
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """The files that the toy data set names."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(8):
+        Image.fromarray(toy.picture(i)[0]).save(f'toy_{i}.png')
+
+
+@pytest.mark.usefixtures('pictures')
+@pytest.mark.parametrize('task', OWN)
+@pytest.mark.parametrize('kind', VISUALIZERS)
+def test_painting_writes_a_picture_of_every_image(task, kind, tmp_path):
+    cfg = toy.config(tmp_path, task)
+    cfg.pop('visualizer')
+    visualizer = VISUALIZERS[kind](OWN[task])
+    if visualizer is not None:
+        cfg.visualizer = visualizer
+    cfg.default_hooks.pop('cdra')
+    paint_predictions(cfg, str(tmp_path / 'shown'))
+    # mmseg's hook paints, by default, one image of fifty.
+    cfg.default_hooks.visualization.interval = 1
+    Runner.from_cfg(cfg).test()
+    assert len(list(Path('shown').rglob('*.png'))) == 8
+
+
+def test_painting_keeps_what_the_config_says_of_its_own_visualizer():
+    own = dict(type='Mine', alpha=0.3, vis_backends=[dict(type='WandbVisBackend')])
+    hooks = dict(visualization=dict(type='SegVisualizationHook', interval=3))
+    cfg = Config(dict(default_scope='mmseg', visualizer=own, default_hooks=hooks))
+    paint_predictions(cfg, 'shown')
+    assert cfg.visualizer.type == 'Mine' and cfg.visualizer.alpha == 0.3
+    assert [b.type for b in cfg.visualizer.vis_backends] == ['WandbVisBackend', 'LocalVisBackend']
+    assert cfg.default_hooks.visualization.interval == 3 and cfg.default_hooks.visualization.draw
+
+
+def test_painting_is_for_packages_that_paint():
+    with pytest.raises(ConfigError, match='--show-dir is for mmseg and mmpretrain, not mmdet'):
+        paint_predictions(Config(dict(default_scope='mmdet')), 'shown')
