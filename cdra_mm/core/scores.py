@@ -72,9 +72,10 @@ def estimate_scores(
         fp32 scores by target name, in the target's shape, all views of one tensor per device.
 
     Raises:
-        ScoreError: If there is no batch, a loss or gradient is not finite, all
-            gradients are zero; or, where the loss is the mean of several samples, a weight is
-            used twice, in an unknown way, or on activations that are not ``[B, ...]``.
+        ScoreError: If there is no batch, a loss or gradient is not finite, all gradients are
+            zero, or the model carries adapters; or, where the loss is the mean of several
+            samples, a weight is used twice, in an unknown way, or on activations that are not
+            ``[B, ...]``.
         PlanError: If a name does not fit the model.
     """
     if statistic not in STATISTICS:
@@ -83,6 +84,12 @@ def estimate_scores(
         chosen = find_targets(model)
     else:
         chosen = {name: resolve(model, name) for name in targets}
+    for target in chosen.values():
+        if hasattr(type(model.get_submodule(target.module)), 'base_class'):
+            raise ScoreError(
+                f'{target.module} is adapted: its plain weights no longer get their gradients; '
+                'score the model before its plan is applied, or merge and remove the adapters'
+            )
     sink = SquareSink(statistic == 'per_sample')
     parameters = {target.path: parameter_of(model, target) for target in chosen.values()}
     # Modules that share a parameter share its sums, under the first one's name.

@@ -22,11 +22,25 @@ from mmengine.dist import barrier, is_main_process
 from cdra_mm.core.errors import CheckpointError, DataError
 from cdra_mm.data.download import download
 
-__all__ = ['cached_file', 'is_http']
+__all__ = ['DownloadError', 'cached_file', 'is_http']
 
 HASH = re.compile(r'-(?P<digits>[0-9a-f]{8,64})$')
 ATTEMPTS = 3
 CHUNK = 1 << 20  # bytes
+
+
+class DownloadError(CheckpointError):
+    """A file cannot be had, or is not what it should be.
+
+    Attributes:
+        address: Its address.
+    """
+
+    def __init__(self, address: str, what: str) -> None:
+        super().__init__(
+            f'{what}; fetch the file by other means and put its path in the place of the address'
+        )
+        self.address = address
 
 
 def is_http(path: str | Path) -> bool:
@@ -100,26 +114,23 @@ def _fetch(address: str, file: Path, check: Callable[[Path], object]) -> None:
             download(address, fetched, attempts=ATTEMPTS)
         except DataError as error:
             reason = str(error).partition('; ')[0].removeprefix(f'{address}: ')
-            raise _failed(f'cannot download {address}: {reason}') from None
+            raise DownloadError(address, f'cannot download {address}: {reason}') from None
         if stated and _hash(fetched)[: len(stated)] != stated:
-            raise _failed(
+            raise DownloadError(
+                address,
                 f'{address} gives another file than its name says (SHA-256 '
-                f'{_hash(fetched)[: len(stated)]}..., expected {stated}...): it was not kept'
+                f'{_hash(fetched)[: len(stated)]}..., expected {stated}...): it was not kept',
             )
         try:
             check(fetched)
         except CheckpointError as error:
             reason = str(error).replace(str(fetched), file.name)
-            raise _failed(f'{address} gives no weight file: {reason}; it was not kept') from None
+            raise DownloadError(
+                address, f'{address} gives no weight file: {reason}; it was not kept'
+            ) from None
         os.replace(fetched, file)
     finally:
         fetched.unlink(missing_ok=True)
-
-
-def _failed(what: str) -> CheckpointError:
-    return CheckpointError(
-        f'{what}; fetch the file by other means and put its path in the place of the address'
-    )
 
 
 def _hash(file: Path) -> str:

@@ -30,7 +30,7 @@ from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_m
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import check_loaded, find_source, named_bases, reproduced_names
-from .checkpoints.changed_config import check_asked
+from .checkpoints.changed_config import check_asked, check_optimizer_type
 from .checkpoints.checked import check_fields, check_optimizer
 from .checkpoints.midway import MIDWAY_KEY, go_on
 from .checkpoints.own_files import claim_own_files
@@ -189,6 +189,7 @@ class CDRAHook(Hook):
             self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
         else:
             self._adopt(runner, backbone, record)
+        check_optimizer_type(checkpoint, runner)
         check_optimizer(checkpoint, runner.optim_wrapper)
         check_state(checkpoint, runner, record)
         claim_own_files(runner, checkpoint)

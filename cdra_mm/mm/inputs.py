@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -22,6 +21,8 @@ from cdra_mm.data.pairs import PairSplit
 from cdra_mm.reading import open_safetensors
 from cdra_mm.reading.kinds import ForeignTypeError, ReadingError
 from cdra_mm.reading.torch_archive import archive_places
+
+from .cached_files import DownloadError
 
 __all__ = [
     'check_inputs',
@@ -165,14 +166,11 @@ def named_downloads(cfg: Config) -> Iterator[None]:
     """
     try:
         yield
-    except URLError as error:
+    except DownloadError as error:
         named = [*_pretrained(cfg.model, 'model'), ('load_from', str(cfg.get('load_from')))]
-        addresses = [f'{path} ({where})' for where, path in named if '://' in path]
-        what = ' or '.join(addresses) or 'a weight file'
-        raise CheckpointError(
-            f'cannot download {what}: {error.reason}; fetch the file by other means '
-            'and put its path in the place of the address'
-        ) from error
+        where = ', '.join(where for where, path in named if path == error.address)
+        what = f'{error.address} ({where})' if where else error.address
+        raise CheckpointError(str(error).replace(error.address, what, 1)) from error
 
 
 def refuse_foreign_weights(model: nn.Module) -> None:

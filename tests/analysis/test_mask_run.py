@@ -63,7 +63,7 @@ def test_mask_file_of_several_budgets_wants_one_of_them(tmp_path, named):
 
 def test_mask_file_that_is_none_is_refused(tmp_path):
     (tmp_path / 'task.npz').write_bytes(b'no archive')
-    with pytest.raises(CDRAError, match='is no mask file'):
+    with pytest.raises(CDRAError, match='is not a readable mask file'):
         read_run(tmp_path / 'task.npz@0.4')
 
 

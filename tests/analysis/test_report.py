@@ -28,7 +28,9 @@ from .problems import write_run
 def run_analyze(*paths, out, **options):
     given = dict(matrix=None, format=['png'], no_predictions=True, max_images=4, images=[])
     given |= options
-    return analyze(argparse.Namespace(runs=[str(path) for path in paths], out=str(out), **given))
+    return analyze(
+        argparse.Namespace(runs=[str(path) for path in paths], out=str(out), config=None, **given)
+    )
 
 
 class Page(HTMLParser):

@@ -80,7 +80,10 @@ def be_group(count: int, folder: Path, names: list[str]) -> None:
     end = time.time() + SECONDS
     while children:
         for child in list(children):
-            if os.waitpid(child, os.WNOHANG)[0]:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended and status:
+                sys.exit(f'process {children[child]} of {count} failed: {names}')
+            if ended:
                 del children[child]
         if time.time() > end:
             for child in children:

@@ -28,7 +28,6 @@ PAIR = (
     'averaging',
     'resumed_from_one',
     'all_methods',
-    'synced_norm',
     'early_out_indices',
     'probe_that_fails_on_one_process',
 )

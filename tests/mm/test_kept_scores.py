@@ -97,7 +97,7 @@ def test_selected_masks_refuse_a_plan_of_other_entries():
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        ('truncated', 'is truncated or damaged'),
+        ('truncated', 'is truncated or no safetensors file'),
         ('foreign', 'holds no kept scores'),
         ('missing', 'no such file'),
     ],

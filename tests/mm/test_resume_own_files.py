@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_folder_brings_no_numbers_to_remove(original):
 def test_entries_of_another_type_are_refused(original, entry, value):
     path = original / 'run/iter_4.pth'
     change_hub(path, path, **{entry: value})
-    with pytest.raises(CheckpointError, match=f'{entry} of its message_hub is'):
+    with pytest.raises(CheckpointError, match=f'{entry} of its runtime_info is'):
         toy.train(short(original, 'run', iters=6, resume=True))
 
 

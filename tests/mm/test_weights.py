@@ -104,7 +104,7 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str, damage: str) -> N
     elif damage != 'missing':
         path.write_bytes(whole[: {'truncated': -100, 'cut to 40 bytes': 40}.get(damage, 0)])
     with pytest.raises(
-        CheckpointError, match=rf'{name}.* (does not exist|is a folder|damaged|is n)'
+        CheckpointError, match=rf'{name}.* (does not exist|is a folder|damaged|truncated|is n)'
     ):
         read_state_dict(path)
 

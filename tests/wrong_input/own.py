@@ -87,7 +87,7 @@ with heading('Your own images and masks') as (refused, taken):
     def _(folder):
         find_pairs(folder, folder)
 
-    @taken('an image without a mask', 'it is named and left out')
+    @taken('an image without a mask, given to new_config', 'it is named and left out')
     def _(folder):
         for name in ('i/a.png', 'i/b.png', 'm/a.png'):
             save(folder / name, grey(0))

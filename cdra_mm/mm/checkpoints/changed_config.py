@@ -20,7 +20,7 @@ from cdra_mm.core import CheckpointError, Plan
 from ..planning.run_plan import read_plan
 from .record import Record
 
-__all__ = ['check_asked', 'check_optimizer', 'note_optimizer']
+__all__ = ['check_asked', 'check_optimizer_type', 'note_optimizer']
 
 OPTIMIZER_KEY = 'cdra_optimizer'
 # Told where they differ: a schedule starts from `initial_lr`, without one from `lr`.
@@ -60,7 +60,7 @@ def note_optimizer(runner: Runner, meta: MutableMapping[str, Any]) -> None:
     meta[OPTIMIZER_KEY] = {name: type(part).__name__ for name, part in _optimizers(runner)}
 
 
-def check_optimizer(checkpoint: Mapping[str, Any], runner: Runner) -> None:
+def check_optimizer_type(checkpoint: Mapping[str, Any], runner: Runner) -> None:
     """Refuses the state of another type of optimizer, and tells which settings are the old ones.
 
     Args:
@@ -74,8 +74,7 @@ def check_optimizer(checkpoint: Mapping[str, Any], runner: Runner) -> None:
     noted = noted if isinstance(noted, Mapping) else {}
     told: dict[str, str] = {}
     for name, optimizer in _optimizers(runner):
-        state = checkpoint['optimizer']
-        groups = (state.get(name, {}) if name else state).get('param_groups') or [{}]
+        groups = _groups(checkpoint['optimizer'], name)
         own = type(optimizer).__name__
         given = noted.get(name)
         if given is None and not set(optimizer.defaults) & _own_settings(groups[0]):
@@ -89,7 +88,7 @@ def check_optimizer(checkpoint: Mapping[str, Any], runner: Runner) -> None:
         for there, here in zip(groups, optimizer.param_groups, strict=False):
             for key in TOLD:
                 old, new = (group.get(key, group.get('lr')) for group in (there, here))
-                if old != new:
+                if isinstance(old, int | float) and old != new:
                     told.setdefault(key.removeprefix('initial_'), f'{old!r}, not {new!r}')
     if told:
         settings = '; '.join(f'{key} is {values}' for key, values in told.items())
@@ -97,6 +96,14 @@ def check_optimizer(checkpoint: Mapping[str, Any], runner: Runner) -> None:
             f'the optimizer goes on with the settings of the checkpoint ({settings}): to change '
             'them, start from its weights with load_from without resume'
         )
+
+
+def _groups(state: Any, name: str) -> list[Mapping[str, Any]]:
+    """The parameter groups of an optimizer's state, as far as they are such (see `checked`)."""
+    for key in (name, 'param_groups') if name else ('param_groups',):
+        state = state.get(key) if isinstance(state, Mapping) else None
+    groups = [group for group in state if isinstance(group, Mapping)] if type(state) is list else []
+    return groups or [{}]
 
 
 def _own_settings(group: Mapping[str, Any]) -> set[str]:

@@ -21,7 +21,6 @@ from cdra_mm.last_checkpoint import POINTER, pointed_at, pointer_text
 from ..backbone import PREFIX
 from ..inputs import check_weight_file
 from ..rebuild import plain_model
-from .changed_config import check_optimizer
 from .own_files import OwnFiles
 from .record import Record
 from .saving import clear_folders
@@ -197,7 +196,6 @@ def check_state(checkpoint: Mapping[str, Any], runner: Runner, record: Record | 
                     raise _damaged(
                         f'{name} of its {part} is {list(held.shape)}, expected {list(tensor.shape)}'
                     )
-    check_optimizer(checkpoint, runner)
     wrapper = runner.optim_wrapper
     parts = dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
     for name, part in parts.items():

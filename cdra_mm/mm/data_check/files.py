@@ -26,10 +26,13 @@ def infos_of(dataset: Any) -> list[dict[str, Any]]:
 
 
 def is_local(dataset: Any) -> bool:
-    """Whether files are read from this machine's folders."""
+    """Whether files are read from this machine's folders.
+
+    A data set without a pipeline makes its samples itself, whatever names it gives them.
+    """
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     backends = [getattr(part, 'backend_args', None) for part in (dataset, *steps)]
-    return all(
+    return bool(steps) and all(
         (args or {}).get('backend', 'local') in ('local', 'LocalBackend') for args in backends
     )
 
