@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cdra_mm.core import CheckpointError, ConfigError, Plan
 from cdra_mm.core.files import read_adapter
+from cdra_mm.core.state_keys import adapter_prefix
 from cdra_mm.core.strict_json import strict_json
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.mm.backbone import PREFIX
@@ -190,6 +191,26 @@ def _read_adapter(run: Run, path: Path) -> None:
     file = read_adapter(path)
     run.adapter = file.tensors
     run.plan = run.plan or file.plan
+    _check_learnt(run, path)
+
+
+def _check_learnt(run: Run, path: Path) -> None:
+    """Refuses factors and values that are not those of the plan, or no finite numbers."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for block in run.plan.blocks if run.plan else ():
+        prefix = adapter_prefix(block.name)
+        expected[prefix + 'up'] = len(block.rows), block.rank
+        expected[prefix + 'down'] = block.rank, len(block.cols)
+    for part in (*run.plan.vectors, *run.plan.sparse) if run.plan else ():
+        if part.indices is not None:
+            expected[adapter_prefix(part.name) + 'value'] = (len(part.indices),)
+    for name, shape in expected.items():
+        held = run.adapter.get(name)
+        if held is not None and (held.shape != shape or not bool(held.isfinite().all())):
+            raise CheckpointError(
+                f'{path}: {name} is {list(held.shape)}, expected {list(shape)} finite numbers: it '
+                'is damaged, of another run than the plan, or has diverged; name another'
+            )
 
 
 def _read_checkpoint(run: Run, path: Path) -> None:
@@ -219,6 +240,7 @@ def _read_checkpoint(run: Run, path: Path) -> None:
         if key.startswith(PREFIX)
         and (MARK in key.split('.') or key.removeprefix(PREFIX) in trained)
     }
+    _check_learnt(run, path)
 
 
 def _settings(value: Any, path: Path) -> dict[str, Any]:

@@ -193,6 +193,19 @@ def test_report_of_a_wrong_input_is_one_clear_error(case, tmp_path):
     assert name in str(caught.value) and not (tmp_path / 'out').exists()
 
 
+def test_report_of_factors_that_are_not_those_of_the_plan_is_one_clear_error(trained, tmp_path):
+    path = tmp_path / 'iter_8.pth'
+    checkpoint = torch.load(trained / 'iter_8.pth', weights_only=False)
+    key = next(key for key in checkpoint['state_dict'] if key.endswith('.down'))
+    whole = checkpoint['state_dict'][key]
+    for wrong in (torch.zeros(2, 2), torch.full_like(whole, float('nan'))):
+        checkpoint['state_dict'][key] = wrong
+        torch.save(checkpoint, path)
+        with pytest.raises(CDRAError, match=r'iter_8.pth: .*\.down is .* finite numbers'):
+            run_analyze(path, out=tmp_path / 'out')
+        assert not (tmp_path / 'out').exists()
+
+
 def test_report_command_ends_wrong_input_with_one_line(repository, tmp_path):
     command = [sys.executable, 'tools/analyze.py', str(tmp_path / 'none'), '--out', 'x']
     result = subprocess.run(
