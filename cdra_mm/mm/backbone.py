@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError
+from cdra_mm.core import CheckpointError, ConfigError
 from cdra_mm.core.layers import PLAIN_LINEAR
 
 from .checkpoints.base_weights import BaseSource, named_bases
@@ -179,6 +179,11 @@ def _name_types(config: Any) -> bool:
 def _prepare(
     backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
+    if prefix + RECORD_KEY in state_dict and '_params_init_info' in backbone.__dict__:
+        raise CheckpointError(
+            'init_cfg names a checkpoint with adapters, and weights are initialised before '
+            'adapters can be built: name it in load_from, or merge it first (tools/merge.py)'
+        )
     if prefix + RECORD_KEY not in state_dict:
         convert_on_load(backbone, state_dict, prefix)
     restore(backbone, state_dict, prefix)

@@ -39,6 +39,8 @@ PARTS = {
     'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
     'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
 }
+# mmengine's words about a file that has nothing under a prefix.
+NOTHING_BELOW = ' is not in the pretrained model'
 LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
 
@@ -162,10 +164,20 @@ def named_downloads(cfg: Config) -> Iterator[None]:
     """A weight file that cannot be downloaded is named, with where its address stands.
 
     Raises:
-        CheckpointError: If a download fails inside the block.
+        CheckpointError: If a download fails inside the block, or a file has nothing under the
+            ``prefix`` of its init_cfg, which mmengine asserts.
     """
     try:
         yield
+    except AssertionError as error:
+        if not str(error).endswith(NOTHING_BELOW):
+            raise
+        files = ', '.join(f'{path} ({where})' for where, path in _pretrained(cfg.model, 'model'))
+        given = str(error).removesuffix(NOTHING_BELOW)
+        raise CheckpointError(
+            f'{files}: no weight begins with {given!r}: change the prefix of init_cfg, or name '
+            'another file'
+        ) from error
     except DownloadError as error:
         named = [*_pretrained(cfg.model, 'model'), ('load_from', str(cfg.get('load_from')))]
         where = ', '.join(where for where, path in named if path == error.address)

@@ -356,6 +356,14 @@ def test_a_checkpoint_that_names_an_adapted_one_as_its_base_is_refused(run, tmp_
         Runner.from_cfg(cfg).test()
 
 
+def test_an_adapted_checkpoint_as_init_cfg_is_refused(run, tmp_path):
+    path = redirected(run, tmp_path)
+    cfg = toy.config(run, work_dir=str(tmp_path / 'work'))
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
+    with pytest.raises(CheckpointError, match='init_cfg names a checkpoint with adapters'):
+        toy.train(cfg)
+
+
 @pytest.mark.parametrize(
     'base', [dict(kind='other'), dict(path=5), dict(prefix=None), dict(more=1)], ids=str
 )

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 
 from cdra_mm.core import CheckpointError, ConfigError, DataError
 from cdra_mm.mm.inputs import check_inputs, check_weight_file, named_downloads
@@ -299,3 +299,13 @@ def test_a_download_that_fails_is_named_with_its_place():
     message = rf'cannot download {address} \(model\.backbone.*put its path'
     with pytest.raises(CheckpointError, match=message), named_downloads(cfg):
         CheckpointLoader.load_checkpoint(address)
+
+
+def test_a_prefix_that_no_weight_has_is_named_with_its_file(tmp_path):
+    cfg = config()
+    path = str(tmp_path / 'a.pth')
+    torch.save({'backbone.x': torch.ones(1)}, path)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=path, prefix='foo.')
+    message = r"a\.pth \(model\.backbone.*begins with 'foo\.'"
+    with pytest.raises(CheckpointError, match=message), named_downloads(cfg):
+        _load_checkpoint_with_prefix('foo.', path)
