@@ -22,13 +22,17 @@ from cdra_mm.mm.launch import (
 SEG = dict(
     default_scope='mmseg',
     model=dict(type='EncoderDecoder', backbone=dict(type='mmpretrain.VisionTransformer')),
-    train_cfg=dict(),
-    test_cfg=dict(),
-    optim_wrapper=dict(type='OptimWrapper'),
+)
+# What stands beside a loader: a stage is given whole or not at all.
+BESIDE = dict(
+    train_dataloader=dict(train_cfg={}, optim_wrapper=dict(type='OptimWrapper')),
+    test_dataloader=dict(test_cfg={}, test_evaluator=dict(type='IoUMetric')),
 )
 
 
 def config(**fields):
+    for name in BESIDE.keys() & fields.keys():
+        fields = {**BESIDE[name], **fields}
     return Config(copy.deepcopy({**SEG, **fields}))
 
 
@@ -254,9 +258,11 @@ def test_addresses_are_left_to_the_downloader(tmp_path):
     check_inputs(cfg, 'train')
 
 
-def test_config_without_a_loader_is_refused():
-    with pytest.raises(ConfigError, match='no test_dataloader'):
+def test_config_without_a_stage_or_with_half_of_it_is_refused():
+    with pytest.raises(ConfigError, match='no test_cfg: it is needed to test'):
         check_inputs(config(), 'test')
+    with pytest.raises(ConfigError, match='has test_cfg, but no test_dataloader and no test_eval'):
+        check_inputs(config(test_cfg={}, train_dataloader=loader()), 'train')
 
 
 def test_pretrained_weights_are_looked_for_wherever_they_are_named(tmp_path):
