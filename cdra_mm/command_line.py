@@ -104,7 +104,7 @@ def _is_wrong_input(error: Exception) -> bool:
         return True
     if isinstance(error, ImportError):
         return any(getattr(link, 'name', None) in OPENMMLAB for link in _chain(error))
-    errors = sys.modules.get('cdra_mm.core.errors')
+    errors = sys.modules.get('cdra_mm.errors')
     return errors is not None and isinstance(error, errors.CDRAError)
 
 

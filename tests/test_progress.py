@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cdra_mm import progress
-from cdra_mm.core import budget, make_plan
+from cdra_mm.core import make_plan
+from cdra_mm.core.planning import budget
 from cdra_mm.progress import counted, described, logged_progress, progress_line, silent
 
 

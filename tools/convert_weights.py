@@ -43,9 +43,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from cdra_mm.core import write_atomically
-    from cdra_mm.core.errors import CheckpointError
+    from cdra_mm.errors import CheckpointError
     from cdra_mm.mm.weights import compare, convert, read_common, read_state_dict
+    from cdra_mm.storage import write_atomically
 
     check_out(args)
     state_dict = read_state_dict(args.input)
@@ -77,7 +77,7 @@ def build_backbone(args: argparse.Namespace, common: Any) -> tuple[Any, str]:
     """The backbone, and a line that says which."""
     from mmengine.registry import MODELS, DefaultScope
 
-    from cdra_mm.core.errors import ConfigError
+    from cdra_mm.errors import ConfigError
     from cdra_mm.mm.launch import load_config, plain_config, prepare_config
     from cdra_mm.mm.weights.architectures import backbone_config
 
@@ -122,7 +122,7 @@ def save(weights: dict[str, Any], out: Path, temporary: str) -> None:
 
 
 def check_out(args: argparse.Namespace) -> None:
-    from cdra_mm.core import CheckpointError
+    from cdra_mm.errors import CheckpointError
     from cdra_mm.mm.export.destination import check_destination, is_weights
 
     out = Path(args.out)

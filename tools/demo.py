@@ -119,8 +119,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from cdra_mm.core import CheckpointError
     from cdra_mm.data import prepare
+    from cdra_mm.errors import CheckpointError
 
     weights = Path(os.environ.get('CDRA_VIT_TINY32', WEIGHTS))
     if not weights.is_file():
@@ -288,7 +288,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    from cdra_mm.core import write_text
+    from cdra_mm.storage import write_text
 
     write_text(path, json.dumps(content, indent=2) + '\n')
 

@@ -15,7 +15,8 @@ from statistics import mean, median
 import torch
 
 from cdra_mm.benchmark.mask_files import read_masks
-from cdra_mm.core import CDRAError, Plan, plan_from_masks
+from cdra_mm.core import Plan, plan_from_masks
+from cdra_mm.errors import CDRAError
 
 HEAD = (
     '| task | budget (M) | matrices | selected entries | rows | columns | density | '

@@ -39,8 +39,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from cdra_mm.command_line import run
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import SOURCES, inspect_data, prepare
+from cdra_mm.errors import DataError
 
 
 class _Parser(argparse.ArgumentParser):

@@ -111,7 +111,7 @@ class StressedRun:
 
     def best_faults(self) -> list[str]:
         """What is wrong with the best checkpoint: one has to be there, and whole."""
-        from cdra_mm.core import CheckpointError
+        from cdra_mm.errors import CheckpointError
         from cdra_mm.mm.checkpoints.resuming import check_whole
 
         found = sorted(self.work_dir.glob('best_*.pth'))
@@ -156,8 +156,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from cdra_mm.core import write_text
     from cdra_mm.data import prepare
+    from cdra_mm.storage import write_text
 
     prepare('demo', args.root)
     for old in args.work_dir.glob('round_*'):

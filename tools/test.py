@@ -84,7 +84,7 @@ def main() -> None:
 def set_outputs(cfg, out: str | None, show_dir: str | None) -> None:
     from pathlib import Path
 
-    from cdra_mm.core import ConfigError
+    from cdra_mm.errors import ConfigError
     from cdra_mm.mm.export.destination import check_destination
     from cdra_mm.mm.inputs import check_output_folder, named_files
     from cdra_mm.mm.painting import paint_predictions

@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def set_amp(cfg) -> None:
-    from cdra_mm.core import ConfigError
+    from cdra_mm.errors import ConfigError
 
     wrapper = cfg.get('optim_wrapper') or {}
     kind = wrapper.get('type', 'OptimWrapper')
@@ -95,7 +95,7 @@ def set_amp(cfg) -> None:
 
 
 def set_auto_scale_lr(cfg) -> None:
-    from cdra_mm.core import ConfigError
+    from cdra_mm.errors import ConfigError
 
     if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise ConfigError(

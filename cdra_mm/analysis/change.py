@@ -8,9 +8,10 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from cdra_mm.core import CheckpointError, resolve
-from cdra_mm.core.state_keys import adapter_prefix
-from cdra_mm.core.targets import parameter_of, view_of
+from cdra_mm.core import resolve
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
+from cdra_mm.core.model.targets import parameter_of, view_of
+from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.backbone import PREFIX, attach_loader
 from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.checkpoints.restoring import ensure_base

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 from cdra_mm.progress import progress_line
 
 from .comparison import comparison_pictures, name_apart

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdra_mm.core import ConfigError, write_atomically
+from cdra_mm.errors import ConfigError
 from cdra_mm.pictures import render, styled
+from cdra_mm.storage import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

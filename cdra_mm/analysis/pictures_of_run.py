@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .block_grid import block_grid_picture
 from .block_sizes import block_sizes_picture

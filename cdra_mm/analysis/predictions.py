@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 
-from cdra_mm.core import CDRAError, ConfigError
+from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.mm.backbone import attach_loader, keep_base
 from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights

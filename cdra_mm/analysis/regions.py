@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdra_mm.core import ConfigError, compact
+from cdra_mm.core import compact
+from cdra_mm.errors import ConfigError
 from cdra_mm.methods import did_you_mean
 from cdra_mm.pictures import Place, Places
 

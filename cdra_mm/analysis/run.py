@@ -12,10 +12,10 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError, ConfigError, Plan
-from cdra_mm.core.files import read_adapter
-from cdra_mm.core.state_keys import adapter_prefix
-from cdra_mm.core.strict_json import strict_json
+from cdra_mm.core import Plan
+from cdra_mm.core.artifacts.files import read_adapter
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
+from cdra_mm.errors import CheckpointError, ConfigError
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.mm.backbone import PREFIX
 from cdra_mm.mm.checkpoints.record import Record, read_record
@@ -26,6 +26,7 @@ from cdra_mm.mm.planning.kept_scores import SCORES_FILE, Kept, read_kept
 from cdra_mm.mm.summary import SUMMARY
 from cdra_mm.pictures import Places
 from cdra_mm.pictures.plan_map import places_of
+from cdra_mm.storage.strict_json import strict_json
 
 from .mask_run import AT, read_mask_file
 from .run_log import read_log

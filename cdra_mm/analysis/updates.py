@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdra_mm.core.state_keys import adapter_prefix
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
 from cdra_mm.pictures import Place, new_figure
 
 from .picture import Picture, Table

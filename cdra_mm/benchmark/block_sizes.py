@@ -18,16 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    Block,
-    ConfigError,
-    Plan,
-    Target,
-    adapters,
-    apply_plan,
-    find_targets,
-    plan_from_masks,
-)
+from cdra_mm.core import Block, Plan, Target, adapters, apply_plan, find_targets, plan_from_masks
+from cdra_mm.errors import ConfigError
 
 from .mask_files import read_masks
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError, DataError
+from cdra_mm.errors import CheckpointError, DataError
 from cdra_mm.reading import read_npz
 
 __all__ = ['read_masks']

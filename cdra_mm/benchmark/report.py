@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from cdra_mm.core import ConfigError, write_text
+from cdra_mm.errors import ConfigError
+from cdra_mm.storage import write_text
 
 __all__ = ['Results', 'machine', 'machine_line', 'render', 'table']
 

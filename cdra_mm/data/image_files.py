@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
 
 __all__ = ['IMAGE_SUFFIXES', 'ImageFiles', 'find_images', 'unique_names']
 

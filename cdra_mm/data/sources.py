@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
+
 from .birds import convert_birds
 from .camvid import VOID, convert_camvid
 from .demo import CLASSES, make_demo

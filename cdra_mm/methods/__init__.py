@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .adapter import AdapterTuning
 from .base import Method, Request, Trials

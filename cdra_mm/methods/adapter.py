@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, Target, find_blocks, find_targets
+from cdra_mm.core import Plan, Target, find_blocks, find_targets
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
 from .bottleneck import bottleneck_parts

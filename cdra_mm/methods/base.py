@@ -14,16 +14,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    CallAdapter,
-    Plan,
-    PlanError,
-    Target,
-    find_blocks,
-    find_targets,
-    resolve,
-)
-from cdra_mm.core.adapter import find_kind
+from cdra_mm.core import CallAdapter, Plan, Target, find_blocks, find_targets, resolve
+from cdra_mm.core.adapters.adapter import find_kind
+from cdra_mm.errors import PlanError
 
 __all__ = ['FROZEN', 'UNREACHED', 'Method', 'Request', 'Trials']
 

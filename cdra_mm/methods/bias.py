@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cdra_mm.core import Plan, PlanError, find_targets
+from cdra_mm.core import Plan, find_targets
+from cdra_mm.errors import PlanError
 
 from .base import Request
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .settings import is_number
 

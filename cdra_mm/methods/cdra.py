@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, find_targets, make_plan
-from cdra_mm.core.ablations import Ablation
-from cdra_mm.core.sizes import Rules
+from cdra_mm.core import Plan, find_targets, make_plan
+from cdra_mm.core.planning.ablations import Ablation
+from cdra_mm.core.planning.sizes import Rules
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
 from .budgets import check_budget, resolved_budget

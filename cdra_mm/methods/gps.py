@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, SparseMatrix, Vector
+from cdra_mm.core import Plan, SparseMatrix, Vector
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cdra_mm.core import Block, ConfigError, Plan, PlanError, Target
+from cdra_mm.core import Block, Plan, Target
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
 from .settings import is_number

@@ -14,17 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.core import (
-    CallAdapter,
-    ConfigError,
-    Part,
-    Plan,
-    PlanError,
-    block_width,
-    find_blocks,
-    register_kind,
-)
-from cdra_mm.core.low_rank import master_dtype
+from cdra_mm.core import CallAdapter, Part, Plan, block_width, find_blocks, register_kind
+from cdra_mm.core.adapters.low_rank import master_dtype
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
 

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from cdra_mm.core import Block, ConfigError, Part, Plan, PlanError
+from cdra_mm.core import Block, Part, Plan
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
 from .evolution import Choice, Evolution, Space, Subnet, draw, largest, smallest

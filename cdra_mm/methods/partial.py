@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, find_blocks
+from cdra_mm.core import Plan, find_blocks
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
 

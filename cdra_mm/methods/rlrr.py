@@ -33,12 +33,12 @@ from cdra_mm.core import (
     ParameterAdapter,
     Part,
     Plan,
-    PlanError,
     Target,
     find_targets,
     register_kind,
 )
-from cdra_mm.core.low_rank import master_dtype
+from cdra_mm.core.adapters.low_rank import master_dtype
+from cdra_mm.errors import PlanError
 
 from .base import Request
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 __all__ = ['check_types', 'is_number']
 
@@ -37,7 +37,7 @@ def check_types(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
         >>> check_types({'gamma': 'a lot'}, {'gamma': float | None})
         Traceback (most recent call last):
             ...
-        cdra_mm.core.errors.ConfigError: gamma='a lot': expected a finite number or None
+        cdra_mm.errors.ConfigError: gamma='a lot': expected a finite number or None
     """
     for name, value in values.items():
         hint = hints[name]

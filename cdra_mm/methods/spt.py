@@ -42,18 +42,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cdra_mm.core import (
-    Block,
-    ConfigError,
-    Plan,
-    SparseMatrix,
-    Target,
-    Vector,
-    resolve,
-)
-from cdra_mm.core.planning import trains_whole
-from cdra_mm.core.selection import kth_largest, masks_above, requested_count
-from cdra_mm.core.threads import one_thread
+from cdra_mm.core import Block, Plan, SparseMatrix, Target, Vector, resolve
+from cdra_mm.core.planning.making import trains_whole
+from cdra_mm.core.planning.selection import kth_largest, masks_above, requested_count
+from cdra_mm.core.planning.threads import one_thread
+from cdra_mm.errors import ConfigError
 
 from .base import Request
 from .bottleneck import Bottleneck, bottleneck_parts

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from cdra_mm.core import PlanError
-from cdra_mm.core.selection import (
+from cdra_mm.core.planning.selection import (
     BUCKETS,
     FINITE_BUCKETS,
     Threshold,
     coarse_histogram,
     fine_histogram,
 )
+from cdra_mm.errors import PlanError
 
 __all__ = ['threshold_for_budget']
 

@@ -21,15 +21,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from cdra_mm.core import (
-    ConfigError,
-    Part,
-    Plan,
-    PlanError,
-    block_width,
-    find_blocks,
-    find_targets,
-)
+from cdra_mm.core import Part, Plan, block_width, find_blocks, find_targets
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
 from .prompts import InputPrompts, Prompts

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from cdra_mm.core import ParameterAdapter, adapters, find_targets, resolve
-from cdra_mm.core.low_rank import LowRank
-from cdra_mm.core.targets import parameter_of, view_of
+from cdra_mm.core.adapters.low_rank import LowRank
+from cdra_mm.core.model.targets import parameter_of, view_of
 
 __all__ = ['AdapterGrowth', 'effective_rank', 'update_spectrum']
 

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, ConfigError
-from cdra_mm.core.layers import PLAIN_LINEAR
+from cdra_mm.core.adapters.layers import PLAIN_LINEAR
+from cdra_mm.errors import CheckpointError, ConfigError
 
 from .checkpoints.base_weights import BaseSource, named_bases
 from .checkpoints.record import RECORD_KEY

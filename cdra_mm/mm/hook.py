@@ -15,18 +15,11 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import (
-    CheckpointError,
-    adapters,
-    apply_plan,
-    base_state,
-    digests_of,
-    freeze_rest,
-    save_adapter,
-    write_text,
-)
+from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_rest, save_adapter
+from cdra_mm.errors import CheckpointError
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_method
+from cdra_mm.storage import write_text
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import check_loaded, find_source, named_bases, reproduced_names

@@ -14,13 +14,13 @@ from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, ConfigError, DataError
-from cdra_mm.core.regular_file import open_regular
 from cdra_mm.data import SOURCES
 from cdra_mm.data.pairs import PairSplit
+from cdra_mm.errors import CheckpointError, ConfigError, DataError
 from cdra_mm.reading import open_safetensors
 from cdra_mm.reading.kinds import ForeignTypeError, ReadingError
 from cdra_mm.reading.torch_archive import archive_places
+from cdra_mm.storage.regular_file import open_regular
 
 from .cached_files import DownloadError
 

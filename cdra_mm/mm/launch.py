@@ -19,7 +19,7 @@ from mmengine.device import get_device
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner, get_priority
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 from cdra_mm.methods import CDRA, did_you_mean
 
 from .config_dump import choose_name

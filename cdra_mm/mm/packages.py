@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import init_default_scope
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 from cdra_mm.methods import did_you_mean
 
 __all__ = ['bases', 'drop_own_scope', 'register_packages', 'set_default_scope']

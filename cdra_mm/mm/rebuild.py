@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .optimizer_parameters import build_optimizer
 

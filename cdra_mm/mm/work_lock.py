@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 try:
     import fcntl

@@ -5,7 +5,7 @@ and inert records of what the file asks for. Nothing is allocated for what a fil
 is known to be there. Every fault is a `CheckpointError` of one line.
 """
 
-from cdra_mm.core.safetensors_file import SafetensorsFile, open_safetensors, read_safetensors
+from cdra_mm.reading.safetensors_file import SafetensorsFile, open_safetensors, read_safetensors
 
 from .kinds import Kind, NamedFunction
 from .numpy_file import read_npz

@@ -25,16 +25,10 @@ from cdra_mm.benchmark.inference import forward_of
 from cdra_mm.benchmark.memory import in_child, peak_above_rest
 from cdra_mm.benchmark.step import Step
 from cdra_mm.benchmark.timing import is_out_of_memory, measure
-from cdra_mm.core import (
-    CDRAError,
-    ConfigError,
-    Plan,
-    apply_plan,
-    estimate_scores,
-    merge_adapters,
-    write_text,
-)
+from cdra_mm.core import Plan, apply_plan, estimate_scores, merge_adapters
+from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.methods import Request, make_method
+from cdra_mm.storage import write_text
 
 from .formats import FORMATS, SUFFIXES
 from .grid import Row, pick

@@ -19,7 +19,7 @@ from cdra_mm.analysis.run import Run, read_run
 from cdra_mm.analysis.shares import shares
 from cdra_mm.analysis.updates import effective_rank, updates_of
 from cdra_mm.core import ConfigError, select
-from cdra_mm.core.state_keys import adapter_prefix
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
 
 from .problems import PLANNED, learnt, plan_of_method, write_run
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import download as download_module
 from cdra_mm.data.download import verify
+from cdra_mm.errors import DataError
 from cdra_mm.progress import progress_line
 
 from .archive_server import Behaviour, serve

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cdra_mm.core import ConfigError, Plan, PlanError, apply_plan, merge_adapters
-from cdra_mm.core.adapt import check_fits
+from cdra_mm.core.adapters.apply import check_fits
 from cdra_mm.methods import METHODS, Request, make_method
 from cdra_mm.methods.evolution import Choice
 from tests.core.problems import move

@@ -10,14 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdra_mm.core import (
-    ConfigError,
-    Plan,
-    PlanError,
-    apply_plan,
-    count_parameters,
-    find_targets,
-)
+from cdra_mm.core import ConfigError, Plan, PlanError, apply_plan, count_parameters, find_targets
 from cdra_mm.methods import Request, make_method
 from tests.models import TinySwin, TinyViT
 from tests.reference.planning import thresholds
@@ -138,7 +131,7 @@ def problems(draw):
     kind=st.sampled_from(sorted(FORMULAS)),
 )
 def test_spt_within_a_budget_equals_trying_every_threshold(scores, budget, alpha, reserved, kind):
-    from cdra_mm.core.selection import masks_above
+    from cdra_mm.core.planning.selection import masks_above
     from cdra_mm.methods.spt_budget import threshold_for_budget
 
     method = make_method({'type': kind, 'rank': 1, 'alpha': alpha, 'beta': 2})

@@ -38,4 +38,4 @@ def test_bug_keeps_its_traceback(error):
 
 def test_message_of_a_worker_is_its_last_line():
     text = 'Caught DataError in worker 0.\nOriginal Traceback (most recent call last):\n  x\n'
-    assert one_line(DataError(text + 'cdra_mm.core.errors.DataError: a.png: gone')) == 'a.png: gone'
+    assert one_line(DataError(text + 'cdra_mm.errors.DataError: a.png: gone')) == 'a.png: gone'

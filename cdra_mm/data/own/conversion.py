@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import DataError
-from ...core.writing import write_folder
+from cdra_mm.errors import DataError
+from cdra_mm.storage.writing import write_folder
+
 from ..optional import optional_module
 from .labels import VOID
 from .looking import Value

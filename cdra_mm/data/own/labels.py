@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...core.errors import ConfigError, DataError
+from cdra_mm.errors import ConfigError, DataError
+
 from .looking import MOST_VALUES, Seen, Value
 
 __all__ = ['VOID', 'Meaning', 'interpret', 'value_of', 'written']

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models import VisionTransformer
 from torch import Tensor
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 __all__ = ['MultiLayerViT']
 

@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .timm_weights import ADDRESS, import_timm, load_weights
 

@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 __all__ = [
     'BaseSource',

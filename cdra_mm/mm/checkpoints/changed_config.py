@@ -15,7 +15,8 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
-from cdra_mm.core import CheckpointError, Plan
+from cdra_mm.core import Plan
+from cdra_mm.errors import CheckpointError
 
 from ..planning.run_plan import read_plan
 from .record import Record

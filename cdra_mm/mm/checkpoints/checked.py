@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.reading import NamedFunction
 
 __all__ = ['check_checkpoint', 'check_fields', 'check_optimizer']

@@ -21,7 +21,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.reading.finishing import DEEPEST, finish
 from cdra_mm.reading.kinds import ReadingError
 from cdra_mm.reading.pickle_machine import run_pickle

@@ -12,9 +12,10 @@ from dataclasses import replace
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, base_state, build_adapters, digests_of
-from cdra_mm.core.fingerprints import base_buffers
-from cdra_mm.core.state_keys import adapter_prefix
+from cdra_mm.core import base_state, build_adapters, digests_of
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
+from cdra_mm.core.model.digests import base_buffers
+from cdra_mm.errors import CheckpointError
 
 from .base_weights import is_replaying, load_base
 from .record import RECORD_KEY, Record, read_record

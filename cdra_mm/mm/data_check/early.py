@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from torch import Tensor
 
-from cdra_mm.core import DataError
+from cdra_mm.errors import DataError
 
 from ..planning.scoring_state import kept_random_state
 from .causes import likely_mistakes

@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
-from cdra_mm.core import CDRAError, ConfigError, DataError
+from cdra_mm.errors import CDRAError, ConfigError, DataError
 
 from .registered import class_of, default_of
 

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cdra_mm.core import CDRAError, ConfigError, DataError
+from cdra_mm.errors import CDRAError, ConfigError, DataError
 
 from .label_rule import LabelRule, label_rule, last_head
 from .one_sample import files_of, mask_trouble, packed_ids, reason, step_name, wrong_ids

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 from mmengine.registry import DATASETS
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import SOURCES
 from cdra_mm.data.listed import JsonSplit
+from cdra_mm.errors import DataError
 
 from .json_labels import read_labels
 from .listed_images import ListedImages

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from mmpretrain.datasets import BaseDataset
 
-from cdra_mm.core.errors import ConfigError, DataError
+from cdra_mm.errors import ConfigError, DataError
 
 __all__ = ['ListedImages', 'check_relative', 'read_text']
 

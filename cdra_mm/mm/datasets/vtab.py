@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from mmengine.registry import DATASETS
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import SOURCES
+from cdra_mm.errors import DataError
 
 from .listed_images import ListedImages, check_relative, read_text
 

@@ -13,13 +13,8 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    CheckpointError,
-    adapters,
-    freeze_rest,
-    merge_adapters,
-    remove_adapters,
-)
+from cdra_mm.core import adapters, freeze_rest, merge_adapters, remove_adapters
+from cdra_mm.errors import CheckpointError
 
 from ..backbone import attach_loader, find_backbone
 from ..checkpoints.base_weights import named_bases

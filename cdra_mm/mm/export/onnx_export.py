@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import CDRAError, CheckpointError, ConfigError, write_atomically
+from cdra_mm.errors import CDRAError, CheckpointError, ConfigError
+from cdra_mm.storage import write_atomically
 
 from .outputs import first_line
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, ConfigError
+from cdra_mm.errors import CheckpointError, ConfigError
 
 __all__ = ['Outputs', 'difference', 'first_line', 'image_size', 'outputs_of', 'random_image']
 

@@ -28,21 +28,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    ConfigError,
-    ParameterAdapter,
-    PlanError,
-    adapters,
-    base_state,
-    plan_of,
-    resolve,
-    trained_whole,
-    write_folder,
-)
-from cdra_mm.core.entries import Entries
-from cdra_mm.core.layers import AdapterSet
-from cdra_mm.core.low_rank import LowRank
-from cdra_mm.core.targets import parameter_of
+from cdra_mm.core import ParameterAdapter, adapters, base_state, plan_of, resolve, trained_whole
+from cdra_mm.core.adapters.entries import Entries
+from cdra_mm.core.adapters.layers import AdapterSet
+from cdra_mm.core.adapters.low_rank import LowRank
+from cdra_mm.core.model.targets import parameter_of
+from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.storage import write_folder
 
 from ..weights.destinations import destination_of
 from ..weights.layouts import MMSEG_VIT, OPENMMLAB_VIT, TIMM_VIT, Layout

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cdra_mm.core import DataError
 from cdra_mm.data.own.pairing import Pair, Pairing, Part
 from cdra_mm.data.own.splitting import detect_groups, groups_by, split_by_share
+from cdra_mm.errors import DataError
 
 from .facts import Source
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cdra_mm.core import ConfigError
 from cdra_mm.data.own.labels import interpret
 from cdra_mm.data.own.looking import Seen
+from cdra_mm.errors import ConfigError
 
 from .models import ModelPart, find_model
 

@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 __all__ = ['is_first_process', 'start_processes']
 

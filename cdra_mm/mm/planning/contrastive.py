@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .labels import check_labels
 

@@ -25,11 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError, Plan, PlanError, write_atomically
-from cdra_mm.core.safetensors_file import open_safetensors
-from cdra_mm.core.selection import kth_largest, masks_above
-from cdra_mm.core.strict_json import strict_json
-from cdra_mm.core.threads import one_thread
+from cdra_mm.core import Plan
+from cdra_mm.core.planning.selection import kth_largest, masks_above
+from cdra_mm.core.planning.threads import one_thread
+from cdra_mm.errors import CheckpointError, PlanError
+from cdra_mm.reading.safetensors_file import open_safetensors
+from cdra_mm.storage import write_atomically
+from cdra_mm.storage.strict_json import strict_json
 
 __all__ = ['KEEP', 'SCORES_FILE', 'Kept', 'read_kept', 'selected_masks', 'write_kept']
 

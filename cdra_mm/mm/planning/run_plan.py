@@ -14,8 +14,9 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, fingerprint
-from cdra_mm.core.scores import require_finite
+from cdra_mm.core import Plan, fingerprint
+from cdra_mm.core.scoring.scores import require_finite
+from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import Method, Request, did_you_mean
 from cdra_mm.progress import silent
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .labels import check_labels, named_loss
 from .scoring_state import patched

@@ -23,8 +23,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cdra_mm.core import ConfigError, DataError, Plan, ScoreError, adapters, remove_adapters
-from cdra_mm.core.evaluation import evaluation_mode
+from cdra_mm.core import Plan, adapters, remove_adapters
+from cdra_mm.core.model.evaluation import evaluation_mode
+from cdra_mm.errors import ConfigError, DataError, ScoreError
 from cdra_mm.methods import SharedAdapters
 
 from ..parallel.exchange import Meeting, as_single_process

@@ -24,8 +24,8 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import DataError
-from cdra_mm.core.evaluation import evaluation_mode
+from cdra_mm.core.model.evaluation import evaluation_mode
+from cdra_mm.errors import DataError
 from cdra_mm.methods.base import FROZEN, UNREACHED
 
 from ..parallel.exchange import as_single_process

@@ -15,9 +15,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from PIL import Image
 
-from cdra_mm.core import ConfigError, DataError, write_atomically, write_text
 from cdra_mm.data.image_files import ImageFiles, find_images, unique_names
+from cdra_mm.errors import ConfigError, DataError
 from cdra_mm.progress import logged_progress
+from cdra_mm.storage import write_atomically, write_text
 
 from ..backbone import keep_base, wrap_backbone
 from ..inputs import check_weight_file, named_downloads

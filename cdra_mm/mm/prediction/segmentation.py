@@ -11,8 +11,9 @@ from mmseg.apis import MMSegInferencer
 from PIL import Image
 from torch import nn
 
-from cdra_mm.core import ConfigError, write_atomically
+from cdra_mm.errors import ConfigError
 from cdra_mm.pictures.style import class_palette
+from cdra_mm.storage import write_atomically
 
 from .loading import class_names, dataset_of, load_weights
 

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 from .common import HINTS, hint_for, read_common, write_as
 from .destinations import DESTINATIONS, Destination, destination_of

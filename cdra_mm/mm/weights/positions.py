@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 __all__ = ['check_grid', 'resize_bicubic', 'resize_geometric', 'resize_mmseg_positions',
            'resize_tables_bicubic', 'resize_tables_geometric']  # fmt: skip
