@@ -1,6 +1,6 @@
 """Imports go down only: a file imports what lies below its room, and its own room.
 
-Tools -> analysis -> tables -> mm -> benchmark, pictures -> methods -> core -> reading, data ->
+Tools -> commands -> analysis -> tables -> mm -> benchmark, pictures -> methods -> core -> reading, data ->
 storage -> errors. The rooms of core have floors of their own.
 """
 
@@ -34,13 +34,24 @@ FLOORS = {
     'mm': 10,
     'tables': 11,
     'analysis': 12,
+    'commands': 13,
+    '__main__': 14,
     '': 13,  # what the package itself offers, loaded when it is asked for
-    'tools': 14,
+    'tools': 15,
 }
 OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'mmdet')
 CORE_MAY = {'torch', 'safetensors', 'cdra_mm'}
 # What prepares data and what core stands on starts without it.
-WITHOUT_TORCH = ['errors', 'progress', 'last_checkpoint', 'command_line', 'storage', 'data']
+WITHOUT_TORCH = [
+    'errors',
+    'progress',
+    'last_checkpoint',
+    'command_line',
+    'storage',
+    'data',
+    'commands',
+    'commands.data_prepare',
+]
 # Loaded only where there is a GPU; torch brings Triton along there.
 CORE_ALSO = {'square_kernel.py': {'triton'}}
 

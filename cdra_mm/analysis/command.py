@@ -1,4 +1,4 @@
-"""The work of ``tools/analyze.py``: runs in, a folder of pictures and a report out."""
+"""The work of ``cdra analyze``: runs in, a folder of pictures and a report out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def analyze(arguments: argparse.Namespace) -> Path:
     """Draws everything and writes the report.
 
     Args:
-        arguments: Of ``tools/analyze.py``.
+        arguments: Of ``cdra analyze``.
 
     Returns:
         The page.

@@ -74,7 +74,7 @@ def predict(
 ) -> Iterator[Predicted | None]:
     """Builds a run's model from its config and checkpoint and runs it on validation images.
 
-    As ``tools/test.py`` does, but on the validation loader, in a temporary work directory.
+    As ``cdra test`` does, but on the validation loader, in a temporary work directory.
 
     Args:
         run: The run. What stands in the way is noted in its ``missing``.

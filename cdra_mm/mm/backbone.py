@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from cdra_mm.command_line import command
 from cdra_mm.core.adapters.layers import PLAIN_LINEAR
 from cdra_mm.errors import CheckpointError, ConfigError
 
@@ -182,7 +183,7 @@ def _prepare(
     if prefix + RECORD_KEY in state_dict and '_params_init_info' in backbone.__dict__:
         raise CheckpointError(
             'init_cfg names a checkpoint with adapters, and weights are initialised before '
-            'adapters can be built: name it in load_from, or merge it first (tools/merge.py)'
+            f'adapters can be built: name it in load_from, or merge it first ({command("merge")})'
         )
     if prefix + RECORD_KEY not in state_dict:
         convert_on_load(backbone, state_dict, prefix)

@@ -15,6 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
+from cdra_mm.command_line import command
 from cdra_mm.core import Plan
 from cdra_mm.errors import CheckpointError
 
@@ -52,7 +53,8 @@ def check_asked(
     if save_base and record.left_out:
         MMLogger.get_current_instance().warning(
             'save_base=True is not followed: the checkpoint that is gone on from names its base '
-            'weights, and so do those that follow; tools/merge.py writes a file with everything'
+            'weights, and so do those that follow; a file with everything is written by '
+            + command('merge')
         )
 
 

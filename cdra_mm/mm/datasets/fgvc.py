@@ -60,7 +60,7 @@ class FGVC(ListedImages):
     TITLE: ClassVar[str] = 'FGVC'
     SPLITS: ClassVar[tuple[str, ...]] = (*FILES, *JOINED)
     WHERE_FROM: ClassVar[str] = (
-        'tools/prepare_data.py makes the folder (NAME ROOT: cub, nabirds, oxford_flowers, '
+        'cdra data prepare makes the folder (NAME ROOT: cub, nabirds, oxford_flowers, '
         'stanford_dogs, stanford_cars): point data_root, or CDRA_FGVC_ROOT for the shipped '
         'configs, to it'
     )

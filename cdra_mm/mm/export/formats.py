@@ -1,4 +1,4 @@
-"""What `tools/merge.py` can make of a checkpoint with adapters: one function a format.
+"""What `cdra merge` can make of a checkpoint with adapters: one function a format.
 
 Each writes its file or folder whole or not at all, and returns what is to be told about it.
 """

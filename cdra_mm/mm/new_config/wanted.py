@@ -78,7 +78,7 @@ class Wanted:
     mask_suffix: str = ''
     convert: Path | None = None
     force: bool = False
-    command: str = 'tools/new_config.py'
+    command: str = 'cdra new'
 
 
 def model_of(wanted: Wanted) -> ModelPart:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cdra_mm.errors import CheckpointError, DataError
-from cdra_mm.reading import read_npz
+
+from .numpy_file import read_npz
 
 __all__ = ['read_masks']
 
