@@ -20,6 +20,7 @@ __all__ = [
     'Parser',
     'add_config_arguments',
     'add_launcher_arguments',
+    'cdra',
     'command',
     'one_line',
     'program',
@@ -68,11 +69,15 @@ def command(name: str, *arguments: object) -> str:
     folder = _script_folder()
     if folder is not None:
         words = f'python {folder / SCRIPTS[name]}'
-    elif _started_as_module():
-        words = f'python -m {PACKAGE.name} {name}'
     else:
-        words = f'cdra {name}'
+        words = f'{cdra()} {name}'
     return ' '.join([words, *(shlex.quote(str(word)) for word in arguments)])
+
+
+def cdra() -> str:
+    """The program of all commands, as the user of this process can type it."""
+    started = Path(sys.argv[0] if sys.argv else '').resolve()
+    return f'python -m {PACKAGE.name}' if started == PACKAGE / '__main__.py' else 'cdra'
 
 
 def program(name: str) -> str:
@@ -102,10 +107,6 @@ def _script_folder() -> Path | None:
     started = Path(sys.argv[0] if sys.argv else '')
     ours = started.suffix == '.py' and started.resolve().parent == PACKAGE.parent / 'tools'
     return started.parent if ours else None
-
-
-def _started_as_module() -> bool:
-    return bool(sys.argv) and Path(sys.argv[0]).resolve() == PACKAGE / '__main__.py'
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from cdra_mm.command_line import Parser, command, run, worded
+from cdra_mm.command_line import Parser, cdra, command, run, worded
 from cdra_mm.errors import ConfigError
 from cdra_mm.version import __version__
 
@@ -70,7 +70,7 @@ def start(words: Sequence[str]) -> None:
     given = ' '.join(words[:2] if group else words[:1])
     raise ConfigError(
         f'there is no command {given!r}: expected one of {", ".join(group or COMMANDS)} (see '
-        'cdra --help)'
+        f'{cdra()} --help)'
     )
 
 
@@ -91,12 +91,12 @@ def _overview(group: str, commands: dict[str, str]) -> str:
     width = max(map(len, commands))
     return '\n'.join(
         [
-            f'usage: cdra {group}COMMAND ...',
+            f'usage: {cdra()} {group}COMMAND ...',
             '',
             'Fine-tunes vision transformers by touching half a percent of their weights.',
             '',
             *(f'  {name:{width}}  {text}' for name, text in commands.items()),
             '',
-            f'cdra {group}COMMAND --help says more of each.',
+            f'{cdra()} {group}COMMAND --help says more of each.',
         ]
     )

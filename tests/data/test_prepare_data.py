@@ -49,7 +49,7 @@ def test_check_of_nothing_says_so_in_one_line(name: str, run, tmp_path: Path) ->
     assert code == 2
     assert len(errors) == 1
     assert errors[0].startswith(f'error: nothing of {name} is there ({tmp_path}')
-    assert f'python tools/prepare_data.py {name} {tmp_path}' in errors[0]
+    assert f'cdra data prepare {name} {tmp_path}' in errors[0]
     assert list(tmp_path.iterdir()) == []
 
 
