@@ -79,7 +79,7 @@ def _pictures_of(
 
 
 def _save(pictures: Sequence[Picture], folder: Path, forms: Sequence[str]) -> list[Saved]:
-    show, saved = progress_line('drawing', unit='pictures'), []
+    show, saved = progress_line('drawing', unit='pictures'), list[Saved]()
     for picture in pictures:
         show(len(saved), len(pictures))
         saved.append(picture.save(folder, forms))

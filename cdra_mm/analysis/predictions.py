@@ -105,13 +105,14 @@ def predict(
             run.missing.append(f'Predictions cannot be shown: {error}.')
             yield None
             return
-        meta = loader.dataset.dataset.metainfo
+        images: Any = loader.dataset
+        meta = images.dataset.metainfo
         yield Predicted(
             classes=tuple(meta.get('classes') or ()),
             palette=meta.get('palette') or (),
             samples=_samples(runner, loader, show or (lambda done, total: None)),
-            num_images=len(loader.dataset),
-            num_all=len(loader.dataset.dataset),
+            num_images=len(images),
+            num_all=len(images.dataset),
             config=cfg,
         )
 

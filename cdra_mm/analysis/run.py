@@ -15,6 +15,7 @@ from torch import Tensor
 from cdra_mm.core import Plan
 from cdra_mm.core.artifacts.files import read_adapter
 from cdra_mm.core.artifacts.state_keys import adapter_prefix
+from cdra_mm.core.planning.plan import SparseMatrix, Vector
 from cdra_mm.errors import CheckpointError, ConfigError
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.mm.backbone import PREFIX
@@ -202,7 +203,8 @@ def _check_learnt(run: Run, path: Path) -> None:
         prefix = adapter_prefix(block.name)
         expected[prefix + 'up'] = len(block.rows), block.rank
         expected[prefix + 'down'] = block.rank, len(block.cols)
-    for part in (*run.plan.vectors, *run.plan.sparse) if run.plan else ():
+    entries: list[Vector | SparseMatrix] = [*run.plan.vectors, *run.plan.sparse] if run.plan else []
+    for part in entries:
         if part.indices is not None:
             expected[adapter_prefix(part.name) + 'value'] = (len(part.indices),)
     for name, shape in expected.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def spectrum_picture(updates: list[Update], layers: list[str]) -> Picture:
 
         figure = new_figure(7.5, 3.4)
         left, right = figure.subplots(1, 2)
-        shade = ScalarMappable(Normalize(0, max(1, len(layers) - 1)), colormaps['viridis'])
+        shade: Any = ScalarMappable(Normalize(0, max(1, len(layers) - 1)), colormaps['viridis'])
         depth = [layers.index(u.place.layer) if u.place.layer in layers else 0 for u in updates]
         # The last layers are pale: drawn first, they hide nothing.
         for update, at in sorted(zip(updates, depth, strict=True), key=lambda pair: -pair[1]):

@@ -7,6 +7,7 @@ The metrics are printed and written to summary.json in the work directory.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from cdra_mm.command_line import add_config_arguments, add_launcher_arguments, set_local_rank
 
@@ -78,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
         update_summary(cfg.work_dir, {'test_metrics': metrics})
 
 
-def _set_outputs(cfg, out: str | None, show_dir: str | None) -> None:
+def _set_outputs(cfg: Any, out: str | None, show_dir: str | None) -> None:
     from pathlib import Path
 
     from cdra_mm.errors import ConfigError

@@ -8,6 +8,7 @@ The one run whose figure counts:   cdra train vtab/cifar --final
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from cdra_mm.command_line import add_config_arguments, add_launcher_arguments, set_local_rank
 
@@ -80,10 +81,12 @@ def main(args: argparse.Namespace) -> None:
         runner.train()
 
 
-def _set_amp(cfg) -> None:
+def _set_amp(cfg: Any) -> None:
     from cdra_mm.errors import ConfigError
 
-    wrapper = cfg.get('optim_wrapper') or {}
+    wrapper = cfg.get('optim_wrapper')
+    if not wrapper:
+        return  # refused with the other parts that a training needs
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp replaces OptimWrapper, and the config has {kind}: leave it out')
@@ -91,7 +94,7 @@ def _set_amp(cfg) -> None:
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def _set_auto_scale_lr(cfg) -> None:
+def _set_auto_scale_lr(cfg: Any) -> None:
     from cdra_mm.errors import ConfigError
 
     if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
@@ -102,7 +105,7 @@ def _set_auto_scale_lr(cfg) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def _set_resume(cfg, checkpoint: str) -> None:
+def _set_resume(cfg: Any, checkpoint: str) -> None:
     from cdra_mm.mm.backbone import keep_base
     from cdra_mm.mm.checkpoints.own_files import OwnFiles
     from cdra_mm.mm.checkpoints.resuming import check_whole, latest_checkpoint

@@ -85,7 +85,8 @@ def attach_loader(backbone: nn.Module, bases: Iterable[BaseSource] = ()) -> nn.M
         backbone.__dict__['_cdra_loader'] = True
         handle = backbone._register_load_state_dict_pre_hook(_prepare, with_module=True)
         # Before the backbone's own hooks, which resize what bears their names.
-        backbone._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
+        hooks: Any = backbone._load_state_dict_pre_hooks  # an OrderedDict
+        hooks.move_to_end(handle.id, last=False)
         destination = destination_of(backbone)
         if destination is not None:
             destination.attach(backbone)

@@ -88,7 +88,7 @@ def build_classifier(name: str, image_size: int) -> nn.Module:
     check_vit(image_size)
     import timm
 
-    backbone = timm.create_model(TIMM_NAMES[name], img_size=image_size, num_classes=0)
+    backbone: Any = timm.create_model(TIMM_NAMES[name], img_size=image_size, num_classes=0)
     return Classifier(backbone, backbone.num_features)
 
 
@@ -124,7 +124,8 @@ def measure_costs(
         tell: Takes a line for each method that is left out.
     """
     runs: dict[str, Callable[[], Any]] = {}
-    merged, memory = {}, {}
+    merged: dict[str, bool] = {}
+    memory: dict[str, Any] = {}
     batch = case.make_batch(NUM_CLASSES)
     for row in rows:
         try:
@@ -143,7 +144,7 @@ def measure_costs(
     for name, reason in measured.failed.items():
         tell(f'left out: {name}: {reason}')
     return {
-        name: Cost(median(seconds) / case.batch, *memory[name], merged[name])
+        name: Cost(median(seconds) / case.batch, memory[name][0], memory[name][1], merged[name])
         for name, seconds in measured.seconds.items()
         if name not in measured.failed
     }

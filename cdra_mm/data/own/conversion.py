@@ -58,7 +58,7 @@ def convert_masks(
         for target in {target.parent for _, target in jobs}:
             target.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda job: _convert(*job, table), jobs):
+            for _ in pool.map(lambda job: _convert(job[0], job[1], table), jobs):
                 pass
 
     write_folder(folder, write)

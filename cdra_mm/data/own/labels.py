@@ -156,7 +156,7 @@ def _values(seen: Seen) -> list[Value]:
             f'some masks hold colours and some numbers ({dict(seen.mask_modes)} by the layout of '
             'their pixels): bring them all in one way'
         )
-    return sorted(found)  # type: ignore[type-var]
+    return sorted(found)
 
 
 def _named(text: str) -> tuple[str, Value | None]:
@@ -193,7 +193,9 @@ def _by_order(
             if gaps:
                 listed = ', '.join(map(str, gaps[:10]))
                 notes.append(f'no mask holds {listed}: a class that never occurs')
-            return names or [f'class_{number}' for number in range(len(ids))], dict(ids)
+            return names or [f'class_{number}' for number in range(len(ids))], {
+                value: number for value, number in ids.items()
+            }
     if names and len(names) != len(kept):
         raise ConfigError(
             f'--classes gives {len(names)} names, and the masks hold {len(kept)} values that '

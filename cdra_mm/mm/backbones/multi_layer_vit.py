@@ -32,6 +32,8 @@ class MultiLayerViT(VisionTransformer):
         ConfigError: With ``final_norm=False``.
     """
 
+    final_norm: bool
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.final_norm:

@@ -60,6 +60,8 @@ class TimmViT(BaseModule):
             setting does not fit it.
     """
 
+    _is_init: bool
+
     def __init__(
         self,
         model_name: str,

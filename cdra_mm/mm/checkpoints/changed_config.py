@@ -105,8 +105,8 @@ def _groups(state: Any, name: str) -> list[Mapping[str, Any]]:
     """The parameter groups of an optimizer's state, as far as they are such (see `checked`)."""
     for key in (name, 'param_groups') if name else ('param_groups',):
         state = state.get(key) if isinstance(state, Mapping) else None
-    groups = [group for group in state if isinstance(group, Mapping)] if type(state) is list else []
-    return groups or [{}]
+    groups = state if type(state) is list else []
+    return [group for group in groups if isinstance(group, Mapping)] or [{}]
 
 
 def _own_settings(group: Mapping[str, Any]) -> set[str]:

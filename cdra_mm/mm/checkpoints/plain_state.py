@@ -42,7 +42,7 @@ def check_can_be_saved(runner: Runner) -> None:
         CheckpointError: Names the setting that is at fault.
     """
     parts: dict[str, Any] = {'meta': {}, 'message_hub': runner.message_hub.state_dict()}
-    dataset = getattr(runner.train_dataloader, 'dataset', None)
+    dataset: Any = getattr(runner.train_dataloader, 'dataset', None)
     if hasattr(dataset, 'metainfo'):
         parts['meta'] = {'dataset_meta': dataset.metainfo}
     schedulers = runner.param_schedulers or []
@@ -125,9 +125,9 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    for kind in (bool, int, float, str, bytes):  # an enumeration, a text with a class of its own
-        if isinstance(value, kind):
-            return kind(value)
+    for plain in (bool, int, float, str, bytes):  # an enumeration, a text with a class of its own
+        if isinstance(value, plain):
+            return plain(value)
     if isinstance(value, slice | bytearray):
         return value
     raise _refused(where, f'a {type(value).__module__}.{type(value).__qualname__}')

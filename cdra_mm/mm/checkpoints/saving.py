@@ -34,6 +34,8 @@ __all__ = ['OrderedCheckpointHook', 'clear_folders', 'save_safely']
 class OrderedCheckpointHook(CheckpointHook):
     """mmengine's hook, which removes nothing before its successor is on the disk."""
 
+    file_backend: Any
+
     @classmethod
     def replacing(cls, hook: CheckpointHook) -> OrderedCheckpointHook:
         """A hook with the settings and the state of a plain one."""

@@ -148,7 +148,7 @@ def leaf_datasets(dataset: Any) -> Iterator[Any]:
 
 def _require_one_size(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Before a preprocessor stacks images: with its padding they must have one size."""
-    data = args[0] if args else kwargs.get('data')
+    data: Any = args[0] if args else kwargs.get('data')
     training = args[1] if len(args) > 1 else kwargs.get('training', False)
     inputs = data.get('inputs') if isinstance(data, Mapping) else None
     # `size` and `size_divisor` are those of mmseg; others pad to the largest image of the batch.

@@ -74,7 +74,7 @@ class FGVC(ListedImages):
         """The labels as names: ids of the lists stand for classes that the lists do not name."""
         if folder not in FGVC_SETS:
             return None
-        return tuple(map(str, range(FGVC_SETS[folder].num_classes)))
+        return tuple(map(str, range(FGVC_SETS[folder].num_classes or 0)))
 
     def read_split(self, root: Path) -> tuple[Path, list[tuple[str, int]]]:
         """Reads and checks all three lists; see `ListedImages.read_split`."""

@@ -26,7 +26,7 @@ from .listed_images import ListedImages, check_relative, read_text
 __all__ = ['TASK_CLASSES', 'VTAB1k']
 
 # Classes of each VTAB-1k task, by folder name.
-TASK_CLASSES = {split.part: split.num_classes for split in SOURCES['vtab'].splits}
+TASK_CLASSES = {split.part: split.num_classes or 0 for split in SOURCES['vtab'].splits}
 
 NAMES = Path(__file__).parent / 'class_names'
 NAMELESS = {'dmlab'}

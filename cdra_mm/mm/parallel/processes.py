@@ -70,8 +70,8 @@ def start_processes(cfg: Config, launcher: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(local_rank))
     dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
     seconds = dist_cfg.get('timeout')
-    options = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
-    torch.distributed.init_process_group('gloo', **options)
+    timeout = None if seconds is None else timedelta(seconds=seconds)
+    torch.distributed.init_process_group('gloo', timeout=timeout)
     wrapper = cfg.get('model_wrapper_cfg') or {
         'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,

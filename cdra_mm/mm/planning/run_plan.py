@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import broadcast, get_rank, is_main_process
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from cdra_mm.core import Plan, fingerprint
 from cdra_mm.core.scoring.scores import require_finite
@@ -134,10 +134,11 @@ class RunPlanner:
         request = Request(backbone, withheld=withheld_parameters(runner, backbone, self.seed))
         also_train = self._trained_whole(request)
         if self.path:
-            plan = read_plan(self.path)
-            request.check(plan)
-            return plan
-        scores, num_samples = {}, 0
+            given = read_plan(self.path)
+            request.check(given)
+            return given
+        scores: dict[str, Tensor] = {}
+        num_samples = 0
         if self.method.needs_scores:
             begin = time.time()
             scores, num_samples = score_backbone(
@@ -151,7 +152,11 @@ class RunPlanner:
                 targets=competing_targets(backbone, request.targets(), self.exclude),
             )
             self.seconds = time.time() - begin
-        how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
+        how: dict[str, Any] = {
+            'statistic': self.statistic,
+            'num_samples': num_samples,
+            'seed': self.seed,
+        }
         how |= self._excluded
         if not self.also_train_in_budget:
             how['also_train_in_budget'] = False

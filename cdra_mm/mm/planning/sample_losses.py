@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from cdra_mm.errors import ConfigError
@@ -21,7 +22,7 @@ from .unlabelled import Unlabelled
 __all__ = ['per_sample_losses', 'prepared']
 
 
-def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None = None) -> Tensor:
+def per_sample_losses(model: BaseModel, data: Any, unlabelled: Unlabelled | None = None) -> Tensor:
     """The training loss of each sample of a batch, ``[B]``.
 
     Args:
@@ -51,7 +52,7 @@ def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None
     return (unlabelled or Unlabelled()).stacked(model, losses, samples)
 
 
-def _check_features(model: nn.Module, features: Any, count: int) -> None:
+def _check_features(model: BaseModel, features: Any, count: int) -> None:
     """The features of a sample are cut out of those of its batch."""
     for tensor in _tensors(features):
         if count > 1 and (tensor.dim() == 0 or len(tensor) != count):
@@ -70,7 +71,7 @@ def _tensors(features: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def prepared(model: nn.Module, data: Any) -> Any:
+def prepared(model: BaseModel, data: Any) -> Any:
     """A collated batch as the model's ``loss`` takes it, with labels that fit.
 
     Raises:

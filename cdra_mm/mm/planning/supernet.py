@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -205,7 +206,7 @@ class RunTrials:
         return wrapper
 
 
-def _worth(model: nn.Module, data: Any) -> Tensor:
+def _worth(model: BaseModel, data: Any) -> Tensor:
     """1 or 0 for each image where all have one label, otherwise each negative loss, ``[B]``."""
     if not all('gt_label' in s and s.gt_label.numel() == 1 for s in data['data_samples']):
         return -per_sample_losses(model, data).cpu()

@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -142,9 +143,7 @@ def predict_folder(
             predictor.write(sample, out / predictor.folder / names[name])
         if overlays:
             picture = Image.fromarray(predictor.picture(path, sample))
-            write_atomically(
-                out / OVERLAYS / names[name], lambda file, p=picture: p.save(file, format='PNG')
-            )
+            write_atomically(out / OVERLAYS / names[name], partial(picture.save, format='PNG'))
     show(len(found.names), len(found.names))
     if not rows:
         raise DataError(
@@ -169,7 +168,7 @@ def _kind(cfg: Config) -> str:
     )
 
 
-def _predictor(kind: str) -> type:
+def _predictor(kind: str) -> Any:
     """The class for a kind of model; its package alone is loaded."""
     if kind == 'segmentor':
         from .segmentation import Segmentation

@@ -9,6 +9,7 @@ from math import isqrt
 from typing import Any
 
 from mmengine.logging import print_log
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from cdra_mm.errors import CheckpointError
@@ -113,7 +114,7 @@ def compare(state_dict: Mapping[str, Any], backbone: nn.Module) -> Converted:
     )
 
 
-def convert(state_dict: Mapping[str, Any], backbone: nn.Module) -> Converted:
+def convert(state_dict: Mapping[str, Any], backbone: BaseModule) -> Converted:
     """Weights of a known project under the names of a backbone that takes them whole.
 
     Args:
