@@ -46,7 +46,7 @@ def find_images(path: Path, *, without: Path | None = None) -> ImageFiles:
     if not path.is_dir():
         raise DataError(f'{path} does not exist: expected an image or a folder of images')
     left_out = None if without is None else without.resolve()
-    names: list[str] = []
+    names: list[Path] = []
     others: list[Path] = []
     for folder, folders, files in os.walk(path, followlinks=True):
         here = Path(folder)

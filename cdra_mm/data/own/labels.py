@@ -206,7 +206,7 @@ def _by_order(
     return names or default, {value: number for number, value in enumerate(kept)}
 
 
-def _ids_as_they_are(numbers: Sequence[int], num_names: int) -> dict[int, int]:
+def _ids_as_they_are(numbers: Sequence[int], num_names: int) -> dict[Value, int]:
     """Ids that begin at 0 or at 1; none where the numbers are no ids.
 
     A class that never occurs leaves a gap; numbers that are mostly gaps are no ids.

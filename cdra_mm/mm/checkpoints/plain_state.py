@@ -125,9 +125,9 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    for plain in (bool, int, float, str, bytes):  # an enumeration, a text with a class of its own
-        if isinstance(value, plain):
-            return plain(value)
+    for scalar in (bool, int, float, str, bytes):  # an enumeration, a text with a class of its own
+        if isinstance(value, scalar):
+            return scalar(value)
     if isinstance(value, slice | bytearray):
         return value
     raise _refused(where, f'a {type(value).__module__}.{type(value).__qualname__}')
