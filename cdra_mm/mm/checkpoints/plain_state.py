@@ -125,7 +125,8 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    for scalar in (bool, int, float, str, bytes):  # an enumeration, a text with a class of its own
+    scalars: tuple[type[Any], ...] = (bool, int, float, str, bytes)
+    for scalar in scalars:  # an enumeration, a text with a class of its own
         if isinstance(value, scalar):
             return scalar(value)
     if isinstance(value, slice | bytearray):
