@@ -58,10 +58,8 @@ from cdra_mm.commands import start
 options = [
     '--cfg-options', f'model.backbone.init_cfg.checkpoint={sys.argv[1]}', 'train_cfg.max_iters=2',
     'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
-    'default_hooks.cdra.num_samples=4', 'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    *(f'{split}_dataloader.{key}' for split in ('val', 'test') for key in (
-        'dataset.indices=2', 'num_workers=0', 'persistent_workers=False')),
+    'default_hooks.cdra.num_samples=4', 'val_dataloader.dataset.indices=2',
+    'test_dataloader.dataset.indices=2',
 ]
 start(['data', 'prepare', 'demo', 'data/demo'])
 start(['train', 'cdra/demo', *options])
@@ -236,3 +234,24 @@ def test_package_table_names_the_fork_where_it_alone_is_installed(there, expecte
 def test_base_of_ours_that_does_not_exist_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match=r"cdra_mm::cdra/dem\.py.*did you mean 'cdra/demo\.py'"):
         packages.bases('cdra_mm::cdra/dem.py')
+
+
+def test_floor_file_states_the_lowest_versions_of_the_project(repository):
+    tomllib = pytest.importorskip('tomllib', reason='Python 3.10 reads no TOML')
+    project = tomllib.loads((repository / 'pyproject.toml').read_text())['project']
+    asked = [*project['dependencies'], *project['optional-dependencies']['onedl']]
+    lowest = {text.replace('>=', '==') for text in asked if '>=' in text}
+    lines = (repository / 'tests/floor.txt').read_text().splitlines()
+    stated = {line.partition('#')[0].strip() for line in lines} - {''}
+    assert {text for text in stated if not text.startswith('torchvision')} == lowest
+
+
+def test_citation_and_project_state_one_version_and_paper(repository):
+    yaml = pytest.importorskip('yaml')
+    citation = yaml.safe_load((repository / 'CITATION.cff').read_text())
+    pyproject = (repository / 'pyproject.toml').read_text()
+    assert f"version = '{citation['version']}'" in pyproject
+    assert f"Paper = '{citation['preferred-citation']['url']}'" in pyproject
+    assert citation['preferred-citation']['title'].split('via ')[1] in (
+        (repository / 'README.md').read_text().replace('\n', ' ')
+    )
