@@ -159,7 +159,7 @@ def test_wheel_installs_the_program(installed, tmp_path):
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith('error: config cdra/no does not exist') and 'vtab/{caltech101' in line
-    assert '_base_' not in line and 'tables' not in line
+    assert '_base_/' not in line and 'tables' not in line
 
 
 @pytest.mark.slow
