@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ['tests.durations']
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
