@@ -1,11 +1,7 @@
 """How far the adapters of a model have moved it, in a few numbers.
 
-    relative change     ||W' - W|| / ||W||, Frobenius, of the adapted matrix, vector or part
-    effective rank      exp(-sum p ln p) with p = s / sum s over the singular values s of the update
-                        (Roy and Vetterli, EUSIPCO 2007): how many directions it really has
-
-The singular values of ``up @ down`` are those of a matrix ``[r, r]`` (both factors' triangular
-parts), so that looking costs next to nothing beside a training step.
+relative change     ||W' - W|| / ||W||, Frobenius, of the adapted matrix, vector or part
+effective rank      how many directions the update really has (`cdra_mm.core.adapters.spectrum`)
 """
 
 from __future__ import annotations
@@ -17,38 +13,10 @@ from torch import Tensor, nn
 
 from cdra_mm.core import ParameterAdapter, adapters, find_targets, resolve
 from cdra_mm.core.adapters.low_rank import LowRank
+from cdra_mm.core.adapters.spectrum import effective_rank, update_spectrum
 from cdra_mm.core.model.targets import parameter_of, view_of
 
-__all__ = ['AdapterGrowth', 'effective_rank', 'update_spectrum']
-
-
-def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
-    """The singular values of ``scale * up @ down``, largest first, fp64 ``[r]``, on the CPU.
-
-    Args:
-        up: ``[|R|, r]``.
-        down: ``[r, |C|]``.
-        scale: Factor of the update.
-    """
-    tall = torch.linalg.qr(up.detach().double().cpu(), mode='r').R
-    wide = torch.linalg.qr(down.detach().double().cpu().T, mode='r').R
-    return abs(scale) * torch.linalg.svdvals(tall @ wide.T)
-
-
-def effective_rank(spectrum: Tensor) -> float:
-    """The effective rank of an update; 0 where it is zero.
-
-    Args:
-        spectrum: Its singular values, ``[r]``.
-
-    Example:
-        >>> effective_rank(torch.tensor([2.0, 2.0, 0.0]))
-        2.0
-    """
-    total = float(spectrum.sum())
-    if not total > 0:
-        return 0.0
-    return round(float(torch.exp(torch.special.entr(spectrum / total).sum())), 9)
+__all__ = ['AdapterGrowth']
 
 
 class AdapterGrowth:
