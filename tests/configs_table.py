@@ -14,8 +14,9 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 TABLE = CONFIGS / 'README.md'
 HEAD = """# Configs
 
-Made from the docstrings of the configs by `python -m tests.configs_table`. `python tools/train.py configs/NAME` runs one; where
-its data lie is said by the environment variable that starts its data column (see the file that it names).
+Made from the docstrings of the configs by `python -m tests.configs_table`.
+`python tools/train.py configs/NAME` runs one; where its data lie is said by the environment
+variable that starts its data column (see the file that it names).
 
 """
 FIELD = re.compile(r'(?:^|(?<=\.) )(Command|Data|Memory|Time|Result):\s', re.MULTILINE)
