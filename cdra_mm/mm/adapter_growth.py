@@ -4,8 +4,12 @@
     effective rank      exp(-sum p ln p) with p = s / sum s over the singular values s of the update
                         (Roy and Vetterli, EUSIPCO 2007): how many directions it really has
 
+    relative update     ||update|| / ||what it changes||: of a low-rank block the block itself,
+                        whose matrix may be much larger; of any other adapter the relative change
+
 The singular values of ``up @ down`` are those of a matrix ``[r, r]`` (both factors' triangular
-parts), so that looking costs next to nothing beside a training step.
+parts), and its norm needs no more than two Gram matrices ``[r, r]``, so that looking costs next to
+nothing beside a training step.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from cdra_mm.core import ParameterAdapter, adapters, find_targets, resolve
 from cdra_mm.core.low_rank import LowRank
 from cdra_mm.core.targets import parameter_of, view_of
 
-__all__ = ['AdapterGrowth', 'effective_rank', 'update_spectrum']
+__all__ = ['AdapterGrowth', 'effective_rank', 'update_norm', 'update_spectrum']
 
 
 def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
@@ -33,6 +37,21 @@ def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
     tall = torch.linalg.qr(up.detach().double().cpu(), mode='r').R
     wide = torch.linalg.qr(down.detach().double().cpu().T, mode='r').R
     return abs(scale) * torch.linalg.svdvals(tall @ wide.T)
+
+
+def update_norm(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
+    """The Frobenius norm of ``scale * up @ down``, a scalar in fp64 on their device.
+
+    ``||U D||^2 = tr(U^T U D D^T)``: nothing of the size of the block is made.
+
+    Args:
+        up: ``[|R|, r]``.
+        down: ``[r, |C|]``.
+        scale: Factor of the update.
+    """
+    tall, wide = up.detach().double(), down.detach().double()
+    square = ((tall.T @ tall) * (wide @ wide.T)).sum()
+    return abs(scale) * square.clamp(min=0).sqrt()
 
 
 def effective_rank(spectrum: Tensor) -> float:
@@ -102,3 +121,35 @@ class AdapterGrowth:
                 found[f'relative_change/{self.roles[name]}'].append(change / self.norms[name])
         scalars = {key: sum(values) / len(values) for key, values in found.items()}
         return scalars | ({'rank_in_use': used / planned} if planned else {})
+
+    @torch.no_grad()
+    def relative_updates(self) -> dict[str, list[float]]:
+        """The relative update of each adapter that changes a matrix, by kind of adapter.
+
+        A vector is left out: a bias may start near zero, and its size is no scale of what may be
+        added to it. What was zero before the update has none either. One wait for the device.
+        """
+        kinds, pairs = [], []
+        for name, base in self.bases.items():
+            adapter = self.adapters[name]
+            if base.dim() < 2:
+                continue
+            if isinstance(adapter, LowRank):
+                rows, cols, scale = adapter.block
+                update = update_norm(adapter.up, adapter.down, scale)
+                whole = base[rows][:, cols].norm(dtype=torch.float32).double()
+            else:
+                update = (adapter.added_to(base) - base).norm(dtype=torch.float32).double()
+                whole = update.new_tensor(self.norms[name])
+            kinds.append(adapter.kind)
+            pairs.append(torch.stack([update, whole]))
+        found: dict[str, list[float]] = defaultdict(list)
+        for kind, (update, whole) in zip(kinds, _read(pairs), strict=True):
+            if whole:
+                found[kind].append(update / whole)
+        return dict(found)
+
+
+def _read(pairs: list[Tensor]) -> list[list[float]]:
+    values: list[list[float]] = torch.stack(pairs).tolist() if pairs else []
+    return values
