@@ -79,7 +79,7 @@ class Look(NamedTuple):
 
     def __str__(self) -> str:
         found = [
-            f'the update is {self.update:.2g} times (median; largest {self.largest:.2g}) as large '
+            f'the update is {self.update:.3g} times (median; largest {self.largest:.3g}) as large '
             f'as the weights that it changes ({self.kind})'
         ]
         if self.drift:

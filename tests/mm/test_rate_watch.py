@@ -21,6 +21,7 @@ from cdra_mm.mm.rebuild import plain_model
 
 from . import toy
 from .scenarios import state
+from .test_methods_runs import _unformatted  # noqa: F401
 
 SAYS = 'the learning rate may be too high'
 RUINOUS = 0.3
@@ -35,7 +36,7 @@ def config(folder, rate=1e-3, iterations=17, method=None, **options):
     cfg.param_scheduler = [warm_up]
     cfg.train_cfg.max_iters = iterations
     cfg.train_dataloader.batch_size = 2
-    cfg.default_hooks.checkpoint.interval = 100
+    cfg.default_hooks.checkpoint.interval = 100  # but for the last iteration
     return cfg
 
 
