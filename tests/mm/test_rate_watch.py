@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
 from cdra_mm.core import adapters, remove_adapters, resolve
 from cdra_mm.core.low_rank import LowRank
@@ -21,6 +20,7 @@ from cdra_mm.mm.rebuild import plain_model
 
 from . import toy
 from .scenarios import state
+from .test_amp import amp_on_cpu  # noqa: F401
 from .test_methods_runs import _unformatted  # noqa: F401
 
 SAYS = 'the learning rate may be too high'
@@ -115,9 +115,9 @@ def test_other_methods_are_watched_where_they_change_matrices(
     assert set((found or {'start': {}})['start']) == kinds
 
 
+@pytest.mark.usefixtures('amp_on_cpu')
 @pytest.mark.parametrize('wrapper', ['amp', 'accumulating'])
-def test_averages_and_precision_change_nothing_about_it(tmp_path, capsys, monkeypatch, wrapper):
-    monkeypatch.setattr(AmpOptimWrapper, '__init__', _on_cpu)
+def test_averages_and_precision_change_nothing_about_it(tmp_path, capsys, wrapper):
     cfg = config(tmp_path, RUINOUS, 17)
     cfg.custom_hooks = [dict(type='EMAHook', ema_type='ExponentialMovingAverage')]
     if wrapper == 'amp':
@@ -126,12 +126,6 @@ def test_averages_and_precision_change_nothing_about_it(tmp_path, capsys, monkey
         cfg.optim_wrapper.accumulative_counts = 2
     toy.train(cfg)
     assert len(told(capsys)) == 1
-
-
-def _on_cpu(self, dtype=None, **kwargs):
-    """mmengine's AmpOptimWrapper asks for a GPU, but its bf16 autocast runs on the CPU too."""
-    OptimWrapper.__init__(self, **kwargs)
-    self.cast_dtype = torch.bfloat16
 
 
 def test_a_loaded_adapter_has_not_moved_yet(tmp_path, capsys):
