@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -148,10 +147,10 @@ def test_update_norm_is_that_of_the_product(rows, rank, cols):
     torch.testing.assert_close(update_norm(up, down, -2.0), expected)
 
 
-@pytest.fixture(scope='module')
-def adapted(tmp_path_factory):
+@pytest.fixture
+def adapted(tmp_path):
     """A run with adapters that have moved."""
-    return toy.train(config(tmp_path_factory.mktemp('adapted'), 1e-2, 8))
+    return toy.train(config(tmp_path, 1e-2, 8))
 
 
 def test_relative_updates_are_those_of_the_blocks(adapted):
@@ -170,21 +169,23 @@ def test_relative_updates_are_those_of_the_blocks(adapted):
 
 def test_drift_is_that_of_the_features_without_the_adapters(adapted):
     backbone = backbone_of(adapted)
-    plain = copy.deepcopy(backbone)
-    remove_adapters(plain, discard=True)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     images = torch.randn(2, 3, toy.SIZE, toy.SIZE)
     drift = FeatureDrift(backbone)
     assert drift.measure(adapted) == 0.0  # nothing was seen
-    backbone.train()(images)
+    backbone.train()  # gives None, as mmpretrain's backbones do
+    backbone(images)
     found = drift.measure(adapted)
     drift.close()
     assert backbone.training
-    with torch.no_grad():
-        (now,), (was,) = backbone.eval()(images), plain.eval()(images)
-    assert found == pytest.approx(float((now - was).norm() / was.norm()), rel=1e-5) and found > 0
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, before[key]), key
+    with torch.no_grad():
+        backbone.eval()
+        (now,) = backbone(images)
+        remove_adapters(backbone, discard=True)
+        (was,) = backbone(images)
+    assert found == pytest.approx(float((now - was).norm() / was.norm()), rel=1e-5) and found > 0
 
 
 @pytest.mark.parametrize(
