@@ -2,6 +2,8 @@
 
 relative change     ||W' - W|| / ||W||, Frobenius, of the adapted matrix, vector or part
 effective rank      how many directions the update really has (`cdra_mm.core.adapters.spectrum`)
+relative update     ||update|| / ||what it changes||: of a low-rank block the block itself,
+                    whose matrix may be much larger; of any other adapter the relative change
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core import ParameterAdapter, adapters, find_targets, resolve
 from cdra_mm.core.adapters.low_rank import LowRank
-from cdra_mm.core.adapters.spectrum import effective_rank, update_spectrum
+from cdra_mm.core.adapters.spectrum import effective_rank, update_norm, update_spectrum
 from cdra_mm.core.model.targets import parameter_of, view_of
 
 __all__ = ['AdapterGrowth']
@@ -70,3 +72,35 @@ class AdapterGrowth:
                 found[f'relative_change/{self.roles[name]}'].append(change / self.norms[name])
         scalars = {key: sum(values) / len(values) for key, values in found.items()}
         return scalars | ({'rank_in_use': used / planned} if planned else {})
+
+    @torch.no_grad()
+    def relative_updates(self) -> dict[str, list[float]]:
+        """The relative update of each adapter that changes a matrix, by kind of adapter.
+
+        A vector is left out: a bias may start near zero, and its size is no scale of what may be
+        added to it. What was zero before the update has none either. One wait for the device.
+        """
+        kinds, pairs = [], []
+        for name, base in self.bases.items():
+            adapter = self.adapters[name]
+            if base.dim() < 2:
+                continue
+            if isinstance(adapter, LowRank):
+                rows, cols, scale = adapter.block
+                update = update_norm(adapter.up, adapter.down, scale)
+                whole = base[rows][:, cols].norm(dtype=torch.float32).double()
+            else:
+                update = (adapter.added_to(base) - base).norm(dtype=torch.float32).double()
+                whole = update.new_tensor(self.norms[name])
+            kinds.append(adapter.kind)
+            pairs.append(torch.stack([update, whole]))
+        found: dict[str, list[float]] = defaultdict(list)
+        for kind, (update, whole) in zip(kinds, _read(pairs), strict=True):
+            if whole:
+                found[kind].append(update / whole)
+        return dict(found)
+
+
+def _read(pairs: list[Tensor]) -> list[list[float]]:
+    values: list[list[float]] = torch.stack(pairs).tolist() if pairs else []
+    return values

@@ -1,4 +1,4 @@
-"""Singular values of an adapter's update, and how many of them count."""
+"""The size of an adapter's update: its norm, its singular values, how many of them count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['effective_rank', 'update_spectrum']
+__all__ = ['effective_rank', 'update_norm', 'update_spectrum']
 
 
 def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
@@ -27,6 +27,21 @@ def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
     tall = torch.linalg.qr(up.detach().double().cpu(), mode='r').R
     wide = torch.linalg.qr(down.detach().double().cpu().T, mode='r').R
     return abs(scale) * torch.linalg.svdvals(tall @ wide.T)
+
+
+def update_norm(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
+    """The Frobenius norm of ``scale * up @ down``, a scalar in fp64 on their device.
+
+    ``||U D||^2 = tr(U^T U D D^T)``: nothing of the size of the block is made.
+
+    Args:
+        up: ``[|R|, r]``.
+        down: ``[r, |C|]``.
+        scale: Factor of the update.
+    """
+    tall, wide = up.detach().double(), down.detach().double()
+    square = ((tall.T @ tall) * (wide @ wide.T)).sum()
+    return abs(scale) * square.clamp(min=0).sqrt()
 
 
 def effective_rank(spectrum: Tensor | Sequence[float]) -> float:
