@@ -36,7 +36,7 @@ UPSTREAM_RUN := $(UPSTREAM)/bin/python
 UPSTREAM_SETUP := $(UPSTREAM)/.setup.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream test-floor coverage fuzz lint bench stress format clean
+.PHONY: help setup demo docs test test-upstream test-floor coverage fuzz lint bench stress format clean
 
 help: ## List these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -97,6 +97,10 @@ lint: $(SETUP) ## Check style, format and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+
+docs: $(SETUP) ## Build the documentation as a site in site/
+	@$(RUN) -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(RUN) -m pip install $(PIP_FLAGS) -e '.[docs]'
+	@$(RUN) -m mkdocs build --strict
 
 bench: $(SETUP) ## Compare speed and memory with limits and peers (BENCH_ARGS='step --model ViT-B')
 	@$(RUN) -c 'import timm, peft, opacus, backpack' 2>/dev/null || \

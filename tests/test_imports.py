@@ -17,6 +17,8 @@ FLOORS = {
     'version': 0,
     'errors': 0,
     'progress': 0,
+    'spelling': 0,
+    'columns': 0,
     'last_checkpoint': 0,
     'command_line': 1,
     'storage': 1,

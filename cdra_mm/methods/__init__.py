@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
 from cdra_mm.errors import ConfigError
+from cdra_mm.spelling import did_you_mean
 
 from .adapter import AdapterTuning
 from .base import Method, Request, Trials
@@ -48,7 +48,6 @@ __all__ = [
     'VPTDeep',
     'VPTShallow',
     'check_types',
-    'did_you_mean',
     'find_method',
     'make_method',
 ]
@@ -114,9 +113,3 @@ def find_method(config: Mapping[str, Any]) -> type[Any]:
             f'{", ".join(METHODS)}'
         )
     return METHODS[name]
-
-
-def did_you_mean(word: Any, known: Any) -> str:
-    """`` (did you mean 'x'?)``, or nothing where no known word is near."""
-    near = difflib.get_close_matches(str(word), list(known), n=1)
-    return f' (did you mean {near[0]!r}?)' if near else ''

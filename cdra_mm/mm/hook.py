@@ -38,6 +38,7 @@ from .data_check.watch import watch
 from .divergence import DivergenceHook, check_finite
 from .parallel.strategies import refuse_sharding
 from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
+from .rate_watch import RateWatch
 from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients
 from .report import describe_plan
@@ -161,6 +162,7 @@ class CDRAHook(Hook):
             runner.register_hook(SlimCheckpointHook(lambda: self.record))
             runner.register_hook(self._watch)
             runner.register_hook(DivergenceHook())
+            runner.register_hook(RateWatch(lambda: self.record))
             if self.visualize:
                 runner.register_hook(VisualHook(self.method, lambda: self.record))
 

@@ -20,7 +20,8 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner, get_priority
 
 from cdra_mm.errors import ConfigError
-from cdra_mm.methods import CDRA, did_you_mean
+from cdra_mm.methods import CDRA
+from cdra_mm.spelling import did_you_mean
 
 from .config_dump import choose_name
 from .data_check import WatchDataHook

@@ -13,7 +13,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import init_default_scope
 
 from cdra_mm.errors import ConfigError
-from cdra_mm.methods import did_you_mean
+from cdra_mm.spelling import did_you_mean
 
 __all__ = ['bases', 'drop_own_scope', 'find_config', 'register_packages', 'set_default_scope']
 

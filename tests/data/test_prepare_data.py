@@ -56,11 +56,11 @@ def test_check_of_nothing_says_so_in_one_line(name: str, run, tmp_path: Path) ->
 WRONG = {
     'a name that is nearly right': (
         ['camvd', 'x'],
-        "unknown data set 'camvd', did you mean 'camvid'?",
+        "unknown data set 'camvd' (did you mean 'camvid'?)",
     ),
     'a name like none': (
         ['zzz', 'x', '--check'],
-        "'zzz' (known: demo, ade20k, voc, camvid, vtab, cub",
+        "'zzz': known are demo, ade20k, voc, camvid, vtab, cub",
     ),
     'no root': (['demo'], 'expected NAME and ROOT, or --config CONFIG --check'),
     'nothing': ([], 'expected NAME and ROOT'),

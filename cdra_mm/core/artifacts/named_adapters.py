@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cdra_mm.errors import PlanError
+from cdra_mm.spelling import did_you_mean
 
 from ..adapters.apply import (
     Place,
@@ -188,12 +188,10 @@ class NamedAdapters:
 
     def _find(self, name: str) -> _Entry:
         if name not in self._entries:
-            near = get_close_matches(name, self._entries, 1)
             known = ', '.join(map(repr, self._entries)) or 'none'
             raise PlanError(
-                f'there is no adapter {name!r}'
-                + (f' (did you mean {near[0]!r}?)' if near else '')
-                + f': those added are {known}'
+                f'there is no adapter {name!r}{did_you_mean(name, self._entries)}: those added are '
+                f'{known}'
             )
         return self._entries[name]
 

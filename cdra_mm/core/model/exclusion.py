@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from cdra_mm.errors import ConfigError
+from cdra_mm.spelling import did_you_mean
 
 from .targets import Target
 
@@ -34,11 +34,9 @@ def exclude_targets(targets: Mapping[str, Target], exclude: Sequence[str]) -> di
                 alias for name, target in targets.items() for alias in _names_of(name, target)
             )
             roles = list(dict.fromkeys(target.role for target in targets.values()))
-            near = get_close_matches(entry, known, 1)
             raise ConfigError(
-                f'exclude: {entry!r} is nothing that competes'
-                + (f' (did you mean {near[0]!r}?)' if near else '')
-                + f': expected a role ({", ".join(roles[:SHOWN])}), or the name of a parameter or '
+                f'exclude: {entry!r} is nothing that competes{did_you_mean(entry, known)}: '
+                f'expected a role ({", ".join(roles[:SHOWN])}), or the name of a parameter or '
                 'module of the blocks'
             )
         for name in out:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from cdra_mm.core import Plan, fingerprint
 from cdra_mm.core.scoring.scores import require_finite
 from cdra_mm.errors import ConfigError, PlanError
-from cdra_mm.methods import Method, Request, did_you_mean
+from cdra_mm.methods import Method, Request
 from cdra_mm.progress import silent
+from cdra_mm.spelling import did_you_mean
 
 from .competing import competing_targets
 from .kept_scores import KEEP, SCORES_FILE, selected_masks, write_kept

@@ -19,7 +19,7 @@ from .labels import check_labels, named_loss
 from .scoring_state import patched
 from .unlabelled import Unlabelled
 
-__all__ = ['per_sample_losses', 'prepared']
+__all__ = ['per_sample_losses', 'prepared', 'tensors_of']
 
 
 def per_sample_losses(model: BaseModel, data: Any, unlabelled: Unlabelled | None = None) -> Tensor:
@@ -54,7 +54,7 @@ def per_sample_losses(model: BaseModel, data: Any, unlabelled: Unlabelled | None
 
 def _check_features(model: BaseModel, features: Any, count: int) -> None:
     """The features of a sample are cut out of those of its batch."""
-    for tensor in _tensors(features):
+    for tensor in tensors_of(features):
         if count > 1 and (tensor.dim() == 0 or len(tensor) != count):
             raise ConfigError(
                 f'extract_feat of {type(model).__name__} gives features of shape '
@@ -63,12 +63,13 @@ def _check_features(model: BaseModel, features: Any, count: int) -> None:
             )
 
 
-def _tensors(features: Any) -> Iterator[Tensor]:
+def tensors_of(features: Any) -> Iterator[Tensor]:
+    """The tensors of a model's output, however it is nested."""
     if isinstance(features, Tensor):
         yield features
     elif isinstance(features, Mapping | list | tuple):
         for value in features.values() if isinstance(features, Mapping) else features:
-            yield from _tensors(value)
+            yield from tensors_of(value)
 
 
 def prepared(model: BaseModel, data: Any) -> Any:
