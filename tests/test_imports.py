@@ -19,6 +19,7 @@ FLOORS = {
     'progress': 0,
     'last_checkpoint': 0,
     'command_line': 1,
+    'settings': 1,
     'storage': 1,
     'data': 2,
     'reading': 2,
@@ -40,7 +41,7 @@ FLOORS = {
 OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'mmdet')
 CORE_MAY = {'torch', 'safetensors', 'cdra_mm'}
 # What prepares data and what core stands on starts without it.
-WITHOUT_TORCH = ['errors', 'progress', 'last_checkpoint', 'command_line', 'storage', 'data']
+WITHOUT_TORCH = ['errors', 'settings', 'progress', 'last_checkpoint', 'command_line', 'storage', 'data']
 # Loaded only where there is a GPU; torch brings Triton along there.
 CORE_ALSO = {'square_kernel.py': {'triton'}}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cdra_mm.core import Block, Plan, PlanError, make_plan, plan_from_masks
 from cdra_mm.core.planning.ablations import Ablation
-from cdra_mm.core.planning.sizes import Rules
+from cdra_mm.core.planning.rules import Rules
 from cdra_mm.core.planning.treatment import treat_matrix
 from tests.core.planning.problems import RULES, problems
 from tests.reference import ablations as reference
@@ -207,7 +207,7 @@ def test_cases_part_where_selected_entries_reach_their_share_of_lora(number, cas
     assert (len(plan.sparse), len(plan.blocks)) == ((1, 0) if case == 1 else (0, 1))
     for name, fallen in (('case1', case == 1), ('case2', case == 2)):
         rules = Rules('count', ablation=Ablation(**{name: False}, **options))
-        record = treat_matrix('w', mask.view(20, 40), number, rules, {})
+        record = treat_matrix(rules, 'w', mask.view(20, 40), number, {})
         is_compact = isinstance(record, Block) and len(record.rows) < 20
         assert is_compact != fallen
 
