@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from cdra_mm.errors import CDRAError, ConfigError
 
@@ -44,7 +44,7 @@ class _Range:
     def holds(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
-        return self.minimum <= value <= self.maximum and self.above < value < self.below
+        return bool(self.minimum <= value <= self.maximum and self.above < value < self.below)
 
     def words(self, hint: Any) -> str:
         """What a message expects of a value with this annotation."""
@@ -94,7 +94,7 @@ def check_settings(settings: Any, error: type[CDRAError] = ConfigError) -> None:
         CDRAError: The error asked for, if a value is of no type that its annotation allows, or
             out of its range.
     """
-    hints = _hints(type(settings))
+    hints = _hints(cast(Hashable, type(settings)))
     for own in fields(settings):
         value, limits = getattr(settings, own.name), own.metadata.get('range', _Range())
         if not limits.choices:

@@ -41,7 +41,15 @@ FLOORS = {
 OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain', 'mmdet')
 CORE_MAY = {'torch', 'safetensors', 'cdra_mm'}
 # What prepares data and what core stands on starts without it.
-WITHOUT_TORCH = ['errors', 'settings', 'progress', 'last_checkpoint', 'command_line', 'storage', 'data']
+WITHOUT_TORCH = [
+    'errors',
+    'settings',
+    'progress',
+    'last_checkpoint',
+    'command_line',
+    'storage',
+    'data',
+]
 # Loaded only where there is a GPU; torch brings Triton along there.
 CORE_ALSO = {'square_kernel.py': {'triton'}}
 

@@ -82,7 +82,7 @@ def threshold_for_budget(
     def look(positions: list[int]) -> None:
         nonlocal best
         for position in positions:
-            if best[0] < room:
+            if best[0] < max(room, 0):  # until the budget is met exactly
                 sweeps.append(_inside(scores, size_at, int(edges.thresholds[position])))
                 best = max(best, sweeps[-1].best(room))
 
