@@ -136,7 +136,7 @@ def test_gps_equals_dense_weights_and_comes_back(kind, tmp_path):
         (
             dict(loss='ce'),
             ConfigError,
-            "loss='ce': expected one of 'supervised_contrastive', 'task'",
+            "loss='ce': expected one of 'supervised_",
         ),
         (dict(k=9), PlanError, 'weight:q has 8 columns: expected k=9 to be at most that'),
     ],
