@@ -120,7 +120,9 @@ class _SPT(Selecting):
                 return self.num_params(tuple(scores[name].shape), number), (number > 0).long()
 
             reserved = sum(request.also_train.values())
-            threshold = threshold_for_budget(scores, most, size_at, reserved=reserved)
+            threshold = threshold_for_budget(
+                scores, most, size_at, reserved=reserved, most_entries=True
+            )
         return self.plan_from_masks(request, masks_above(scores, threshold))
 
     def plan_from_masks(self, request: Request, masks: Iterable[tuple[str, Tensor]]) -> Plan:

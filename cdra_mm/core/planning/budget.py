@@ -40,13 +40,13 @@ class _Sweep(NamedTuple):
     params: Tensor  # trainable parameters
     adapters: Tensor
 
-    def best(self, room: int) -> tuple[int, int, int]:
+    def best(self, room: int, most_entries: bool) -> tuple[int, int, int]:
         """The largest plan with an adapter in the room: parameters (-1 if none), count, threshold.
 
-        Of equal ones that of the fewest entries.
+        Of equal ones that of the fewest or of the most entries.
         """
         sizes = torch.where((self.params <= room) & (self.adapters > 0), self.params, -1)
-        at = int(torch.nonzero(sizes == sizes.max())[0])
+        at = int(torch.nonzero(sizes == sizes.max())[-1 if most_entries else 0])
         return int(sizes[at]), int(self.counts[at]), int(self.thresholds[at])
 
 
@@ -57,6 +57,7 @@ def threshold_for_budget(
     *,
     reserved: int = 0,
     monotone: bool = True,
+    most_entries: bool = False,
 ) -> Threshold:
     """The threshold of the largest plan within a budget.
 
@@ -66,6 +67,7 @@ def threshold_for_budget(
         size_at: See `SizeAt`.
         reserved: Parameters of the budget that are trained besides.
         monotone: Whether the size of a plan never falls with more entries.
+        most_entries: Of equal plans that of the most entries; else of the fewest in its bucket.
 
     Returns:
         The threshold; entries with equal scores are selected together.
@@ -77,14 +79,14 @@ def threshold_for_budget(
         raise PlanError('there is no score: expected at least one competing entry')
     room = budget - reserved
     edges = _edges(scores, size_at)
-    sweeps, best = [edges], edges.best(room)
+    sweeps, best = [edges], edges.best(room, most_entries)
 
     def look(positions: list[int]) -> None:
         nonlocal best
         for position in positions:
-            if best[0] < max(room, 0):  # until the budget is met exactly
+            if best[0] < max(room, 0) or most_entries:  # until the budget is met exactly
                 sweeps.append(_inside(scores, size_at, int(edges.thresholds[position])))
-                best = max(best, sweeps[-1].best(room))
+                best = max(best, sweeps[-1].best(room, most_entries))
 
     look(_nearest(edges.params, room)[: 1 if monotone else LOOKS])
     if best[0] < 0:
