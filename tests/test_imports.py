@@ -21,6 +21,7 @@ FLOORS = {
     'columns': 0,
     'last_checkpoint': 0,
     'command_line': 1,
+    'settings': 1,
     'storage': 1,
     'data': 2,
     'reading': 2,
@@ -46,6 +47,7 @@ CORE_MAY = {'torch', 'safetensors', 'cdra_mm'}
 # What prepares data and what core stands on starts without it.
 WITHOUT_TORCH = [
     'errors',
+    'settings',
     'progress',
     'last_checkpoint',
     'command_line',

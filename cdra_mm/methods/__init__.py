@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any
 
 from cdra_mm.errors import ConfigError
+from cdra_mm.settings import check_types
 from cdra_mm.spelling import did_you_mean
 
 from .adapter import AdapterTuning
@@ -21,7 +22,6 @@ from .mlp import MLP
 from .noah import NOAH
 from .partial import Partial
 from .rlrr import RLRR
-from .settings import check_types
 from .sharing import SharedAdapters
 from .spt import SPTAdapter, SPTLoRA
 from .vpt import VPTDeep, VPTShallow
@@ -52,7 +52,7 @@ __all__ = [
     'make_method',
 ]
 
-METHODS: dict[str, type[Any]] = {
+METHODS: dict[str, type[Method]] = {
     cls.name: cls
     for cls in (
         CDRA,
@@ -93,12 +93,10 @@ def make_method(config: Mapping[str, Any]) -> Method:
                 f'method {cls.name!r} has no setting {key!r}{did_you_mean(key, known)}: expected '
                 + (', '.join(known) or 'none')
             )
-    check_types(settings, get_type_hints(cls))
-    method: Method = cls(**settings)
-    return method
+    return cls(**settings)
 
 
-def find_method(config: Mapping[str, Any]) -> type[Any]:
+def find_method(config: Mapping[str, Any]) -> type[Method]:
     """The class of a method's config.
 
     Raises:

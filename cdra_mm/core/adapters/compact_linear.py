@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ['BlockIndex', 'Index', 'compact_linear']
+__all__ = ['BlockIndex', 'Index', 'compact_linear', 'wide_factors']
 
 # A run of rows or columns (LoRA's: all of them) is a slice: it is taken without a copy.
 Index = Tensor | slice
@@ -55,6 +55,7 @@ def compact_linear(
     bias: Tensor | None,
     blocks: Sequence[BlockIndex],
     factors: Sequence[Tensor],
+    dropouts: Sequence[float] = (),
 ) -> Tensor:
     """``F.linear`` with the weight's compact adapters (CDRA-SPT, Eq. 6).
 
@@ -65,10 +66,13 @@ def compact_linear(
         blocks: Rows, columns and scale of each adapter, in the full weight: int64 ``[|R|]`` and
             ``[|C|]``, or slices with start and stop.
         factors: ``down [r, |C|], up [|R|, r]`` of each adapter in turn.
+        dropouts: Probability of dropping an input of each adapter, in training.
 
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
     """
+    if any(dropouts):
+        return _dropped(x, weight, bias, blocks, factors, dropouts)
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -90,6 +94,31 @@ def _apply(
     factors = [factor.to(x.dtype) for factor in factors]
     y: Tensor = strategy.apply(flat, weight, bias, tuple(blocks), *factors)
     return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _dropped(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    blocks: Sequence[BlockIndex],
+    factors: Sequence[Tensor],
+    dropouts: Sequence[float],
+) -> Tensor:
+    """The base sees the whole input, each adapter its own draw of it."""
+    y = F.linear(x, weight, bias)
+    each = zip(blocks, factors[::2], factors[1::2], dropouts, strict=True)
+    for (rows, cols, scale), down, up, dropout in each:
+        x_c = F.dropout(
+            x[..., cols] if isinstance(cols, slice) else x.index_select(-1, cols), dropout
+        )
+        update = (F.linear(F.linear(x_c, down), up) * scale).to(y.dtype)
+        if isinstance(rows, slice) and update.shape == y.shape:
+            y = y + update
+            continue
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=y.device)
+        y = y.index_add(-1, rows, update)
+    return y
 
 
 def takes_merged(x: Tensor, weight: Tensor) -> bool:
@@ -212,7 +241,20 @@ def _each(
         yield block, factors[2 * i], factors[2 * i + 1], x_c
 
 
-def _wide_down(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tensor:
+def wide_factors(
+    weight: Tensor, blocks: Sequence[BlockIndex], factors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """All adapters of a weight as one: ``DOWN [sum r, I]`` and ``UP [O, sum r]``, scale included.
+
+    Args:
+        weight: Gives shape, type and device; its values are not read.
+        blocks: See `compact_linear`.
+        factors: See `compact_linear`.
+    """
+    return _wide_down(weight, blocks, factors), _wide_up(weight, blocks, factors)
+
+
+def _wide_down(weight: Tensor, blocks: Sequence[BlockIndex], factors: Sequence[Tensor]) -> Tensor:
     """All ``down`` factors at full width, ``[sum r, I]``."""
     downs = factors[::2]
     wide = weight.new_zeros(sum(len(down) for down in downs), weight.shape[1])
@@ -223,7 +265,7 @@ def _wide_down(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Ten
     return wide
 
 
-def _wide_up(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tensor:
+def _wide_up(weight: Tensor, blocks: Sequence[BlockIndex], factors: Sequence[Tensor]) -> Tensor:
     """All ``up`` factors at full height, scaled, ``[O, sum r]``."""
     ups = factors[1::2]
     wide = weight.new_zeros(weight.shape[0], sum(up.shape[1] for up in ups))
@@ -243,7 +285,7 @@ def _write(wide: Tensor, dim: int, index: Index, values: Tensor) -> None:
 
 def _merged(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tensor:
     """The weight with the updates of all its adapters, ``[O, I]``."""
-    up, down = _wide_up(weight, blocks, factors), _wide_down(weight, blocks, factors)
+    down, up = wide_factors(weight, blocks, factors)
     return torch.addmm(weight, up, down)
 
 

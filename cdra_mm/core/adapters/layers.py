@@ -186,21 +186,10 @@ def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | Non
 def _low_rank_product(
     x: Tensor, weight: Tensor, bias: Tensor | None, adapters: list[LowRank]
 ) -> Tensor:
-    dropped = [a for a in adapters if a.training and a.dropout]
-    if dropped:  # the base sees the whole input, each adapter its own draw of it
-        y = F.linear(x, weight, bias)
-        for a in adapters:
-            rows, cols, scale = a.block
-            x_c = x[..., cols] if isinstance(cols, slice) else x.index_select(-1, cols)
-            x_c = F.dropout(x_c, a.dropout, a.training)
-            update = (F.linear(F.linear(x_c, a.down), a.up) * scale).to(y.dtype)
-            if isinstance(rows, slice) and update.shape == y.shape:
-                y = y + update
-            else:
-                y = y.index_add(-1, a.rows + a.start, update)
-        return y
     blocks = [a.block for a in adapters]
-    return compact_linear(x, weight, bias, blocks, [f for a in adapters for f in (a.down, a.up)])
+    factors = [factor for a in adapters for factor in (a.down, a.up)]
+    dropouts = [a.dropout if a.training else 0.0 for a in adapters]
+    return compact_linear(x, weight, bias, blocks, factors, dropouts)
 
 
 def _attention_forward(

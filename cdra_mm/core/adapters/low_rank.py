@@ -108,7 +108,10 @@ class LowRank(ParameterAdapter):
         return self.scale * (self.up @ self.down)
 
     def added_to(self, base: Tensor) -> Tensor:
-        """See `ParameterAdapter.added_to`."""
+        """The base plus the update of its block (Eq. 6), in the base's own order (Eq. 5).
+
+        See `ParameterAdapter.added_to`.
+        """
         delta = self.delta_weight().to(base.dtype)
         rows, cols, _ = self.block
         if isinstance(rows, slice) and isinstance(cols, slice):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cdra_mm.errors import PlanError
+from cdra_mm.settings import check_settings, setting
 
 __all__ = ['NO_ABLATION', 'QUADRANTS', 'Ablation']
 
@@ -49,28 +50,14 @@ class Ablation:
 
     case1: bool = True
     case2: bool = True
-    alpha: float = 10
-    lora_rank: int = 8
-    size_ratio: float = 1.0
-    quadrant: str = '10'
+    # Below 1, more entries than LoRA has parameters would be trained before it.
+    alpha: float = setting(10, minimum=1)
+    lora_rank: int = setting(8, minimum=1)
+    size_ratio: float = setting(1.0, above=0)
+    quadrant: str = setting('10', choices=QUADRANTS, note='R x C, not-R x C, R x not-C, neither')
 
     def __post_init__(self) -> None:
-        for name in ('case1', 'case2'):
-            if not isinstance(getattr(self, name), bool):
-                raise PlanError(f'{name}={getattr(self, name)!r}: expected True or False')
-        # Below 1, more entries than LoRA has parameters would be trained before it.
-        if not _is_number(self.alpha) or not self.alpha >= 1:
-            raise PlanError(f'alpha={self.alpha!r}: expected a number of at least 1')
-        rank = self.lora_rank
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise PlanError(f'lora_rank={rank!r}: expected an integer of at least 1')
-        if not _is_number(self.size_ratio) or not 0 < self.size_ratio < float('inf'):
-            raise PlanError(f'size_ratio={self.size_ratio!r}: expected a number above 0')
-        if self.quadrant not in QUADRANTS:
-            raise PlanError(
-                f'quadrant={self.quadrant!r}: expected one of {", ".join(map(repr, QUADRANTS))} '
-                '(R x C, not-R x C, R x not-C, neither)'
-            )
+        check_settings(self, PlanError)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -86,11 +73,6 @@ class Ablation:
         """Parameters of LoRA on a whole matrix, which is Eq. 1's alpha."""
         return self.rank_of_lora(shape) * sum(shape)
 
-    def is_case2(self, num_sensitive: Count, shape: tuple[int, ...]) -> Any:
-        """Whether n selected entries are Eq. 1's case 2. A bool, or a bool tensor."""
-        exact = num_sensitive if isinstance(num_sensitive, int) else num_sensitive.double()
-        return exact * self.alpha >= self.lora_params(shape)
-
     def resized(self, side: Count, whole: int) -> Count:
         """The side of the trained block for one of R x C, at most the matrix's; 0 stays 0."""
         if isinstance(side, int):
@@ -102,15 +84,11 @@ class Ablation:
         return wide * (side > 0)
 
     def sides(self, rows: Count, cols: Count, shape: tuple[int, ...]) -> tuple[Count, Count]:
-        """Sides of the quadrant for the sides of a block."""
+        """Sides of the adapted one of the four parts of a matrix (Eq. 2) for those of R x C."""
         return (
             rows if self.quadrant[0] == '1' else shape[0] - rows,
             cols if self.quadrant[1] == '0' else shape[1] - cols,
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 NO_ABLATION = Ablation()

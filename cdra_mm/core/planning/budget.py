@@ -1,193 +1,144 @@
 """The selection threshold whose plan just fits a parameter budget (design D4).
 
-For a threshold t everything that the size of the plan depends on is known at
-almost no cost:
+The size of a plan is a sum over the targets, and what each adds depends on the threshold and its
+own entries only. So one pass over the scores, by the upper 16 bits, gives the plans of all
+thresholds that are less than 1 % apart (the edges of buckets), and one more, by the lower 16
+bits, all those inside one bucket (as in `selection`): nothing is sorted or copied.
 
-    n(t)   = entries >= t                 from a histogram of each target
-    |R(t)| = rows whose maximum >= t      from the sorted row maxima
-    |C(t)| = columns whose maximum >= t   from the sorted column maxima
-
-so all ranks come from a handful of vector operations, for thousands of
-thresholds at once. First the edges of the buckets of the scores' upper 16 bits
-(less than 1 % apart) are tried. With Eq. 7 or a fixed rank the size grows with
-every entry; with the count rule it can fall, because n / (|R|+|C|) can. Bounds
-on the size inside each bucket tell which buckets can still hide a better plan;
-those are searched by the lower 16 bits, which is exact.
-
-The size of a plan is a sum over the targets. So each pass takes the targets one
-by one, adds what each contributes at every threshold, and forgets its
-histogram; between passes only the row and column maxima are kept.
+Where no plan is smaller than one of fewer entries (`Rules.monotone`), the best one lies in the
+bucket in which the size passes the budget: two passes find it. Elsewhere the few buckets whose
+ends come nearest to the budget are looked into, and the best plan seen counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cdra_mm.errors import PlanError
-from cdra_mm.progress import counted, progress_line
+from cdra_mm.progress import counted
 
 from .selection import BUCKETS, FINITE_BUCKETS, Threshold, coarse_histogram, fine_histogram
-from .sizes import Rules, TargetSizes, shifted
 
-__all__ = ['threshold_for_budget']
+__all__ = ['SizeAt', 'threshold_for_budget']
 
-# Entries read while looking into buckets: some passes over a large model, hundreds over a small
-# one. Beyond it the best plan found so far stands; the edges are less than 1 % apart.
-SEARCH_ENTRIES = 1 << 29
-LEAST_PASSES = 4
+LOOKS = 6  # buckets looked into where sizes can fall
+
+# A target's trained parameters and adapters, by its name, thresholds (bit patterns) and the
+# numbers of its entries that reach them; int64, one of each for every threshold.
+SizeAt = Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class _Sweep:
+class _Sweep(NamedTuple):
     """Plans by threshold, highest threshold first. All int64 ``[thresholds]``."""
 
     thresholds: Tensor  # bit patterns: entries at or above are selected
     counts: Tensor  # selected entries
     params: Tensor  # trainable parameters
-    adapters: Tensor  # matrices with a rank of at least 1
+    adapters: Tensor
 
+    def best(self, room: int, most_entries: bool) -> tuple[int, int, int]:
+        """The largest plan with an adapter in the room: parameters (-1 if none), count, threshold.
 
-class _Search:
-    """Plans of all thresholds of some scores.
-
-    Attributes:
-        sweep: The plans at the lower edges of the occupied buckets.
-        least: Bounds of the parameters inside each of these buckets.
-        most: Likewise.
-    """
-
-    def __init__(self, scores: Mapping[str, Tensor], rules: Rules) -> None:
-        self.scores = scores
-        self.targets: dict[str, TargetSizes] = {}
-        maxima = _maxima_of(scores)
-        edges = torch.arange(FINITE_BUCKETS - 1, -1, -1) << 16
-        # Rows: n, parameters, adapters, least, most.
-        totals = torch.zeros(5, len(edges), dtype=torch.int64)
-        for name, score in counted(scores.items(), 'planning, every budget', unit='weights'):
-            counts = coarse_histogram(name, score)
-            target = self.targets[name] = TargetSizes(score, next(maxima), rules)
-            n = counts[:FINITE_BUCKETS].flip(0).cumsum(0)
-            for row, values in zip(
-                totals, (n, *target.size(edges, n), *target.bounds(edges, n)), strict=True
-            ):
-                row += values
-        # An empty bucket repeats the plan before it; then its bounds are of no use either.
-        occupied = totals[0] > shifted(totals[0])
-        self.sweep = _Sweep(edges[occupied], *totals[:3, occupied])
-        self.least, self.most = totals[3:, occupied]
-        size = sum(score.numel() for score in scores.values())
-        self.passes = max(LEAST_PASSES, SEARCH_ENTRIES // size)
-
-    def inside(self, position: int) -> _Sweep:
-        """The plans inside the bucket above an edge, exactly."""
-        edge = int(self.sweep.thresholds[position])
-        start = torch.zeros(3, 1, dtype=torch.int64)  # rows: n, parameters, adapters above it
-        steps = torch.zeros(3, BUCKETS, dtype=torch.int64)  # what changes at each threshold
-        for name, target in self.targets.items():
-            above, counts = fine_histogram(self.scores[name], edge >> 16)
-            # What a target adds changes at its own entries only.
-            own = torch.nonzero(counts).flatten().flip(0)
-            n = above + torch.cat([counts.new_zeros(1), counts[own].cumsum(0)])
-            thresholds = edge + torch.cat([own.new_tensor([BUCKETS]), own])
-            values = torch.stack([n, *target.size(thresholds, n)])
-            start += values[:, :1]
-            steps[:, own] += values.diff(dim=1)
-        occupied = torch.nonzero(steps[0]).flatten().flip(0)
-        return _Sweep(edge + occupied, *(start + steps[:, occupied].cumsum(1)))
-
-    def look(
-        self, worth: Callable[[int], bool], order: Tensor, take: Callable[[_Sweep], None]
-    ) -> None:
-        """Looks into the buckets that are worth it, in order, as far as passes last."""
-        left = self.passes
-        show = progress_line('planning, exact budget', unit='passes', after=1.0)
-        for position in order.tolist():
-            if left and worth(position):
-                take(self.inside(position))
-                left -= 1
-                show(self.passes - left, self.passes)  # at most: few are mostly enough
-        show(self.passes, self.passes)
+        Of equal ones that of the fewest or of the most entries.
+        """
+        sizes = torch.where((self.params <= room) & (self.adapters > 0), self.params, -1)
+        at = int(torch.nonzero(sizes == sizes.max())[-1 if most_entries else 0])
+        return int(sizes[at]), int(self.counts[at]), int(self.thresholds[at])
 
 
 def threshold_for_budget(
     scores: Mapping[str, Tensor],
     budget: int,
+    size_at: SizeAt,
     *,
-    rules: Rules,
-    reserved: int,
+    reserved: int = 0,
+    monotone: bool = True,
+    most_entries: bool = False,
 ) -> Threshold:
     """The threshold of the largest plan within a budget.
 
     Args:
         scores: fp32 scores by target name.
-        budget: Trainable parameters of adapters and vectors.
-        rules: What the plan follows; the ratio of an ablation is at least 1.
-        reserved: Parameters trained besides, only for the message.
+        budget: Trainable backbone parameters.
+        size_at: See `SizeAt`.
+        reserved: Parameters of the budget that are trained besides.
+        monotone: Whether the size of a plan never falls with more entries.
+        most_entries: Of equal plans that of the most entries; else of the fewest in its bucket.
 
     Returns:
         The threshold; entries with equal scores are selected together.
 
     Raises:
-        PlanError: If no plan with an adapter fits, naming the smallest that does.
+        PlanError: If no plan with an adapter fits, naming the smallest.
     """
     if not any(score.numel() for score in scores.values()):
         raise PlanError('there is no score: expected at least one competing entry')
-    search = _Search(scores, rules)
-    best = (-1, 0, 0)  # (parameters, selected entries, threshold)
+    room = budget - reserved
+    edges = _edges(scores, size_at)
+    sweeps, best = [edges], edges.best(room, most_entries)
 
-    def take(sweep: _Sweep) -> None:
+    def look(positions: list[int]) -> None:
         nonlocal best
-        fits = (sweep.params <= budget) & (sweep.adapters > 0)
-        if bool(fits.any()):
-            at = int(torch.where(fits, sweep.params, -1).argmax())
-            best = max(
-                best, (int(sweep.params[at]), int(sweep.counts[at]), int(sweep.thresholds[at]))
-            )
+        for position in positions:
+            if best[0] < max(room, 0) or most_entries:  # until the budget is met exactly
+                sweeps.append(_inside(scores, size_at, int(edges.thresholds[position])))
+                best = max(best, sweeps[-1].best(room, most_entries))
 
-    take(search.sweep)
-    least, most = search.least, search.most
-    # From the budget outwards: there the best plan most likely is.
-    order = (search.sweep.params - budget).abs().argsort(stable=True)
-    search.look(lambda i: int(least[i]) <= budget and int(most[i]) > best[0] < budget, order, take)
+    look(_nearest(edges.params, room)[: 1 if monotone else LOOKS])
     if best[0] < 0:
+        look(torch.nonzero(edges.adapters).flatten()[:1].tolist())
+    if best[0] < 0:
+        adapted = [sweep.params[sweep.adapters > 0] for sweep in sweeps]
+        sizes = [int(params.min()) for params in adapted if len(params)]
         raise PlanError(
-            f'budget_params={budget + reserved} is too small for any adapter: '
-            + _smallest(search, reserved)
+            f'budget_params={budget} is too small for any adapter: {_smallest(sizes, reserved)}'
         )
     return Threshold(best[2] - 1, 0)  # bit patterns are integers: above t - 1 is at least t
 
 
-def _smallest(search: _Search, reserved: int) -> str:
-    """Names the smallest plan with an adapter."""
-    smallest: int | None = None
-
-    def take(sweep: _Sweep) -> None:
-        nonlocal smallest
-        sizes = sweep.params[sweep.adapters > 0]
-        if len(sizes) and (smallest is None or int(sizes.min()) < smallest):
-            smallest = int(sizes.min())
-
-    take(search.sweep)
-    least = search.least
-    order = least.argsort(stable=True)
-    search.look(lambda i: smallest is None or int(least[i]) < smallest, order, take)
-    if smallest is None:
+def _smallest(sizes: list[int], reserved: int) -> str:
+    if not sizes:
         return "no threshold gives a rank of 1: try rank_rule='count' or min_rank=1"
     beside = f', {reserved} of them beside the adapters and vectors' if reserved else ''
-    return f'the smallest plan with an adapter trains {smallest + reserved} parameters{beside}'
+    return f'the smallest plan with an adapter trains {min(sizes) + reserved} parameters{beside}'
 
 
-def _maxima_of(scores: Mapping[str, Tensor]) -> Iterator[list[Tensor]]:
-    """Room for the row and column maxima of each target in turn, int32.
+def _nearest(params: Tensor, room: int) -> list[int]:
+    """Positions of the buckets between edges, first where the size passes the room."""
+    before = torch.cat([params.new_zeros(1), params[:-1]])
+    away = (params - room).abs().minimum((before - room).abs())
+    return torch.where((before <= room) != (params <= room), -1, away).argsort(stable=True).tolist()
 
-    In one piece: small tensors that stay, made between large ones that go, would
-    leave holes that the allocator cannot use again, ten times their own size.
-    """
-    sides = [list(score.shape) if score.dim() > 1 else [] for score in scores.values()]
-    room = torch.empty(sum(sum(side) for side in sides), dtype=torch.int32)
-    for side, part in zip(sides, torch.split(room, [sum(side) for side in sides]), strict=True):
-        yield list(torch.split(part, side))
+
+def _edges(scores: Mapping[str, Tensor], size_at: SizeAt) -> _Sweep:
+    """The plans at the lower edges of the occupied buckets."""
+    edges = torch.arange(FINITE_BUCKETS - 1, -1, -1) << 16
+    totals = torch.zeros(3, len(edges), dtype=torch.int64)  # entries, parameters, adapters
+    for name, score in counted(scores.items(), 'planning, every budget', unit='weights'):
+        n = coarse_histogram(name, score)[:FINITE_BUCKETS].flip(0).cumsum(0)
+        for row, values in zip(totals, (n, *size_at(name, edges, n)), strict=True):
+            row += values
+    # An empty bucket repeats the plan before it.
+    occupied = totals[0].diff(prepend=totals.new_zeros(1)) > 0
+    return _Sweep(edges[occupied], *totals[:, occupied])
+
+
+def _inside(scores: Mapping[str, Tensor], size_at: SizeAt, edge: int) -> _Sweep:
+    """The plans inside the bucket above an edge, exactly."""
+    start = torch.zeros(3, 1, dtype=torch.int64)  # entries, parameters, adapters above it
+    steps = torch.zeros(3, BUCKETS, dtype=torch.int64)  # what changes at each threshold
+    for name, score in counted(scores.items(), 'planning, exact budget', unit='weights'):
+        above, counts = fine_histogram(score, edge >> 16)
+        # What a target adds changes at its own entries only.
+        own = torch.nonzero(counts).flatten().flip(0)
+        n = above + torch.cat([counts.new_zeros(1), counts[own].cumsum(0)])
+        thresholds = edge + torch.cat([own.new_tensor([BUCKETS]), own])
+        values = torch.stack([n, *size_at(name, thresholds, n)])
+        start += values[:, :1]
+        steps[:, own] += values.diff(dim=1)
+    occupied = torch.nonzero(steps[0]).flatten().flip(0)
+    return _Sweep(edge + occupied, *(start + steps[:, occupied].cumsum(1)))

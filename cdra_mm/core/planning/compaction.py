@@ -37,7 +37,7 @@ def compact(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ordered_sides(mask: Tensor) -> tuple[tuple[Tensor, int], tuple[Tensor, int]]:
-    """All rows and columns in the order of `compact`, and how many of them it takes.
+    """All rows and columns in their new order (Eq. 4), and how many of them `compact` takes.
 
     Args:
         mask: See `compact`.

@@ -9,24 +9,25 @@ one by one: no more than the mask of one is ever held.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cdra_mm.errors import PlanError
 
 from .ablations import NO_ABLATION, Ablation
 from .budget import threshold_for_budget
-from .plan import Block, Plan, SparseMatrix, Vector
+from .plan import Plan
+from .rules import Rules
 from .selection import Threshold, kth_largest, masks_above, requested_count
-from .sizes import Rules
+from .sizes import PlanSizes
 from .threads import one_thread
-from .treatment import shared_indices, treat_matrix
+from .treatment import treat_all, treat_matrix
 from .trials import threshold_by_trials
 
-__all__ = ['make_plan', 'plan_from_masks', 'trains_whole']
+__all__ = ['make_plan', 'plan_from_masks']
 
 
 @one_thread()
@@ -132,7 +133,10 @@ def _threshold_within(
     """The threshold of the largest plan within a budget; see `make_plan`."""
     reserved = sum(also_train.values())
     if rules.ablation.size_ratio >= 1:
-        return threshold_for_budget(scores, budget - reserved, rules=rules, reserved=reserved)
+        sizes = PlanSizes(scores, rules)
+        return threshold_for_budget(
+            scores, budget, sizes, reserved=reserved, monotone=rules.monotone
+        )
 
     # How many selected entries a smaller block holds, no histogram tells.
     def size_at(threshold: Threshold) -> tuple[int, int]:
@@ -151,41 +155,10 @@ def _plan(
     fingerprint: str = '',
 ) -> Plan:
     """The plan for masks that come one by one; the settings are checked."""
-    blocks: list[Block] = []
-    sparse: list[SparseMatrix] = []
-    vectors: list[Vector] = []
-    num_competing = num_sensitive = 0
-    numbers: dict[int, int] = {}
-    for name, mask in masks:
-        if mask.dtype != torch.bool or mask.dim() not in (1, 2):
-            raise PlanError(
-                f'{name}: the mask is {mask.dtype} {tuple(mask.shape)}: expected torch.bool, a '
-                'matrix or a vector'
-            )
-        count = int(torch.count_nonzero(mask))
-        num_competing += mask.numel()
-        num_sensitive += count
-        if not count:
-            continue
-        if mask.dim() == 1:
-            whole = trains_whole(count, len(mask), rules.beta)
-            indices = None if whole else shared_indices(torch.nonzero(mask).flatten(), numbers)
-            vectors.append(Vector(name, len(mask), indices, count))
-            continue
-        record = treat_matrix(name, mask, count, rules, numbers)
-        if isinstance(record, Block):
-            blocks.append(record)
-        else:
-            sparse.append(record)
     return Plan(
         method='cdra',
-        blocks=tuple(block for block in blocks if block.rank),
-        vectors=tuple(vectors),
-        sparse=tuple(sparse),
+        **treat_all(masks, rules.beta, partial(treat_matrix, rules)),
         also_train=also_train,
-        dropped=tuple(block for block in blocks if not block.rank),
-        num_competing=num_competing,
-        num_sensitive=num_sensitive,
         settings={
             'rank_rule': rules.rank_rule,
             'min_rank': rules.min_rank,
@@ -195,11 +168,6 @@ def _plan(
         },
         fingerprint=fingerprint,
     )
-
-
-def trains_whole(num_sensitive: int, length: int, beta: float) -> bool:
-    """Whether a vector is trained whole (SPT's rule, design D9)."""
-    return num_sensitive * beta >= length
 
 
 def _checked_also_train(also_train: Mapping[str, int] | None) -> dict[str, int]:

@@ -72,7 +72,7 @@ def check_rank_rule(rule: str | int, min_rank: int) -> None:
 def unbounded_rank(
     num_sensitive: Count, num_rows: Count, num_cols: Count, area: int, rule: str | int
 ) -> Count:
-    """The rule itself, in integers (no rounding error), for numbers or int64 tensors."""
+    """The rule itself (Eq. 7), in integers (no rounding error), for numbers or int64 tensors."""
     if rule == 'eq7':
         return (num_sensitive * num_rows * num_cols) // (area * (num_rows + num_cols))
     if rule == 'count':
