@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_args()
 
-    from cdra_mm.analysis.command import analyze
+    from cdra_mm.analysis.full_report import analyze
 
     analyze(arguments)
 

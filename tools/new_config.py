@@ -112,10 +112,10 @@ def ask(question: str, default: str) -> str:
 def main() -> None:
     args = parse_args()
 
-    from cdra_mm.mm.new_config import Wanted, new_config
+    from cdra_mm.mm.new_config import NewConfigOptions, new_config
 
     options = {k: v for k, v in vars(args).items() if k not in ('yes', 'convert_masks')}
-    wanted = Wanted(
+    wanted = NewConfigOptions(
         **options,
         convert=args.convert_masks,
         command=f'python {shlex.join(["tools/new_config.py", *sys.argv[1:]])}',

@@ -105,8 +105,8 @@ def change_picture(run: Run, changes: dict[str, float], norms: dict[str, float])
         largest = f'{values[most]:.2g}'
     return map_picture(
         'map_change',
-        map_values(values, title, unit, run.places),
+        map_values(values, title, unit, run.positions),
         f'The Frobenius norm of what training has added to each matrix, {of}. The largest is '
-        f'{largest}, in {run.places[most]}.',
+        f'{largest}, in {run.positions[most]}.',
         'training',
     )

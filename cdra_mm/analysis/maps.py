@@ -13,7 +13,7 @@ __all__ = ['map_picture', 'parameter_map', 'rank_map', 'sensitivity_map']
 
 def rank_map(run: Run) -> Picture:
     """Where the ranks went."""
-    plan_map = map_of(run.plan, 'ranks', run.places)
+    plan_map = map_of(run.plan, 'ranks', run.positions)
     return map_picture(
         'map_ranks',
         plan_map,
@@ -24,7 +24,7 @@ def rank_map(run: Run) -> Picture:
 
 def parameter_map(run: Run) -> Picture:
     """Where the trainable parameters are."""
-    plan_map = map_of(run.plan, 'parameters', run.places)
+    plan_map = map_of(run.plan, 'parameters', run.positions)
     outside = (
         f' Another {plan_map.outside:,.0f} belong to no layer (tokens, embeddings).'
         if plan_map.outside
@@ -41,7 +41,7 @@ def parameter_map(run: Run) -> Picture:
 def sensitivity_map(run: Run) -> Picture:
     """Where the sensitivity is; asks for kept scores."""
     title, unit = 'Summed sensitivity', 'squared gradient'
-    plan_map = map_values(run.kept.totals, title, unit, run.places)
+    plan_map = map_values(run.kept.totals, title, unit, run.positions)
     return map_picture(
         'map_sensitivity',
         plan_map,
@@ -60,10 +60,10 @@ def map_picture(name: str, plan_map: PlanMap, caption: str, group: str = 'plan')
         group: Where it belongs.
     """
     rows = [
-        (kind, layer, value)
-        for kind in plan_map.kinds
+        (role, layer, value)
+        for role in plan_map.roles
         for layer in plan_map.layers
-        if (value := plan_map.values.get((kind, layer))) is not None
+        if (value := plan_map.values.get((role, layer))) is not None
     ]
     if plan_map.outside:
         rows.append(('outside the layers', None, plan_map.outside))

@@ -22,10 +22,10 @@ from cdra_mm.mm.checkpoints.record import Record, read_record
 from cdra_mm.mm.hook import ADAPTER_FILE, PLAN_FILE
 from cdra_mm.mm.inputs import check_weight_file
 from cdra_mm.mm.launch import load_config
-from cdra_mm.mm.planning.kept_scores import SCORES_FILE, Kept, read_kept
+from cdra_mm.mm.run_planning.kept_scores import SCORES_FILE, Kept, read_kept
 from cdra_mm.mm.summary import SUMMARY
-from cdra_mm.pictures import Places
-from cdra_mm.pictures.plan_map import places_of
+from cdra_mm.pictures import WeightPositions
+from cdra_mm.pictures.plan_map import positions_of
 from cdra_mm.storage.strict_json import strict_json
 
 from .mask_run import AT, read_mask_file
@@ -75,10 +75,10 @@ class Run:
     missing: list[str] = field(default_factory=list)
 
     @cached_property
-    def places(self) -> Places:
+    def positions(self) -> WeightPositions:
         """Where the weights of its backbone sit, from all names that are known."""
         left_out = self.base_record.left_out if self.base_record else ()
-        return places_of(self.plan or Plan(), left_out, self.kept.shapes if self.kept else None)
+        return positions_of(self.plan or Plan(), left_out, self.kept.shapes if self.kept else None)
 
 
 def read_run(path: str | Path, config: str | Path | None = None) -> Run:

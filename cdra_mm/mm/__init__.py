@@ -5,7 +5,7 @@
 `data_check`                  files, labels and sizes of a run's data, looked at beforehand
 `packages`                    ``package::`` names in configs
 `hook`                        when what happens in a run
-`planning`                    the run's own data becomes its plan
+`run_planning`                the run's own data becomes its plan
 `rebuild`, `recompute`        optimizer, schedulers, DDP, EMA, activation checkpointing
                               after the model changed
 `backbone`                    the registered wrapper; loading adapted checkpoints
@@ -16,7 +16,7 @@
 `export`                      merged checkpoints, adapter files, LoRA of PEFT, ONNX
 `painting`                    painted predictions of a test run
 `parallel`                    several processes
-`report`, `summary`           what was planned, what it cost and gave
+`plan_description`, `summary` what was planned, what it cost and gave
 `visual_hook`,                the plan and how the adapters grow, through the run's visualizer
 `adapter_growth`
 `datasets`, `heads`           data sets and heads that OpenMMLab lacks

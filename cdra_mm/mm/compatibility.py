@@ -21,10 +21,10 @@ from mmengine.runner import CheckpointLoader, checkpoint
 
 from cdra_mm.errors import CheckpointError
 from cdra_mm.reading import read_torch
-from cdra_mm.reading.torch_file import Place, read_torch_stream
+from cdra_mm.reading.torch_file import MapLocation, read_torch_stream
 
 from .cached_files import cached_file
-from .checkpoint_kinds import CHECKPOINT_KINDS
+from .checkpoint_types import CHECKPOINT_TYPES
 from .checkpoints.checked import check_checkpoint
 
 __all__ = ['TRUST', 'guard_checkpoints', 'read_checkpoint']
@@ -63,7 +63,7 @@ def guard_checkpoints() -> None:
         CheckpointLoader.register_scheme(prefixes=prefix, loader=strict, force=True)
 
 
-def read_checkpoint(filename: str | Path, map_location: Place = None) -> Any:
+def read_checkpoint(filename: str | Path, map_location: MapLocation = None) -> Any:
     """What mmengine's loader of local files is replaced with.
 
     Args:
@@ -83,7 +83,7 @@ def read_checkpoint(filename: str | Path, map_location: Place = None) -> Any:
     return _read_any(path, map_location)
 
 
-def read_address(filename: str, map_location: Place = None) -> Any:
+def read_address(filename: str, map_location: MapLocation = None) -> Any:
     """What mmengine's loader of addresses is replaced with.
 
     Raises:
@@ -93,17 +93,17 @@ def read_address(filename: str, map_location: Place = None) -> Any:
 
 
 def _read_any(
-    file: str | Path | BinaryIO, map_location: Place = None, name: str = '', **_: Any
+    file: str | Path | BinaryIO, map_location: MapLocation = None, name: str = '', **_: Any
 ) -> Any:
     """Reads a path or bytes; takes what mmengine's own function takes."""
     if isinstance(file, str | Path):
-        found = read_torch(file, kinds=CHECKPOINT_KINDS, place=map_location, otherwise=OTHERWISE)
+        found = read_torch(file, types=CHECKPOINT_TYPES, place=map_location, otherwise=OTHERWISE)
         return check_checkpoint(found, name or str(file))
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     name = name or 'the checkpoint'
     found = read_torch_stream(
-        file, size, name, kinds=CHECKPOINT_KINDS, place=map_location, otherwise=OTHERWISE
+        file, size, name, types=CHECKPOINT_TYPES, place=map_location, otherwise=OTHERWISE
     )
     return check_checkpoint(found, name)
 

@@ -36,11 +36,11 @@ from .checkpoints.saving import save_safely
 from .checkpoints.slim_hook import SlimCheckpointHook
 from .data_check.watch import watch
 from .divergence import DivergenceHook, check_finite
-from .parallel.strategies import refuse_sharding
-from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
+from .parallel.distributed_strategies import refuse_sharding
+from .plan_description import describe_plan
 from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients
-from .report import describe_plan
+from .run_planning.run_plan import DEFAULT_TRAINED, RunPlanner
 from .summary import parameter_summary, plain_values, update_summary
 from .training_watch import TrainingWatch, check_stays_trained
 from .visual_hook import VisualHook

@@ -18,7 +18,7 @@ from cdra_mm.data import SOURCES
 from cdra_mm.data.pairs import PairSplit
 from cdra_mm.errors import CheckpointError, ConfigError, DataError
 from cdra_mm.reading import open_safetensors
-from cdra_mm.reading.kinds import ForeignTypeError, ReadingError
+from cdra_mm.reading.allowed_types import ForeignTypeError, ReadingError
 from cdra_mm.reading.torch_archive import archive_places
 from cdra_mm.storage.regular_file import open_regular
 

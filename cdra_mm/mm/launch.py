@@ -25,8 +25,8 @@ from cdra_mm.methods import CDRA, did_you_mean
 from .config_dump import choose_name
 from .data_check import WatchDataHook
 from .packages import drop_own_scope, register_packages
+from .parallel.distributed_strategies import check_strategy
 from .parallel.processes import start_processes
-from .parallel.strategies import check_strategy
 
 __all__ = [
     'build_runner',

@@ -24,7 +24,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 from cdra_mm.core import Plan, count_parameters
 from cdra_mm.methods import Method
 from cdra_mm.pictures import draw_map, map_of, pixels_of, styled
-from cdra_mm.pictures.plan_map import places_of
+from cdra_mm.pictures.plan_map import positions_of
 
 from .adapter_growth import AdapterGrowth
 from .backbone import find_backbone
@@ -77,9 +77,9 @@ class VisualHook(Hook):
         self._show(runner, scalars, runner.iter)
         if any(_takes_images(backend) for backend in backends):
             # With all names of the backbone, so that every layer shows.
-            places = places_of(plan, (name for name, _ in backbone.named_parameters()))
+            positions = positions_of(plan, (name for name, _ in backbone.named_parameters()))
             for what in PICTURES:
-                plan_map = map_of(plan, what, places)
+                plan_map = map_of(plan, what, positions)
                 if plan_map.values:
                     with styled():
                         pixels = pixels_of(draw_map(plan_map))

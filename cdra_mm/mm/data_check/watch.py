@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 
 from cdra_mm.errors import CDRAError, ConfigError, DataError
 
+from .config_datasets import check_command
 from .label_rule import LabelRule, label_rule, last_head
 from .one_sample import files_of, mask_trouble, packed_ids, reason, step_name, wrong_ids
-from .places import check_command
 
 __all__ = ['WatchDataHook', 'WatchedPipeline', 'leaf_datasets', 'require_one_size', 'watch']
 

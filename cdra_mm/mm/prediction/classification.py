@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmpretrain import ImageClassificationInferencer
 
-from .loading import class_names, dataset_of, load_weights
+from .strict_loading import class_names, dataset_of, load_weights
 
 __all__ = ['Classification']
 

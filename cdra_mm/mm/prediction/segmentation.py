@@ -15,7 +15,7 @@ from cdra_mm.errors import ConfigError
 from cdra_mm.pictures.style import class_palette
 from cdra_mm.storage import write_atomically
 
-from .loading import class_names, dataset_of, load_weights
+from .strict_loading import class_names, dataset_of, load_weights
 
 __all__ = ['Segmentation']
 

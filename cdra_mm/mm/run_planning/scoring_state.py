@@ -1,0 +1,115 @@
+"""The state of a run while it is scored, and its way back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import MMLogger
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ..recompute import recomputed
+
+__all__ = [
+    'nonzero_head',
+    'autocast',
+    'without_recomputation',
+    'preserved_random_state',
+    'patched',
+    'plain_forward',
+]
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An instance attribute for the moment, then exactly what was there before."""
+    had, old = name in owner.__dict__, owner.__dict__.get(name)
+    owner.__dict__[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            owner.__dict__[name] = old
+        else:
+            del owner.__dict__[name]
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """The training after the pass sees the random numbers it would have seen without it."""
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+
+
+@contextmanager
+def without_recomputation(model: nn.Module) -> Iterator[None]:
+    """No activation checkpointing: it breaks autograd.grad, and loses gradients of first blocks."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if getattr(module, 'with_cp', False):
+                stack.enter_context(patched(module, 'with_cp', False))
+            plain = recomputed(module)
+            if plain is not None:
+                stack.enter_context(patched(module, 'forward', plain))
+        yield
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """Nothing is computed again (see `without_recomputation`), and no samples are mixed."""
+    with ExitStack() as stack:
+        stack.enter_context(without_recomputation(model))
+        preprocessor = getattr(model, 'data_preprocessor', None)
+        if getattr(preprocessor, 'batch_augments', None) is not None:
+            stack.enter_context(patched(preprocessor, 'batch_augments', None))
+        yield
+
+
+@contextmanager
+def nonzero_head(
+    model: nn.Module, backbone: nn.Module, seed: int, logger: MMLogger
+) -> Iterator[None]:
+    """A head that starts at zero sends no gradient: random weights for the pass ."""
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    zeros = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in inside and parameter.dim() > 1 and not parameter.any()
+    }
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in zeros.items():
+        noise = torch.randn(parameter.shape, generator=generator) * 0.01
+        parameter.data.copy_(noise)
+        logger.warning(
+            f'{name} is all zeros, so the loss would not depend on the backbone: scored through '
+            'random weights (std 0.01), which are taken out again before training'
+        )
+    try:
+        yield
+    finally:
+        for parameter in zeros.values():
+            parameter.data.zero_()
+
+
+@contextmanager
+def autocast(runner: Runner) -> Iterator[None]:
+    """bf16 where the run trains in it; fp16 would lose small gradients, so fp32 otherwise."""
+    wrapper = runner.optim_wrapper
+    if isinstance(wrapper, AmpOptimWrapper) and wrapper.cast_dtype == torch.bfloat16:
+        device = next(runner.model.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16):
+            yield
+    else:
+        yield
