@@ -11,7 +11,8 @@
 `backbone`                    the registered wrapper; loading adapted checkpoints
 `backbones`                   timm's transformers as dense backbones; DINOv2's multi-layer features
 `checkpoints`                 slim checkpoints, saved safely and resumed exactly
-`compatibility`               how checkpoint files are read: nothing in them is executed
+`compatibility`, `guards`     how checkpoint files are read: nothing in them is executed
+`host`                        every private name of OpenMMLab that is used, every patch of it
 `cached_files`                files of addresses, checked before they are kept
 `export`                      merged checkpoints, adapter files, LoRA of PEFT, ONNX
 `painting`                    painted predictions of a test run
@@ -33,11 +34,3 @@ except ImportError as error:
         'installed: pip install "cdra-mm[onedl]" (the maintained forks) or "cdra-mm[openmmlab]" '
         '(the original packages); one environment holds one of the two'
     ) from error
-
-import warnings
-
-from .compatibility import guard_checkpoints
-
-# mmcv without compiled operators says so at every import; no backbone here uses them.
-warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
-guard_checkpoints()

@@ -12,6 +12,8 @@ from cdra_mm.reading import AllowedType, NamedFunction
 from cdra_mm.reading.allowed_types import ForeignTypeError, PendingObject, ReadingError
 from cdra_mm.reading.numpy_types import NUMPY_TYPES
 
+from .host.reading import CURVES, FUNCTIONS_KEY, HISTORY_KEYS, history_of
+
 __all__ = ['CHECKPOINT_TYPES', 'STATISTICS', 'WEIGHT_TYPES']
 
 HISTORY = f'{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}'
@@ -22,7 +24,7 @@ SCHEDULERS = 'mmengine.optim.scheduler'
 FUNCTIONS = {HISTORY: STATISTICS}
 # The scheduler's curve, as checkpoints of OneCycleLR and OneCycleMomentum held it.
 FUNCTIONS |= {
-    f'{SCHEDULERS}.{module}.{name}': ('_annealing_cos', '_annealing_linear')
+    f'{SCHEDULERS}.{module}.{name}': CURVES
     for module, names in {
         'param_scheduler': ('OneCycleParamScheduler',),
         'lr_scheduler': ('OneCycleLR',),
@@ -47,8 +49,8 @@ def _history(made: PendingObject, finish: Finish) -> HistoryBuffer:
     state = made.state
     if not isinstance(state, dict) or made.args:
         raise ReadingError('a HistoryBuffer without values')
-    log, count = finish(state.get('_log_history')), finish(state.get('_count_history'))
-    functions = state.get('_statistics_methods', {})
+    log, count = (finish(state.get(key)) for key in HISTORY_KEYS)
+    functions = state.get(FUNCTIONS_KEY, {})
     most = state.get('max_length')
     if not all(
         isinstance(a, np.ndarray) and a.ndim == 1 and a.dtype.kind in 'biuf' for a in (log, count)
@@ -57,9 +59,7 @@ def _history(made: PendingObject, finish: Finish) -> HistoryBuffer:
     if len(log) != len(count) or type(most) is not int or not len(log) <= most < 1 << 62:
         raise ReadingError('a HistoryBuffer whose lengths do not fit')
     finish(functions)  # known names only
-    buffer = HistoryBuffer(max_length=most)
-    buffer._log_history, buffer._count_history = log, count
-    return buffer
+    return history_of(log, count, most)
 
 
 def _settings(made: PendingObject, finish: Finish) -> dict[Any, Any]:

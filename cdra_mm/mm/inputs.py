@@ -11,7 +11,6 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from cdra_mm.data import SOURCES
@@ -23,6 +22,7 @@ from cdra_mm.reading.torch_archive import archive_places
 from cdra_mm.storage.regular_file import open_regular
 
 from .cached_files import DownloadError
+from .compatibility import load_checkpoint
 
 __all__ = [
     'check_inputs',
@@ -145,7 +145,7 @@ def check_weight_file(path: str, where: str = 'checkpoint') -> None:
             if is_archive and file.suffix != '.npz':
                 archive_places(stream, size)
         if not is_archive:
-            CheckpointLoader.load_checkpoint(str(file), map_location='cpu')
+            load_checkpoint(file)
     except CheckpointError as error:
         raise CheckpointError(f'weight file ({where}): {error}') from None
     except ForeignTypeError as error:

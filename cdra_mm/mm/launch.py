@@ -24,6 +24,7 @@ from cdra_mm.methods import CDRA, did_you_mean
 
 from .config_dump import choose_name
 from .data_check import WatchDataHook
+from .guards import set_guards
 from .packages import drop_own_scope, register_packages
 from .parallel.distributed_strategies import check_strategy
 from .parallel.processes import start_processes
@@ -62,6 +63,7 @@ def load_config(
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob('*.py')])
         raise ConfigError(f'config {path} does not exist{near}')
+    set_guards()
     register_packages()
     try:
         cfg = drop_own_scope(Config.fromfile(path))

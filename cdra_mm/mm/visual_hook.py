@@ -29,6 +29,7 @@ from cdra_mm.pictures.plan_map import positions_of
 from .adapter_growth import AdapterGrowth
 from .backbone import find_backbone
 from .checkpoints.record import Record
+from .host.runner import visual_backends
 from .optimizer_parameters import trained_parameters
 from .rebuild import plain_model
 
@@ -58,7 +59,7 @@ class VisualHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Shows the plan."""
         record = self.record()
-        backends = runner.visualizer._vis_backends.values() if is_main_process() else ()
+        backends = visual_backends(runner) if is_main_process() else ()
         if record is None or not record.plan or not backends:
             return
         for hook in runner.hooks:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process, master_only
-from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
@@ -26,22 +26,21 @@ from cdra_mm.storage import write_atomically, write_text
 from cdra_mm.storage.leftovers import clear_leftovers
 
 from ..divergence import check_finite
+from ..host.runner import (
+    OpenCheckpointHook,
+    replace_checkpoint_hooks,
+    replace_save_checkpoint,
+)
 from .own_files import OwnFiles, remove_own
 
 __all__ = ['OrderedCheckpointHook', 'clear_folders', 'save_safely']
 
 
-class OrderedCheckpointHook(CheckpointHook):
+class OrderedCheckpointHook(OpenCheckpointHook):
     """mmengine's hook, which removes nothing before its successor is on the disk."""
 
-    @classmethod
-    def replacing(cls, hook: CheckpointHook) -> OrderedCheckpointHook:
-        """A hook with the settings and the state of a plain one."""
-        new = cls.__new__(cls)
-        new.__dict__ = hook.__dict__
-        return new
-
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+    def save_numbered(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """Writes the checkpoint of a step, points to it, and then removes what is outdated."""
         limit = self.max_keep_ckpts
         kept = [*(i for i in getattr(self, 'keep_ckpt_ids', ()) if i != step), step]
         outdated = kept[:-limit] if limit > 0 else []
@@ -71,12 +70,13 @@ class OrderedCheckpointHook(CheckpointHook):
             self.keep_ckpt_ids = deque(kept[-limit:], limit)
             runner.message_hub.update_info('keep_ckpt_ids', kept[-limit:])
 
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+    def save_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """Writes the best checkpoint, and then removes those that were."""
         backend = self.file_backend
         later = _LaterRemoval(backend)
         try:
             self.file_backend = later
-            super()._save_best_checkpoint(runner, metrics)
+            super().save_best(runner, metrics)
         finally:
             self.file_backend = backend
         best = {getattr(self, 'best_ckpt_path', None)}
@@ -116,12 +116,12 @@ def save_safely(runner: Runner) -> None:
     Args:
         runner: A runner before training; calling it twice does no harm.
     """
-    for position, hook in enumerate(runner.hooks):
-        if type(hook) is CheckpointHook:
-            runner.hooks[position] = OrderedCheckpointHook.replacing(hook)
-    if 'save_checkpoint' in runner.__dict__:
-        return
-    plain = runner.save_checkpoint
+    replace_checkpoint_hooks(runner, OrderedCheckpointHook)
+    replace_save_checkpoint(runner, lambda plain: _safely(runner, plain))
+
+
+def _safely(runner: Runner, plain: Callable[..., None]) -> Callable[..., None]:
+    """A run's ``save_checkpoint`` that leaves a whole file or none."""
     signature = inspect.signature(plain)
 
     def save_checkpoint(*args: Any, **kwargs: Any) -> None:
@@ -151,7 +151,7 @@ def save_safely(runner: Runner) -> None:
                 'go on with the same command and --resume'
             ) from None
 
-    runner.save_checkpoint = save_checkpoint
+    return save_checkpoint
 
 
 def clear_folders(own: OwnFiles) -> None:

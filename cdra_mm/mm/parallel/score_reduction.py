@@ -6,19 +6,15 @@ process that left early would keep the others waiting for the backend's time-out
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.logging import MMLogger
 from torch import Tensor
 
 from cdra_mm.errors import ScoreError
 
-from ..run_planning.scoring_state import patched
-
-__all__ = ['ScoreReduction', 'as_single_process', 'own_share']
+__all__ = ['ScoreReduction', 'own_share']
 
 
 def own_share(indices: Sequence[int], unit: int) -> list[int]:
@@ -75,15 +71,3 @@ class ScoreReduction:
     def _gather(self, count: int, failure: str) -> list[tuple[int, str]]:
         self.over = True
         return list(all_gather_object((count, failure)))
-
-
-@contextmanager
-def as_single_process() -> Iterator[None]:
-    """Lets a loss see the samples of this process alone.
-
-    Some heads average over processes inside their loss (the number of matched masks, say). The
-    per-sample loss of a batch of one has nothing to average with, and processes with shares of
-    different sizes would wait for each other in vain.
-    """
-    with patched(torch.distributed, 'is_initialized', lambda: False):
-        yield

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cdra_mm.errors import ConfigError
 
+from ..host.models import with_features, with_forward
 from .label_check import check_labels, named_loss
-from .scoring_state import patched
 from .unlabelled import Unlabelled
 
 __all__ = ['per_sample_losses', 'prepared']
@@ -41,10 +41,10 @@ def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None
     losses = []
     # A batch of one needs no cutting: whatever the shapes are, they are that sample's.
     part = _slice if len(samples) > 1 else lambda whole, _: whole
-    with patched(model.backbone, 'forward', _refuse_second_run(model)):
+    with with_forward(model.backbone, _refuse_second_run(model)):
         for n in range(len(samples)):
             mine = samples[n : n + 1]
-            alone = patched(model, 'extract_feat', lambda *_, n=n, **__: part(features, n))
+            alone = with_features(model, lambda *_, n=n, **__: part(features, n))
             with alone, named_loss(model, mine):
                 total, _ = model.parse_losses(model.loss(inputs[n : n + 1], mine))
             losses.append(total)

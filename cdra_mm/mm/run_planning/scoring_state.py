@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,30 +13,14 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..recompute import recomputed
+from ..host.models import without_batch_augments, without_recomputation
 
 __all__ = [
     'nonzero_head',
     'autocast',
-    'without_recomputation',
     'preserved_random_state',
-    'patched',
     'plain_forward',
 ]
-
-
-@contextmanager
-def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An instance attribute for the moment, then exactly what was there before."""
-    had, old = name in owner.__dict__, owner.__dict__.get(name)
-    owner.__dict__[name] = value
-    try:
-        yield
-    finally:
-        if had:
-            owner.__dict__[name] = old
-        else:
-            del owner.__dict__[name]
 
 
 @contextmanager
@@ -54,26 +37,9 @@ def preserved_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def without_recomputation(model: nn.Module) -> Iterator[None]:
-    """No activation checkpointing: it breaks autograd.grad, and loses gradients of first blocks."""
-    with ExitStack() as stack:
-        for module in model.modules():
-            if getattr(module, 'with_cp', False):
-                stack.enter_context(patched(module, 'with_cp', False))
-            plain = recomputed(module)
-            if plain is not None:
-                stack.enter_context(patched(module, 'forward', plain))
-        yield
-
-
-@contextmanager
 def plain_forward(model: nn.Module) -> Iterator[None]:
     """Nothing is computed again (see `without_recomputation`), and no samples are mixed."""
-    with ExitStack() as stack:
-        stack.enter_context(without_recomputation(model))
-        preprocessor = getattr(model, 'data_preprocessor', None)
-        if getattr(preprocessor, 'batch_augments', None) is not None:
-            stack.enter_context(patched(preprocessor, 'batch_augments', None))
+    with without_recomputation(model), without_batch_augments(model):
         yield
 
 

@@ -28,12 +28,13 @@ from cdra_mm.core.model.evaluation import evaluation_mode
 from cdra_mm.errors import ConfigError, DataError, ScoreError
 from cdra_mm.methods import SharedAdapters
 
-from ..parallel.score_reduction import ScoreReduction, as_single_process
+from ..host.models import as_single_process, without_recomputation
+from ..parallel.score_reduction import ScoreReduction
 from ..rebuild import plain_model, remember_configs
 from .label_check import check_labels, named_loss
 from .sample_losses import per_sample_losses
 from .scoring import SeededSamples, seeded_batches, show_progress
-from .scoring_state import autocast, plain_forward, preserved_random_state, without_recomputation
+from .scoring_state import autocast, plain_forward, preserved_random_state
 
 __all__ = ['RunTrials', 'trials_in']
 

@@ -28,7 +28,7 @@ from cdra_mm.core.model.evaluation import evaluation_mode
 from cdra_mm.errors import DataError
 from cdra_mm.methods.base import FROZEN, UNREACHED
 
-from ..parallel.score_reduction import as_single_process
+from ..host.models import as_single_process, run_loss
 from ..rebuild import plain_model
 from .sample_losses import prepared
 from .scoring import SeededSamples
@@ -147,7 +147,7 @@ def _with_gradient(runner: Runner, parameters: dict[str, nn.Parameter], seed: in
         samples = SeededSamples(loader.dataset, seed)
         data = prepared(model, loader.collate_fn([samples[index] for index in indices.tolist()]))
         with torch.enable_grad():
-            loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
+            loss, _ = model.parse_losses(run_loss(model, data))
             if loss.requires_grad:
                 loss.backward()
     return {name for name, parameter in parameters.items() if id(parameter) in reached}
