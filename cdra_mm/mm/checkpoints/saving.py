@@ -72,37 +72,16 @@ class OrderedCheckpointHook(OpenCheckpointHook):
 
     def save_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """Writes the best checkpoint, and then removes those that were."""
-        backend = self.file_backend
-        later = _LaterRemoval(backend)
-        try:
-            self.file_backend = later
+        with self.noting_removals() as removed:
             super().save_best(runner, metrics)
-        finally:
-            self.file_backend = backend
         best = {getattr(self, 'best_ckpt_path', None)}
         best |= set(getattr(self, 'best_ckpt_path_dict', {}).values())
-        for path in later.paths:
+        for path in removed:
             if path not in best:  # a resumed run may find the same best again
                 self._remove(path)
 
     def _remove(self, path: str) -> None:
         remove_own(self.file_backend, path, self.out_dir, self.filename_tmpl)
-
-
-class _LaterRemoval:
-    """A file backend that only notes what is to be removed."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self.paths: list[str] = []
-
-    def remove(self, path: str) -> None:
-        self.paths.append(path)
-
-    rmtree = remove
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
 
 
 def save_safely(runner: Runner) -> None:

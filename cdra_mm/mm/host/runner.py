@@ -7,6 +7,7 @@ workers); these look, and build nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config
@@ -125,11 +126,38 @@ class OpenCheckpointHook(CheckpointHook):
         """Saves the best checkpoint, if it is this one."""
         super()._save_best_checkpoint(runner, metrics)
 
+    @contextmanager
+    def noting_removals(self) -> Iterator[list[str]]:
+        """Removes nothing inside; gives the list of what would have been removed."""
+        backend = self.file_backend
+        later = _LaterRemoval(backend)
+        try:
+            self.file_backend = later
+            yield later.paths
+        finally:
+            self.file_backend = backend
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         self.save_numbered(runner, step, meta)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         self.save_best(runner, metrics)
+
+
+class _LaterRemoval:
+    """A file backend that only notes what is to be removed."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.paths: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self.paths.append(path)
+
+    rmtree = remove
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
 
 
 def replace_checkpoint_hooks(runner: Runner, cls: type[OpenCheckpointHook]) -> None:
