@@ -99,7 +99,7 @@ def test_selected_masks_refuse_a_plan_of_other_entries():
     [
         ('truncated', 'is truncated or no safetensors file'),
         ('foreign', 'holds no kept scores'),
-        ('missing', 'no such file'),
+        ('missing', 'does not exist'),
     ],
 )
 def test_read_kept_names_the_file_at_fault(tmp_path, damage, message):

@@ -237,7 +237,7 @@ def test_what_is_no_file_is_neither_waited_for_nor_opened(tmp_path):
         ('pipe.pth', 'is a pipe'),
         ('loop.pth', 'cannot be read'),
         ('', 'is a folder'),
-        ('none.pth', 'no such'),
+        ('none.pth', 'does not exist'),
         ('a\0b', 'null byte'),
     ):
         with pytest.raises(CheckpointError, match=reason):

@@ -16,6 +16,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from cdra_mm.errors import CDRAError, ConfigError, DataError
 
+from ..dataset_configs import SPLITS, dataset_configs, is_wrapper
 from .registry_classes import class_of, default_of
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     'suffixes_in',
 ]
 
-SPLITS = {'train_dataloader': 'train', 'val_dataloader': 'val', 'test_dataloader': 'test'}
 LOOKED_AT = 20_000  # files after which the suffixes of a folder are known well enough
 NAMED = 5
 
@@ -54,7 +54,10 @@ def configured_datasets(
     return [
         ConfiguredDataset(SPLITS[loader], where, config)
         for loader in loaders
-        for where, config in _leaves((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset')
+        for where, config in dataset_configs(
+            (cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'
+        )
+        if 'type' in config and not is_wrapper(config)
     ]
 
 
@@ -110,18 +113,6 @@ def suffixes_in(folder: str | Path) -> Counter[str]:
         if found.total() > LOOKED_AT:
             break
     return found
-
-
-def _leaves(config: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if isinstance(config, list | tuple):
-        for position, entry in enumerate(config):
-            yield from _leaves(entry, f'{where}.{position}')
-    elif isinstance(config, Mapping):
-        inner = [key for key in ('dataset', 'datasets') if config.get(key)]
-        for key in inner:
-            yield from _leaves(config[key], f'{where}.{key}')
-        if not inner and 'type' in config:
-            yield where, config
 
 
 def _no_files(configured: ConfiguredDataset) -> DataError | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cdra_mm.errors import DataError
 
+from ..dataset_configs import LOADERS
 from ..run_planning.scoring_state import preserved_random_state
 from .config_datasets import ConfiguredDataset, build, check_command, configured_datasets, in_scope
 from .dataset_files import absent_files, infos_of, is_local, lonely_masks, walked_twice
@@ -25,7 +26,6 @@ __all__ = ['check_data']
 
 FEW = 4  # samples of each data set that are read
 SIZED = 12  # training samples whose sizes are compared, where the settings let them differ
-LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 CLASSES_BELOW = 1_000_000  # samples up to which every label of a classifier is compared
 
 
