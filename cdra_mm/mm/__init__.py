@@ -1,10 +1,12 @@
 """The method inside OpenMMLab: the only code that knows mmengine, mmseg and mmpretrain.
 
 ============================  ==================================================
-`launch`, `inputs`            a config becomes a run; its inputs are looked for first
+`launch`, `inputs`,           a config becomes a run; its inputs are looked for first
+`dataset_configs`
 `data_check`                  files, labels and sizes of a run's data, looked at beforehand
 `packages`                    ``package::`` names in configs
-`hook`                        when what happens in a run
+`hook`, `hook_settings`,      when what happens in a run: how its backbone is adapted, what it
+`adaptation`, `run_results`   leaves at its end
 `run_planning`                the run's own data becomes its plan
 `rebuild`, `recompute`        optimizer, schedulers, DDP, EMA, activation checkpointing
                               after the model changed

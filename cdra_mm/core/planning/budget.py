@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from cdra_mm.errors import PlanError
-from cdra_mm.progress import counted, progress_line
+from cdra_mm.progress import counted, phase
 
 from .selection import BUCKETS, FINITE_BUCKETS, Threshold, coarse_histogram, fine_histogram
 from .sizes import Rules, TargetSizes, shifted
@@ -104,7 +104,7 @@ class _Search:
     ) -> None:
         """Looks into the buckets that are worth it, in order, as far as passes last."""
         left = self.passes
-        show = progress_line('planning, exact budget', unit='passes', after=1.0)
+        show = phase('planning, exact budget', 'passes')
         for position in order.tolist():
             if left and worth(position):
                 take(self.inside(position))

@@ -18,7 +18,7 @@ from cdra_mm.core import Plan, fingerprint
 from cdra_mm.core.scoring.scores import require_finite
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import Method, Request, did_you_mean
-from cdra_mm.progress import silent
+from cdra_mm.progress import late_line, reported_to
 
 from .competing import competing_targets
 from .kept_scores import KEEP, SCORES_FILE, selected_masks, write_kept
@@ -163,7 +163,7 @@ class RunPlanner:
             fingerprint=fingerprint(backbone, digests=digests) if self.method.needs_scores else '',
             beside_budget=0 if self.also_train_in_budget else sum(also_train.values()),
         )
-        with silent(get_rank() != 0):
+        with reported_to(late_line if get_rank() == 0 else None):
             plan = same_everywhere(self._decide(runner, request))
         if plan is not None:
             request.check(plan)  # a method of another package may look at the backbone alone
