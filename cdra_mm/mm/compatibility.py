@@ -108,13 +108,15 @@ def _read_any(
 ) -> Any:
     """Reads a path or bytes; takes what mmengine's own function takes."""
     if isinstance(file, str | Path):
-        found = read_torch(file, types=CHECKPOINT_TYPES, place=map_location, otherwise=OTHERWISE)
+        found = read_torch(
+            file, types=CHECKPOINT_TYPES, map_location=map_location, otherwise=OTHERWISE
+        )
         return check_checkpoint(found, name or str(file))
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     name = name or 'the checkpoint'
     found = read_torch_stream(
-        file, size, name, types=CHECKPOINT_TYPES, place=map_location, otherwise=OTHERWISE
+        file, size, name, types=CHECKPOINT_TYPES, map_location=map_location, otherwise=OTHERWISE
     )
     return check_checkpoint(found, name)
 

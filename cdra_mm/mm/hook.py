@@ -206,7 +206,7 @@ class CDRAHook(Hook):
         if record is None:
             self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
         else:
-            self._take(runner, self.adaptation.adopt(runner, backbone, record))
+            self._use_record(runner, self.adaptation.adopt(runner, backbone, record))
         check_optimizer_type(checkpoint, runner)
         check_optimizer(checkpoint, runner.optim_wrapper)
         check_state(checkpoint, runner, record)
@@ -223,9 +223,9 @@ class CDRAHook(Hook):
         loaded = record_of(backbone)
         if self.record is None and loaded is not None:
             record = self.adaptation.adopt(runner, backbone, loaded, has_base=True)
-            self._take(runner, record)
+            self._use_record(runner, record)
         if self.record is None:
-            self._take(runner, self.adaptation.begin(runner, backbone))
+            self._use_record(runner, self.adaptation.begin(runner, backbone))
         if self._midway is not None:
             go_on(runner, self._midway)
         keep_gradients(plain_model(runner))
@@ -264,7 +264,7 @@ class CDRAHook(Hook):
 
     # What the stages do.
 
-    def _take(self, runner: Runner, record: Record) -> None:
+    def _use_record(self, runner: Runner, record: Record) -> None:
         """What the run trains is settled: its optimizer is built for it, and its plan written."""
         self.record = record
         rebuild(runner, self._configs)

@@ -32,7 +32,7 @@ def read_torch(
     path: str | Path,
     *,
     types: Mapping[str, AllowedType] | None = None,
-    place: MapLocation = None,
+    map_location: MapLocation = None,
     otherwise: str = ALONE,
 ) -> Any:
     """Reads what ``torch.save`` wrote, in either of its formats.
@@ -41,7 +41,7 @@ def read_torch(
         path: The file.
         types: What it may name beside tensors, numpy's arrays and harmless types of the
             standard library.
-        place: Where the tensors go, as ``map_location`` of ``torch.load``; None for the CPU.
+        map_location: Where the tensors go, as ``map_location`` of ``torch.load``; None for the CPU.
         otherwise: What to do about a file that holds more than that, for the message.
 
     Returns:
@@ -54,7 +54,7 @@ def read_torch(
     file, size = open_regular(path, 'checkpoint')
     with file:
         return read_torch_stream(
-            file, size, str(path), types=types, place=place, otherwise=otherwise
+            file, size, str(path), types=types, map_location=map_location, otherwise=otherwise
         )
 
 
@@ -64,7 +64,7 @@ def read_torch_stream(
     name: str,
     *,
     types: Mapping[str, AllowedType] | None = None,
-    place: MapLocation = None,
+    map_location: MapLocation = None,
     otherwise: str = ALONE,
 ) -> Any:
     """`read_torch` of bytes that lie elsewhere.
@@ -74,7 +74,7 @@ def read_torch_stream(
         size: How many.
         name: For messages.
         types: See `read_torch`.
-        place: See `read_torch`.
+        map_location: See `read_torch`.
         otherwise: See `read_torch`.
 
     Raises:
@@ -89,7 +89,7 @@ def read_torch_stream(
             raise ForeignTypeError('a tar archive, as torch wrote before release 0.1.10')
         else:
             tree, storages, length = read_legacy(file, size, known)
-    _put(storages, place)
+    _put(storages, map_location)
     with _named(name, size, otherwise):
         return build_values(tree, length)
 
@@ -117,20 +117,20 @@ def _named(name: str, size: int, otherwise: str) -> Any:
         ) from None
 
 
-def _put(storages: Storages, place: MapLocation) -> None:
+def _put(storages: Storages, map_location: MapLocation) -> None:
     """Moves the bytes of the storages to where they are asked for."""
     for storage in storages.found.values():
-        target = _target(storage, place)
+        target = _target(storage, map_location)
         if target is not None and storage.content is not None:
             storage.content = storage.content.to(target)
 
 
-def _target(storage: Storage, place: MapLocation) -> str | torch.device | None:
-    if isinstance(place, str | torch.device) or place is None:
-        return place
-    if isinstance(place, Mapping):
-        return place.get(storage.location, storage.location)
+def _target(storage: Storage, map_location: MapLocation) -> str | torch.device | None:
+    if isinstance(map_location, str | torch.device) or map_location is None:
+        return map_location
+    if isinstance(map_location, Mapping):
+        return map_location.get(storage.location, storage.location)
     # A function that gets a storage and where it was.
     assert storage.content is not None
-    moved = place(storage.content.untyped_storage(), storage.location)
+    moved = map_location(storage.content.untyped_storage(), storage.location)
     return storage.location if moved is None else moved.device

@@ -10,10 +10,10 @@ from .allowed_types import AllowedType, ForeignTypeError, OrderedItems, PendingO
 
 __all__ = ['build_values']
 
-DEEPEST = 100  # containers inside each other
-LONGEST = 1024  # bits of a whole number
+MAX_DEPTH = 100  # containers inside each other
+MAX_BITS = 1024  # bits of a whole number
 # Values, every repetition counted: what stands in two places is walked through twice by others.
-MOST = 1_000_000
+MAX_VALUES = 1_000_000
 
 
 def build_values(tree: Any, most: int) -> Any:
@@ -27,7 +27,7 @@ def build_values(tree: Any, most: int) -> Any:
         ReadingError: If it is nested too deep, holds itself, or grows without bounds.
         ForeignTypeError: If it holds a type in the place of a value.
     """
-    return _Walk(max(most, MOST)).value(tree)
+    return _Walk(max(most, MAX_VALUES)).value(tree)
 
 
 class _Walk:
@@ -48,7 +48,7 @@ class _Walk:
                     raise ReadingError('a text that is no Unicode') from None
             return raw
         if kind is int:
-            if raw.bit_length() > LONGEST:
+            if raw.bit_length() > MAX_BITS:
                 raise ReadingError(f'a whole number of {raw.bit_length():,} bits')
             return raw
         if kind is AllowedType:
@@ -63,8 +63,8 @@ class _Walk:
             return value
         if id(raw) in self.open:
             raise ReadingError('a value that holds itself')
-        if len(self.open) >= DEEPEST:
-            raise ReadingError(f'more than {DEEPEST} values inside each other')
+        if len(self.open) >= MAX_DEPTH:
+            raise ReadingError(f'more than {MAX_DEPTH} values inside each other')
         self.open.add(id(raw))
         before = self.count
         value = _BUILDERS[kind](self, raw)

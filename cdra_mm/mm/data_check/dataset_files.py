@@ -12,7 +12,7 @@ from cdra_mm.data.layout import Fault
 from .config_datasets import suffixes_in
 from .one_sample import files_of
 
-__all__ = ['absent_files', 'infos_of', 'is_local', 'lonely_masks', 'walked_twice']
+__all__ = ['absent_files', 'infos_of', 'is_local', 'unpaired_masks', 'folders_read_twice']
 
 LOOKED_FOR = 200_000  # files that are looked for before a run; the check of all files has no limit
 
@@ -64,7 +64,7 @@ def absent_files(
     return faults
 
 
-def lonely_masks(dataset: Any, infos: Sequence[Mapping[str, Any]]) -> list[str]:
+def unpaired_masks(dataset: Any, infos: Sequence[Mapping[str, Any]]) -> list[str]:
     """Label maps in the data set's folder that no image has."""
     prefix = getattr(dataset, 'data_prefix', None) or {}
     folder = prefix.get('seg_map_path') if isinstance(prefix, Mapping) else None
@@ -83,7 +83,7 @@ def lonely_masks(dataset: Any, infos: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(path for path in found if path not in known)
 
 
-def walked_twice(infos: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def folders_read_twice(infos: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Folders that are one and the same under two names: a link that leads back."""
     names = sorted({os.path.dirname(path) for info in infos for path in files_of(info)[:1]})
     first: dict[str, str] = {}

@@ -15,7 +15,7 @@ from cdra_mm.errors import DataError
 from ..dataset_configs import LOADERS
 from ..run_planning.scoring_state import preserved_random_state
 from .config_datasets import ConfiguredDataset, build, check_command, configured_datasets, in_scope
-from .dataset_files import absent_files, infos_of, is_local, lonely_masks, walked_twice
+from .dataset_files import absent_files, folders_read_twice, infos_of, is_local, unpaired_masks
 from .label_rule import LabelRule, label_rule, last_head
 from .likely_mistakes import likely_mistakes
 from .one_sample import load, wrong_ids
@@ -78,11 +78,11 @@ def _check(
         if absent:
             rest = f' (and {len(absent) - 1} more files)' if len(absent) > 1 else ''
             raise DataError(f'{configured.where}: {absent[0]}{rest}{advice}')
-        lonely = lonely_masks(dataset, infos)
+        lonely = unpaired_masks(dataset, infos)
         if lonely:
             rest = f' and {len(lonely) - 1} more' if len(lonely) > 1 else ''
             remarks.append(f'{configured.where}: {lonely[0]}{rest} has no image and is not used')
-        for name, other in walked_twice(infos):
+        for name, other in folders_read_twice(infos):
             remarks.append(f'{configured.where}: {name} is the same folder as {other}: read twice')
     _check_labels(configured, infos, rule, advice)
     steps = getattr(dataset, 'pipeline', None)

@@ -16,12 +16,12 @@ from cdra_mm.errors import CDRAError, DataError
 from cdra_mm.progress import Progress, progress_line
 
 from .config_datasets import ConfiguredDataset, build, configured_datasets, in_scope
-from .dataset_files import absent_files, infos_of, is_local, lonely_masks, walked_twice
+from .dataset_files import absent_files, folders_read_twice, infos_of, is_local, unpaired_masks
 from .findings import DataReport, DatasetReport
 from .image_headers import ImageHeader, image_header
 from .label_rule import LabelRule, label_rule, last_head
 from .likely_mistakes import likely_mistakes
-from .one_sample import files_of, load, mask_trouble, packed_ids, reason, step_name, wrong_ids
+from .one_sample import files_of, load, mask_fault, packed_ids, reason, step_name, wrong_ids
 from .size_settings import check_settings, class_remarks
 
 __all__ = ['check_config_data']
@@ -68,8 +68,8 @@ def check_config_data(
             if dataset is None:
                 continue
             remarks += class_remarks(configured, report.classes or None, rule)
-            for look in _looks(dataset, rule, workers, report.where):
-                _add(report, look)
+            for findings in _checked_samples(dataset, rule, workers, report.where):
+                _add(report, findings)
                 done += 1
                 show(done, total)
             _judge(report, dataset, rule)
@@ -80,7 +80,7 @@ def check_config_data(
 
 
 @dataclass
-class Look:
+class SampleFindings:
     """What was found of one sample; goes from a worker process to this one."""
 
     size: tuple[int, int] | None = None
@@ -90,7 +90,7 @@ class Look:
     remarks: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Looks(Dataset[Look]):
+class SampleChecks(Dataset[SampleFindings]):
     """The samples of a data set, each looked at."""
 
     def __init__(self, dataset: Any, rule: LabelRule | None) -> None:
@@ -100,16 +100,16 @@ class Looks(Dataset[Look]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Look:
-        look = Look()
+    def __getitem__(self, index: int) -> SampleFindings:
+        findings = SampleFindings()
         steps = getattr(getattr(self.dataset, 'pipeline', None), 'transforms', None)
         if not steps or not hasattr(self.dataset, 'get_data_info'):
-            self._whole(index, look)
-            return look
+            self._whole(index, findings)
+            return findings
         info = self.dataset.get_data_info(index)
         files = files_of(info)
-        if self.is_local and not self._files(info, files, look):
-            return look
+        if self.is_local and not self._files(info, files, findings):
+            return findings
         name = files[0] if files else f'sample {index}'
         running: list[str] = []
         try:
@@ -119,15 +119,15 @@ class Looks(Dataset[Look]):
             # The step that loads the label map fails for the label map.
             mask = str(info.get('seg_map_path') or name)
             where = mask if info.get('img') is not None or len(running) > 1 else name
-            look.faults.append(Fault(where, f'cannot be read: {running[-1]} fails ({told})'))
-            return look
+            findings.faults.append(Fault(where, f'cannot be read: {running[-1]} fails ({told})'))
+            return findings
         if data is None:
-            look.faults.append(Fault(name, f'is given up by {running[-1]}'))
-            return look
-        self._contents(data, name, look)
-        return look
+            findings.faults.append(Fault(name, f'is given up by {running[-1]}'))
+            return findings
+        self._contents(data, name, findings)
+        return findings
 
-    def _files(self, info: Mapping[str, Any], files: list[str], look: Look) -> bool:
+    def _files(self, info: Mapping[str, Any], files: list[str], findings: SampleFindings) -> bool:
         """Looks at the files themselves; whether they are worth loading."""
         looked: dict[str, ImageHeader] = {}
         for path in files:
@@ -135,56 +135,56 @@ class Looks(Dataset[Look]):
                 continue
             looked[path] = image_header(path, is_mask=path == info.get('seg_map_path'))
             if looked[path].fault:
-                look.faults.append(Fault(path, looked[path].fault))
+                findings.faults.append(Fault(path, looked[path].fault))
             if looked[path].remark:
-                look.remarks += [(kind, path) for kind in looked[path].remark.split('; ')]
+                findings.remarks += [(kind, path) for kind in looked[path].remark.split('; ')]
         mask = info.get('seg_map_path')
-        if mask in looked and looked[files[0]].is_turned and not looked[mask].is_turned:
-            look.remarks.append(
+        if mask in looked and looked[files[0]].is_rotated and not looked[mask].is_rotated:
+            findings.remarks.append(
                 ('is turned by its EXIF orientation, and its label map is not', files[0])
             )
-        return not look.faults
+        return not findings.faults
 
-    def _contents(self, data: Mapping[str, Any], name: str, look: Look) -> None:
+    def _contents(self, data: Mapping[str, Any], name: str, findings: SampleFindings) -> None:
         image = data.get('img')
         if isinstance(image, np.ndarray):
-            look.size = (image.shape[0], image.shape[1])
+            findings.size = (image.shape[0], image.shape[1])
             shape = data.get('ori_shape')
             if shape is not None:
-                look.size = (int(shape[0]), int(shape[1]))
+                findings.size = (int(shape[0]), int(shape[1]))
         if 'gt_seg_map' in data:
             mask = str(data.get('seg_map_path') or name)
-            trouble = mask_trouble(data)
+            trouble = mask_fault(data)
             if trouble:
-                look.faults.append(Fault(mask, trouble))
+                findings.faults.append(Fault(mask, trouble))
                 return
-            self._ids(data['gt_seg_map'], mask, look)
+            self._ids(data['gt_seg_map'], mask, findings)
         elif 'gt_label' in data:
-            look.labels = np.atleast_1d(np.asarray(data['gt_label'])).ravel().tolist()
-            self._judge_ids(look.labels, name, look)
+            findings.labels = np.atleast_1d(np.asarray(data['gt_label'])).ravel().tolist()
+            self._judge_ids(findings.labels, name, findings)
 
-    def _ids(self, labels: np.ndarray, name: str, look: Look) -> None:
+    def _ids(self, labels: np.ndarray, name: str, findings: SampleFindings) -> None:
         if labels.dtype.kind not in 'iub':
             return  # a map of measurements
         ids, counts = np.unique(labels, return_counts=True)
-        look.pixels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-        self._judge_ids(ids.tolist(), name, look)
+        findings.pixels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        self._judge_ids(ids.tolist(), name, findings)
 
-    def _judge_ids(self, ids: Sequence[Any], name: str, look: Look) -> None:
+    def _judge_ids(self, ids: Sequence[Any], name: str, findings: SampleFindings) -> None:
         whole = [i for i in ids if isinstance(i, int)]
         if self.rule is not None and (trouble := wrong_ids(whole, self.rule)):
-            look.faults.append(Fault(name, trouble))
+            findings.faults.append(Fault(name, trouble))
 
-    def _whole(self, index: int, look: Look) -> None:
+    def _whole(self, index: int, findings: SampleFindings) -> None:
         """A data set of another kind: all that can be told is whether a sample comes of it."""
         try:
             sample = self.dataset[index]
         except Exception as error:  # whatever the data set makes of it
-            look.faults.append(Fault(f'sample {index}', f'cannot be read: {reason(error)}'))
+            findings.faults.append(Fault(f'sample {index}', f'cannot be read: {reason(error)}'))
             return
         ids = packed_ids(sample)
-        look.labels = ids
-        self._judge_ids(ids, f'sample {index}', look)
+        findings.labels = ids
+        self._judge_ids(ids, f'sample {index}', findings)
 
 
 class _Noted:
@@ -223,9 +223,9 @@ def _built(group: Sequence[ConfiguredDataset]) -> tuple[DatasetReport, Configure
     return report, group[0], dataset
 
 
-def _looks(dataset: Any, rule: LabelRule | None, workers: int, where: str) -> Any:
-    loader: DataLoader[Look] = DataLoader(
-        Looks(dataset, rule), batch_size=None, num_workers=workers, collate_fn=None
+def _checked_samples(dataset: Any, rule: LabelRule | None, workers: int, where: str) -> Any:
+    loader: DataLoader[SampleFindings] = DataLoader(
+        SampleChecks(dataset, rule), batch_size=None, num_workers=workers, collate_fn=None
     )
     try:
         yield from loader
@@ -236,16 +236,16 @@ def _looks(dataset: Any, rule: LabelRule | None, workers: int, where: str) -> An
         ) from error
 
 
-def _add(report: DatasetReport, look: Look) -> None:
-    if look.size is not None:
-        report.sizes[look.size] += 1
-    for number, pixels in look.pixels.items():
+def _add(report: DatasetReport, findings: SampleFindings) -> None:
+    if findings.size is not None:
+        report.sizes[findings.size] += 1
+    for number, pixels in findings.pixels.items():
         report.tally.images[number] += 1
         report.tally.pixels[number] += pixels
-    for label in look.labels:
+    for label in findings.labels:
         report.tally.images[label] += 1
-    report.faults += look.faults
-    for kind, path in look.remarks:
+    report.faults += findings.faults
+    for kind, path in findings.remarks:
         report.remarks.setdefault(kind, []).append(path)
 
 
@@ -266,10 +266,10 @@ def _judge(report: DatasetReport, dataset: Any, rule: LabelRule | None) -> None:
     for fault in absent_files(dataset, infos, None)[:1]:  # the first says why
         if fault.where in known:
             report.faults[known[fault.where]] = fault
-    lonely = lonely_masks(dataset, infos)
+    lonely = unpaired_masks(dataset, infos)
     if lonely:
         report.remarks['has no image'] = lonely
-    for name, other in walked_twice(infos):
+    for name, other in folders_read_twice(infos):
         report.mistakes.append(f'{name} is the same folder as {other}: its images are read twice')
 
 

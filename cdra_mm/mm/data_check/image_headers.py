@@ -27,11 +27,11 @@ class ImageHeader:
     Attributes:
         fault: Why it cannot be used; '' for a good file.
         remark: What is unusual about it; '' for nothing.
-        is_turned: Whether its EXIF orientation asks for the picture to be turned or mirrored.
+        is_rotated: Whether its EXIF orientation asks for the picture to be turned or mirrored.
     """
 
-    def __init__(self, fault: str = '', remark: str = '', is_turned: bool = False) -> None:
-        self.fault, self.remark, self.is_turned = fault, remark, is_turned
+    def __init__(self, fault: str = '', remark: str = '', is_rotated: bool = False) -> None:
+        self.fault, self.remark, self.is_rotated = fault, remark, is_rotated
 
 
 def image_header(path: str, *, is_mask: bool = False) -> ImageHeader:
@@ -86,8 +86,8 @@ def _look(picture: Image.Image, path: str, is_mask: bool) -> ImageHeader:
         remarks.append(f'has mode {mode}, more than the 8 bits that OpenCV keeps')
     if not is_mask and mode in ('LA', 'RGBA', 'PA'):
         remarks.append('has an alpha channel, which is dropped')
-    is_turned = picture.getexif().get(ORIENTATION, 1) not in (0, 1)
-    return ImageHeader(remark='; '.join(remarks), is_turned=is_turned)
+    is_rotated = picture.getexif().get(ORIENTATION, 1) not in (0, 1)
+    return ImageHeader(remark='; '.join(remarks), is_rotated=is_rotated)
 
 
 def _ends_with(path: str, end: bytes) -> bool:

@@ -25,7 +25,7 @@ from ..host.data import wrap_batches, wrap_pipeline
 from ..host.runner import built_loops
 from .config_datasets import check_command
 from .label_rule import LabelRule, label_rule, last_head
-from .one_sample import files_of, mask_trouble, packed_ids, reason, step_name, wrong_ids
+from .one_sample import files_of, mask_fault, packed_ids, reason, step_name, wrong_ids
 
 __all__ = ['WatchDataHook', 'WatchedPipeline', 'leaf_datasets', 'require_one_size', 'watch']
 
@@ -64,7 +64,7 @@ class WatchedPipeline(Compose):
                 return None
             if not is_checked and isinstance(data, Mapping) and 'gt_seg_map' in data:
                 is_checked = True
-                self._require(mask_trouble(data), str(data.get('seg_map_path') or _named(files)))
+                self._require(mask_fault(data), str(data.get('seg_map_path') or _named(files)))
         if self.rule is not None:
             self._require(
                 wrong_ids(packed_ids(data), self.rule),
