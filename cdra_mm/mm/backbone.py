@@ -19,8 +19,8 @@ from .checkpoints.base_weights import BaseSource, named_bases
 from .checkpoints.record import RECORD_KEY
 from .checkpoints.restoring import restore
 from .guards import set_guards
-from .host.models import is_initialising
-from .host.runner import config_dict
+from .host.model_patches import is_initialising
+from .host.runner_parts import config_dict
 from .weights.conversion import convert_on_load
 from .weights.destinations import destination_of
 

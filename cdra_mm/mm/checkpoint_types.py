@@ -12,7 +12,7 @@ from cdra_mm.reading import AllowedType, NamedFunction
 from cdra_mm.reading.allowed_types import ForeignTypeError, PendingObject, ReadingError
 from cdra_mm.reading.numpy_types import NUMPY_TYPES
 
-from .host.reading import CURVES, FUNCTIONS_KEY, HISTORY_KEYS, history_of
+from .host.checkpoint_loaders import CURVES, FUNCTIONS_KEY, HISTORY_KEYS, history_of
 
 __all__ = ['CHECKPOINT_TYPES', 'STATISTICS', 'WEIGHT_TYPES']
 

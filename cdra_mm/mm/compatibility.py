@@ -26,7 +26,7 @@ from cdra_mm.reading.torch_file import MapLocation, read_torch_stream
 from .cached_files import cached_file
 from .checkpoint_types import CHECKPOINT_TYPES
 from .checkpoints.checked import check_checkpoint
-from .host.reading import plain_loaders, replace_loader, replace_readers
+from .host.checkpoint_loaders import plain_loaders, replace_loader, replace_readers
 
 __all__ = ['TRUST', 'guard_checkpoints', 'load_checkpoint', 'read_checkpoint']
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from .host.runner import set_config_filename
+from .host.runner_parts import set_config_filename
 
 __all__ = ['choose_name']
 

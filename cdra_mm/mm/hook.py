@@ -32,7 +32,7 @@ from .data_check.watch import watch
 from .divergence import DivergenceHook, check_finite
 from .guards import set_guards
 from .hook_settings import method_of
-from .host.runner import is_resumed, trains
+from .host.runner_parts import is_resumed, trains
 from .parallel.distributed_strategies import refuse_sharding
 from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients

@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from cdra_mm.errors import ConfigError
 from cdra_mm.methods import did_you_mean
 
-from .host.runner import packages, set_package
+from .host.runner_parts import packages, set_package
 
 __all__ = ['bases', 'drop_own_scope', 'register_packages', 'set_default_scope']
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from cdra_mm.errors import ConfigError
 
-from .host.runner import is_built, replace_model, replace_optimizer
+from .host.runner_parts import is_built, replace_model, replace_optimizer
 from .optimizer_parameters import build_optimizer
 
 __all__ = ['check_rebuildable', 'plain_model', 'rebuild', 'remember_configs']

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .host.models import plain_forward_of
+from .host.model_patches import plain_forward_of
 
 __all__ = ['keep_gradients']
 

@@ -29,7 +29,7 @@ from cdra_mm.pictures.plan_map import positions_of
 from .adapter_growth import AdapterGrowth
 from .backbone import find_backbone
 from .checkpoints.record import Record
-from .host.runner import visual_backends
+from .host.runner_parts import visual_backends
 from .optimizer_parameters import trained_parameters
 from .rebuild import plain_model
 

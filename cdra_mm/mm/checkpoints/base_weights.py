@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from cdra_mm.errors import CheckpointError
 
 from ..compatibility import load_checkpoint
-from ..host.models import initialised_again
-from ..host.runner import is_resumed, loaded_from
+from ..host.model_patches import initialised_again
+from ..host.runner_parts import is_resumed, loaded_from
 
 __all__ = [
     'BaseSource',

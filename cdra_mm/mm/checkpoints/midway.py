@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cdra_mm.errors import CheckpointError
 
-from ..host.runner import RestOfEpoch, end_loop_at, open_iterations
+from ..host.runner_parts import RestOfEpoch, end_loop_at, open_iterations
 from ..rebuild import plain_model
 
 __all__ = ['MIDWAY_KEY', 'go_on', 'midway_state']

@@ -24,8 +24,8 @@ from mmengine.runner import Runner
 
 from cdra_mm.errors import CheckpointError
 
-from ..host.reading import hub_entries
-from ..host.runner import loaded_from
+from ..host.checkpoint_loaders import hub_entries
+from ..host.runner_parts import loaded_from
 from .index import is_run_checkpoint, read_index
 
 __all__ = ['OwnFiles', 'claim_own_files', 'remove_own']

@@ -19,7 +19,7 @@ from cdra_mm.errors import CheckpointError, DataError
 from cdra_mm.last_checkpoint import POINTER, pointed_at, pointer_text
 
 from ..backbone import PREFIX
-from ..host.runner import is_resumed, loaded_from, resume_from, start_anew
+from ..host.runner_parts import is_resumed, loaded_from, resume_from, start_anew
 from ..inputs import check_weight_file
 from ..rebuild import plain_model
 from .own_files import OwnFiles

@@ -26,7 +26,7 @@ from cdra_mm.storage import write_atomically, write_text
 from cdra_mm.storage.leftovers import clear_leftovers
 
 from ..divergence import check_finite
-from ..host.runner import (
+from ..host.runner_parts import (
     OpenCheckpointHook,
     replace_checkpoint_hooks,
     replace_save_checkpoint,

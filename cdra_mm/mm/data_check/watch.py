@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from cdra_mm.errors import CDRAError, ConfigError, DataError
 
-from ..host.data import wrap_batches, wrap_pipeline
-from ..host.runner import built_loops
+from ..host.data_wrapping import wrap_batches, wrap_pipeline
+from ..host.runner_parts import built_loops
 from .config_datasets import check_command
 from .label_rule import LabelRule, label_rule, last_head
 from .one_sample import files_of, mask_fault, packed_ids, reason, step_name, wrong_ids

@@ -26,7 +26,7 @@ _SAVED = (
 )  # fmt: skip
 
 KNOWN_NAMES = (
-    # The runner. `runner`.
+    # The runner. `runner_parts`.
     HostName(f'{_RUNNER}._train_loop', 'tell a training from a test before it begins',
              set_in='__init__'),
     HostName(f'{_RUNNER}._val_loop', 'reach a loader without building one', set_in='__init__'),
@@ -68,7 +68,7 @@ KNOWN_NAMES = (
     HostName('mmengine.visualization.Visualizer._vis_backends', 'make no pictures that nothing '
              'takes', set_in='__init__'),
     HostName('mmengine.config.utils.MODULE2PACKAGE', 'let configs name the forks, and ours'),
-    # Checkpoint files. `reading`.
+    # Checkpoint files. `checkpoint_loaders`.
     HostName(f'{_CHECKPOINT}.CheckpointLoader._schemes', 'register each of its loaders anew'),
     HostName(f'{_CHECKPOINT}.load_from_http', 'check a download before it is kept',
              takes=('filename', 'map_location', 'model_dir', 'progress')),
@@ -87,7 +87,7 @@ KNOWN_NAMES = (
              set_in='__init__'),
     HostName(f'{_HUB}._resumed_keys', 'read the object that old checkpoints hold',
              set_in='__init__'),
-    # Models. `models`.
+    # Models. `model_patches`.
     HostName(f'{_BASE}._params_init_info', 'keep the report of a repeated initialisation out of '
              'the log', set_in='init_weights'),
     HostName(f'{_BASE}.is_init', 'have init_cfg load the base once more'),
@@ -95,7 +95,7 @@ KNOWN_NAMES = (
              takes=('self', 'data', 'mode')),
     HostName('mmengine.runner.activation_checkpointing.wrap_forward', 'find the forward inside',
              takes=('forward',)),
-    # Data. `data`.
+    # Data. `data_wrapping`.
     HostName('mmengine.dataset.BaseDataset.pipeline', 'name the file that a step fails at',
              set_in='__init__'),
     # mmpretrain and mmseg.

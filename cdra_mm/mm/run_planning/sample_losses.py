@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cdra_mm.errors import ConfigError
 
-from ..host.models import with_features, with_forward
+from ..host.model_patches import with_features, with_forward
 from .label_check import check_labels, named_loss
 from .unlabelled import Unlabelled
 

@@ -27,7 +27,7 @@ from cdra_mm.core.scoring.scores import LossFn
 from cdra_mm.errors import CDRAError, ConfigError, DataError, ScoreError
 from cdra_mm.progress import logged_progress
 
-from ..host.models import as_single_process
+from ..host.model_patches import as_single_process
 from ..parallel.score_reduction import ScoreReduction, own_share
 from ..rebuild import plain_model
 from .contrastive import TwoViews, contrastive_loss, join_views

@@ -13,7 +13,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..host.models import without_batch_augments, without_recomputation
+from ..host.model_patches import without_batch_augments, without_recomputation
 
 __all__ = [
     'nonzero_head',

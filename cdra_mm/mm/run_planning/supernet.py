@@ -28,7 +28,7 @@ from cdra_mm.core.model.evaluation import evaluation_mode
 from cdra_mm.errors import ConfigError, DataError, ScoreError
 from cdra_mm.methods import SharedAdapters
 
-from ..host.models import as_single_process, without_recomputation
+from ..host.model_patches import as_single_process, without_recomputation
 from ..parallel.score_reduction import ScoreReduction
 from ..rebuild import plain_model, remember_configs
 from .label_check import check_labels, named_loss

@@ -28,7 +28,7 @@ from cdra_mm.core.model.evaluation import evaluation_mode
 from cdra_mm.errors import DataError
 from cdra_mm.methods.base import FROZEN, UNREACHED
 
-from ..host.models import as_single_process, run_loss
+from ..host.model_patches import as_single_process, run_loss
 from ..rebuild import plain_model
 from .sample_losses import prepared
 from .scoring import SeededSamples

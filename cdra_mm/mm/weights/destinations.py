@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..host.models import take_files_as_they_are
+from ..host.model_patches import take_files_as_they_are
 from .layouts import MMSEG_VIT, OPENMMLAB_BEIT, OPENMMLAB_SWIN, OPENMMLAB_VIT, Layout
 from .positions import (
     add_extra_positions,
