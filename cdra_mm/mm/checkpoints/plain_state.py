@@ -25,7 +25,7 @@ from cdra_mm.errors import CheckpointError
 from cdra_mm.reading.allowed_types import ReadingError
 from cdra_mm.reading.pickle_machine import run_pickle
 from cdra_mm.reading.torch_file import TYPES
-from cdra_mm.reading.value_building import DEEPEST, build_values
+from cdra_mm.reading.value_building import MAX_DEPTH, build_values
 
 from ..checkpoint_types import CHECKPOINT_TYPES
 
@@ -96,8 +96,8 @@ def _without_functions(part: str, value: Any) -> Any:
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:
-    if depth > DEEPEST:
-        raise _refused(where, f'more than {DEEPEST} values inside each other')
+    if depth > MAX_DEPTH:
+        raise _refused(where, f'more than {MAX_DEPTH} values inside each other')
     if isinstance(value, Tensor) or type(value) in PLAIN:
         return value
     if isinstance(value, HistoryBuffer):
