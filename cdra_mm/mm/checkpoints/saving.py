@@ -39,7 +39,7 @@ __all__ = ['OrderedCheckpointHook', 'clear_folders', 'save_safely']
 class OrderedCheckpointHook(OpenCheckpointHook):
     """mmengine's hook, which removes nothing before its successor is on the disk."""
 
-    def save_numbered(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+    def write_numbered(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """Writes the checkpoint of a step, points to it, and then removes what is outdated."""
         limit = self.max_keep_ckpts
         kept = [*(i for i in getattr(self, 'keep_ckpt_ids', ()) if i != step), step]
@@ -70,10 +70,10 @@ class OrderedCheckpointHook(OpenCheckpointHook):
             self.keep_ckpt_ids = deque(kept[-limit:], limit)
             runner.message_hub.update_info('keep_ckpt_ids', kept[-limit:])
 
-    def save_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
+    def write_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """Writes the best checkpoint, and then removes those that were."""
         with self.noting_removals() as removed:
-            super().save_best(runner, metrics)
+            super().write_best(runner, metrics)
         best = {getattr(self, 'best_ckpt_path', None)}
         best |= set(getattr(self, 'best_ckpt_path_dict', {}).values())
         for path in removed:

@@ -118,11 +118,11 @@ class OpenCheckpointHook(CheckpointHook):
         new.__dict__ = hook.__dict__
         return new
 
-    def save_numbered(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+    def write_numbered(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """Saves the checkpoint of a step."""
         super()._save_checkpoint_with_step(runner, step, meta)
 
-    def save_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
+    def write_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """Saves the best checkpoint, if it is this one."""
         super()._save_best_checkpoint(runner, metrics)
 
@@ -138,10 +138,10 @@ class OpenCheckpointHook(CheckpointHook):
             self.file_backend = backend
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        self.save_numbered(runner, step, meta)
+        self.write_numbered(runner, step, meta)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        self.save_best(runner, metrics)
+        self.write_best(runner, metrics)
 
 
 class _LaterRemoval:
