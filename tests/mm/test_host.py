@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from importlib import import_module
@@ -108,22 +109,30 @@ def insides(text: str, own: set[str] | None = None) -> list[str]:
     return found
 
 
+def inner_names(cls: type) -> set[str]:
+    """Private names that a class and those it derives from define or use."""
+    found = set()
+    for base in cls.__mro__:
+        for name, value in vars(base).items():
+            code = getattr(inspect.unwrap(value), '__code__', None)
+            found |= {name, *(code.co_names if code else ())}
+    return {name for name in found if is_private(name)}
+
+
 def overridden(node: ast.ClassDef, hosts: dict[str, str]) -> list[str]:
-    """Private methods of a class of a host that one of ours puts its own in the place of."""
-    bases = [
-        hosts[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in hosts
-    ]
+    """Private names of a class of a host that a class of ours defines or uses as its own."""
     found = []
-    for path in bases:
-        module, _, name = path.rpartition('.')
-        base = getattr(import_module(module), name)
-        found += [
-            f'{node.name}.{each.name}'
-            for each in node.body
-            if isinstance(each, ast.FunctionDef)
-            and is_private(each.name)
-            and hasattr(base, each.name)
-        ]
+    for base in node.bases:
+        if not isinstance(base, ast.Name) or base.id not in hosts:
+            continue
+        module, _, name = hosts[base.id].rpartition('.')
+        inner = inner_names(getattr(import_module(module), name))
+        for each in ast.walk(node):
+            if isinstance(each, ast.FunctionDef) and each.name in inner:
+                found.append(f'{node.name}.{each.name}')
+            elif isinstance(each, ast.Attribute) and each.attr in inner:
+                if isinstance(each.value, ast.Name) and each.value.id == 'self':
+                    found.append(f'{node.name}: self.{each.attr}')
     return found
 
 
@@ -145,6 +154,8 @@ def overridden(node: ast.ClassDef, hosts: dict[str, str]) -> list[str]:
         'runner.hooks[0] = other',
         'from mmengine.hooks import CheckpointHook\n'
         'class Own(CheckpointHook):\n def _save_best_checkpoint(self): ...',
+        'from mmengine.model import BaseModule\n'
+        'class Own(BaseModule):\n def init_weights(self): self._is_init = True',
     ],
 )
 def test_scan_notices(text):
@@ -196,6 +207,33 @@ def test_every_inner_name_in_host_is_written_down(repository):
     assert not private - own - OF_TORCH - PRIVATE
     # What wraps a forward is known by what it leaves; whose backend is replaced, by its attribute.
     assert {entry.name for entry in KNOWN_NAMES} - used <= {'wrap_forward'}
+
+
+def opened_classes():
+    """Classes of host that put steps of ours into one of OpenMMLab's."""
+    from cdra_mm.mm.host import mmpretrain_names, mmseg_names, runner_parts
+
+    for module in (runner_parts, mmpretrain_names, mmseg_names):
+        for cls in vars(module).values():
+            if isinstance(cls, type) and cls.__module__ == module.__name__:
+                if cls.__base__.__module__.split('.')[0] in HOSTS:
+                    yield cls
+
+
+def test_opened_steps_have_names_that_the_class_has_nothing_else_of():
+    """CheckpointHook, say, has a setting ``save_best``, which would hide a method of that name."""
+    found = list(opened_classes())
+    assert len(found) == 4
+    for cls in found:
+        used = set()
+        for base in cls.__mro__[1:]:
+            for method in vars(base).values():
+                code = getattr(
+                    inspect.unwrap(method) if callable(method) else None, '__code__', None
+                )
+                used |= set(code.co_names) if code else set()
+        own = {name for name in vars(cls) if not name.startswith('_')}
+        assert not own & used, cls
 
 
 @pytest.mark.parametrize('package', ['mmengine', 'mmpretrain', 'mmseg'])

@@ -109,6 +109,8 @@ KNOWN_NAMES = (
              'model has said how many there are', set_in='__init__'),
     HostName('mmseg.apis.MMSegInferencer._load_weights_to_model', 'refuse a checkpoint that does '
              'not fit', takes=('self', 'model', 'checkpoint', 'cfg')),
+    HostName('mmseg.models.decode_heads.decode_head.BaseDecodeHead._transform_inputs', 'take the '
+             'features that a config chooses', takes=('self', 'inputs')),
     HostName('mmseg.models.BEiT.resize_rel_pos_embed', 'give files with foreign names to its load '
              'hooks', takes=('self', 'checkpoint')),
 )  # fmt: skip
