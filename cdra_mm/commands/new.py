@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from cdra_mm.command_line import command
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--force', action='store_true', help='replace OUT.py where it exists')
 
 
-def _add_label_options(group: argparse._ArgumentGroup) -> None:
+def _add_label_options(group: Any) -> None:
     group.add_argument(
         '--classes',
         nargs='+',
@@ -51,7 +52,7 @@ def _add_label_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_split_options(group: argparse._ArgumentGroup) -> None:
+def _add_split_options(group: Any) -> None:
     group.add_argument(
         '--image-suffix', default='', metavar='END', help='how names of images end, such as .jpg'
     )
@@ -74,7 +75,7 @@ def _add_split_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_model_options(group: argparse._ArgumentGroup) -> None:
+def _add_model_options(group: Any) -> None:
     group.add_argument('--backbone', metavar='NAME', help='dinov2-small, dinov2-base (default) ...')
     group.add_argument(
         '--weights', default='', metavar='FILE', help='a weight file instead; it says its backbone'
