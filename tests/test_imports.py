@@ -22,6 +22,7 @@ FLOORS = {
     'storage': 1,
     'data': 2,
     'reading': 2,
+    'core.packed': 2,
     'core.model': 3,
     'core.scoring': 4,
     'core.planning': 4,

@@ -221,7 +221,7 @@ class CDRAHook(Hook):
         last = pointed_at(runner.work_dir)
         if last is not None and last.is_file():
             sizes['checkpoint_bytes'] = last.stat().st_size
-        if self.record.plan:
+        if self.record.plan is not None:
             path = Path(runner.work_dir) / ADAPTER_FILE
             metrics = plain_values(self._metrics)
             save_adapter(backbone, path, metrics=metrics, **relied_on(backbone, self.record))
@@ -306,13 +306,15 @@ class CDRAHook(Hook):
                 f'{self.settings.get(key)!r}: use the settings of the checkpoint, or start a new '
                 'run in another work directory'
             )
-        plan = record.read_plan()
+        plan = record.plan
         check_asked(record, plan, self.planner.path, self.save_base)
         if plan is not None:
             if not has_base:
                 record = ensure_base(backbone, record)
                 # What is loaded next is the checkpoint: its base need not be compared once more.
                 backbone.__dict__['_cdra_ensured'] = record
+                # Averaged weights, which a hook loads before the model, have no record.
+                backbone.__dict__['_cdra_record'] = record
             if not adapters(backbone):
                 # The record's table vouches for the base.
                 apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)
@@ -323,8 +325,9 @@ class CDRAHook(Hook):
         self._write_plan(runner)
 
     def _write_plan(self, runner: Runner) -> None:
-        if self.record is not None and self.record.plan and is_main_process():
-            write_text(Path(runner.work_dir) / PLAN_FILE, self.record.plan)
+        plan = self.record.plan if self.record is not None else None
+        if plan is not None and is_main_process():
+            write_text(Path(runner.work_dir) / PLAN_FILE, plan.to_json())
 
 
 def _method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:

@@ -9,6 +9,7 @@
 `sizes`             what each target adds to a plan, at any threshold
 `budget`, `trials`  the threshold whose plan fits a budget: at once, or by trying
 `making`            the steps above in their order
-`plan`              the record of it all
+`plan`              the record of it all, of `records`; `plan_checks` reads them
+`packed_plan`       the plan as a small tensor, its lists by `packed_indices`
 ==================  ==========================================================
 """

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from cdra_mm.core.model.digests import base_buffers
+from cdra_mm.core.model.own_state import base_buffers
 
 from ..backbone import PREFIX, find_backbone
 from ..rebuild import plain_model
@@ -51,16 +50,7 @@ class SlimCheckpointHook(Hook):
                 checkpoint[MIDWAY_KEY] = midway
         make_plain(checkpoint)
         record = self.record()
-        if record is None or not record.plan:  # the whole backbone is trained: a plain checkpoint
-            return
+        if record is None or record.plan is None:
+            return  # the whole backbone is trained: a plain checkpoint
         buffers = base_buffers(find_backbone(plain_model(runner)))
-        slim(checkpoint['state_dict'], PREFIX, record, buffers)
-        if 'ema_state_dict' in checkpoint:
-            slim(checkpoint['ema_state_dict'], 'module.' + PREFIX, record, buffers)
-        # The record is what counts; this copy is for people who look into the file.
-        checkpoint['meta']['cdra'] = {
-            'method': record.method,
-            'settings': dict(record.settings),
-            'base': asdict(record.base) if record.base else None,
-            'fingerprint': record.fingerprint,
-        }
+        slim(checkpoint, PREFIX, record, buffers)
