@@ -12,6 +12,7 @@ from dataclasses import replace
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+import cdra_mm.methods  # noqa: F401  the kinds of adapters that plans name
 from cdra_mm.core import base_state, build_adapters, digests_of, plan_of
 from cdra_mm.core.artifacts.old_formats import drop_repeated
 from cdra_mm.core.model.own_state import PLAN_KEY, base_buffers
