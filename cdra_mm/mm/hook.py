@@ -23,8 +23,9 @@ from cdra_mm.storage import write_text
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import check_loaded, find_source, named_bases, reproduced_names
-from .checkpoints.changed_config import check_asked, check_optimizer_type
-from .checkpoints.checked import check_fields, check_optimizer
+from .checkpoints.changed_config import check_asked
+from .checkpoints.checked import check_fields
+from .checkpoints.checked_optimizer import check_optimizer
 from .checkpoints.midway import MIDWAY_KEY, go_on
 from .checkpoints.own_files import claim_own_files
 from .checkpoints.partial_base import describe_missing
@@ -182,7 +183,6 @@ class CDRAHook(Hook):
             self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
         else:
             self._adopt(runner, backbone, record)
-        check_optimizer_type(checkpoint, runner)
         check_optimizer(checkpoint, runner.optim_wrapper)
         check_state(checkpoint, runner, record)
         claim_own_files(runner, checkpoint)

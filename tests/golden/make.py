@@ -95,7 +95,7 @@ def config(folder: Path, **options: Any) -> Config:
             dataset=dict(type='GoldenData'),
         ),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=100),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=3.0)),
         default_hooks=dict(
             checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False),
             logger=dict(type='LoggerHook', interval=100),

@@ -12,7 +12,7 @@ from cdra_mm.core.model.own_state import base_buffers
 
 from ..backbone import PREFIX, find_backbone
 from ..rebuild import plain_model
-from .changed_config import note_optimizer
+from .checked_optimizer import note_optimizer
 from .midway import MIDWAY_KEY, midway_state
 from .plain_state import make_plain
 from .record import Record, slim
@@ -44,7 +44,7 @@ class SlimCheckpointHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Leaves the named base out and puts the record in, also in an EMA's state."""
         if 'optimizer' in checkpoint:  # it can be resumed
-            note_optimizer(runner, checkpoint['meta'])
+            note_optimizer(runner.optim_wrapper, checkpoint['meta'])
             midway = midway_state(runner, checkpoint['meta']['epoch'], self._epoch_iters)
             if midway:
                 checkpoint[MIDWAY_KEY] = midway
