@@ -48,7 +48,7 @@ class Plan:
         num_competing: Entries that competed.
         num_sensitive: Entries that were selected.
         settings: How the plan was made; plain types only.
-        fingerprint: Fingerprint of the base weights, '' if unknown.
+        fingerprint: Short digests of the base weights that compete, '' if unknown.
         version: Version of this format.
     """
 
