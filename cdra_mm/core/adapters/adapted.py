@@ -109,8 +109,9 @@ def describe_in_state(model: nn.Module) -> None:
     """
     if '_cdra_described' not in model.__dict__:
         model.__dict__['_cdra_described'] = True
-        model.register_state_dict_post_hook(_put_plan)
-        model.register_load_state_dict_pre_hook(_take_plan)
+        hooks = cast(Any, model)  # torch has no types for them
+        hooks.register_state_dict_post_hook(_put_plan)
+        hooks.register_load_state_dict_pre_hook(_take_plan)
 
 
 def _put_plan(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -19,7 +19,7 @@ from cdra_mm.errors import CheckpointError, PlanError
 from ..adapters.adapted import trained_whole
 from ..model.digests import fingerprint_of
 from ..model.targets import find_targets, parameter_of, resolve
-from ..planning.plan import Plan
+from ..planning.plan import Plan, SparseMatrix, Vector
 from .state_keys import adapter_prefix
 
 __all__ = ['check_old_fingerprint', 'drop_repeated']
@@ -48,7 +48,8 @@ def _repeated(plan: Plan) -> dict[str, Tensor]:
         found |= {f'{at}rows': block.rows, f'{at}cols': block.cols}
         if block.scale != 1:
             found[f'{at}scaling'] = float(block.scale)
-    for entry in (*plan.vectors, *plan.sparse):
+    single: tuple[Vector | SparseMatrix, ...] = (*plan.vectors, *plan.sparse)
+    for entry in single:
         if entry.indices is not None:
             found[adapter_prefix(entry.name) + 'index'] = entry.indices
     for part in plan.parts:

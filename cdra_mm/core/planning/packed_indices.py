@@ -50,7 +50,7 @@ def num_bytes(form: Any, size: int) -> int:
         ValueError: If it is no form.
     """
     kind = form[0] if isinstance(form, list) and form else None
-    numbers = form[1:] if isinstance(form, list) else []
+    numbers: list[int] = form[1:] if isinstance(form, list) else []
     if any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError(f'{str(form)[:60]} is no form of indices')
     if kind == 'run' and len(numbers) == 2:
