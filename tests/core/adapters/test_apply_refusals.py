@@ -17,7 +17,6 @@ from cdra_mm.core import (
     apply_plan,
     estimate_scores,
     find_targets,
-    fingerprint,
     plan_from_masks,
 )
 from tests.core.problems import adapted, outputs, random_masks, random_plan
