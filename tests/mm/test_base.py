@@ -202,7 +202,7 @@ def test_a_run_hashes_its_base_once_and_so_does_a_load(tmp_path, monkeypatch):
         real(digest, tensor)
 
     monkeypatch.setattr(fingerprints, '_update', update)
-    runner = toy.train(toy.config(tmp_path))
+    toy.train(toy.config(tmp_path))
     base = base_of(toy.config(tmp_path))
     size = sum(value.numel() for value in base_state(base).values())
     path = tmp_path / 'run/cdra_adapter.safetensors'
