@@ -168,7 +168,8 @@ def changed(draw: Any, key: str, tensors: dict[str, Tensor]) -> dict[str, Tensor
     if what == 'wide':
         return {key: value[None].clone()}
     if what == 'nan':
-        return {key: torch.full_like(value, draw(st.sampled_from([float('nan'), float('inf')])))}
+        real = value if value.is_floating_point() else value.float()
+        return {key: torch.full_like(real, draw(st.sampled_from([float('nan'), float('inf')])))}
     return {draw(st.sampled_from(['other', key + '2', 'cls_token', ''])): value.clone()}
 
 
