@@ -229,7 +229,7 @@ def _read_checkpoint(run: Run, path: Path) -> None:
     run.merged = _settings(meta.get('cdra_merged'), path)
     if record is not None:
         run.method, run.settings = record.method, record.settings
-        run.plan = run.plan or record.read_plan()
+        run.plan = run.plan or record.plan
     elif run.merged:
         run.method = str(run.merged.get('method', ''))
         run.settings = _settings(run.merged.get('settings'), path)

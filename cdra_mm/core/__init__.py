@@ -22,23 +22,16 @@ from cdra_mm.errors import (
 )
 from cdra_mm.storage.writing import write_atomically, write_folder, write_text
 
+from .adapters.adapted import adapters, count_parameters, plan_of, trained_whole
 from .adapters.adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
-from .adapters.apply import (
-    adapters,
-    apply_plan,
-    count_parameters,
-    freeze_rest,
-    merge_adapters,
-    plan_of,
-    remove_adapters,
-    trained_whole,
-    unmerge_adapters,
-)
+from .adapters.apply import apply_plan, freeze_rest
+from .adapters.merging import merge_adapters, remove_adapters, unmerge_adapters
 from .artifacts.files import save_adapter
 from .artifacts.loading import load_adapter
 from .artifacts.named_adapters import NamedAdapters
 from .artifacts.state_keys import build_adapters
-from .model.digests import base_state, digests_of, fingerprint, fingerprint_of
+from .model.digests import digests_of, fingerprint, fingerprint_of
+from .model.own_state import base_state
 from .model.targets import Target, block_width, find_blocks, find_targets, resolve
 from .planning.compaction import compact
 from .planning.making import make_plan, plan_from_masks

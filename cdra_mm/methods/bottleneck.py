@@ -10,7 +10,7 @@ of one adapter, each on its own outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -41,11 +41,7 @@ class Bottleneck(CallAdapter):
     """
 
     kind = 'bottleneck'
-    tensors = frozenset({'starts', 'down', 'down_bias', 'up', 'up_bias'})
-    optional = frozenset({'dropping'})
     can_merge = False
-
-    starts: Tensor
 
     def __init__(
         self,
@@ -66,13 +62,7 @@ class Bottleneck(CallAdapter):
         if not 0 <= dropout < 1:
             raise ValueError(f'dropout is {dropout}')
         like, number = module.weight, len(self.slices)
-        # A state dict has to tell these.
-        at = torch.tensor([start for start, _ in self.slices], device=like.device)
-        self.register_buffer('starts', at)
         self.dropout = float(dropout)
-        if dropout:
-            rate = torch.tensor(self.dropout, dtype=torch.float64, device=like.device)
-            self.register_buffer('dropping', rate)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(shape, device=like.device, dtype=master_dtype(like)))
@@ -85,19 +75,6 @@ class Bottleneck(CallAdapter):
     def count(width: int, bottleneck: int) -> int:
         """Parameters of one, ``2 h E + h + E``."""
         return 2 * width * bottleneck + bottleneck + width
-
-    @classmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Adapter.sizes_of`."""
-        starts, down = tensors['starts'], tensors['down']
-        if down.dim() != 2 or starts.dim() != 1 or not len(starts) or len(down) % len(starts):
-            raise ValueError('down is no matrix for each of starts')
-        return {
-            'width': down.shape[1],
-            'bottleneck': len(down) // len(starts),
-            'starts': ' '.join(map(str, starts.tolist())),
-            'dropout': float(tensors['dropping']) if 'dropping' in tensors else 0.0,
-        }
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

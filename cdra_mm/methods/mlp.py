@@ -6,7 +6,7 @@ The row "MLP-3" of VPT (Jia et al., ECCV 2022, Section 4.1).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,7 +38,6 @@ class HiddenLayers(CallAdapter):
     """
 
     kind = 'hidden_layers'
-    tensors = frozenset({'hidden_weight', 'hidden_bias'})
     can_merge = False
 
     def __init__(self, module: nn.Module, num_hidden: int, width: int) -> None:
@@ -52,14 +51,6 @@ class HiddenLayers(CallAdapter):
 
         self.hidden_weight = parameter(num_hidden, width, width)
         self.hidden_bias = parameter(num_hidden, width)
-
-    @classmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Adapter.sizes_of`."""
-        if tensors['hidden_bias'].dim() != 2:
-            raise ValueError('hidden_bias is no matrix')
-        num_hidden, width = tensors['hidden_bias'].shape
-        return {'num_hidden': num_hidden, 'width': width}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

@@ -37,7 +37,6 @@ class _PromptTokens(CallAdapter):
         tokens: The prompts, ``[p, E]``.
     """
 
-    optional = frozenset({'dropping'})
     can_merge = False
 
     def __init__(
@@ -55,27 +54,14 @@ class _PromptTokens(CallAdapter):
             raise ValueError(f'dropout is {dropout}, bound is {bound}')
         like = next(module.parameters())
         self.bound, self.dropout = float(bound), float(dropout)
-        if dropout:  # a state dict has to tell it
-            self.register_buffer('dropping', torch.tensor(self.dropout, dtype=torch.float64))
-        (name,) = self.tensors
         tokens = torch.zeros(num_prompts, width, device=like.device, dtype=master_dtype(like))
-        self.register_parameter(name, nn.Parameter(tokens))
+        self.register_parameter(self.kind, nn.Parameter(tokens))
 
     @property
     def tokens(self) -> Tensor:
         """See the class."""
         (tokens,) = self.parameters()
         return tokens
-
-    @classmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Adapter.sizes_of`."""
-        (name,) = cls.tensors
-        if tensors[name].dim() != 2:
-            raise ValueError(f'{name} is no matrix')
-        num_prompts, width = tensors[name].shape
-        dropout = float(tensors['dropping']) if 'dropping' in tensors else 0.0
-        return {'num_prompts': num_prompts, 'width': width, 'dropout': dropout}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -102,7 +88,6 @@ class Prompts(_PromptTokens):
     """
 
     kind = 'prompts'
-    tensors = frozenset({'prompts'})
 
     def call(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """See `CallAdapter.call`."""
@@ -122,7 +107,6 @@ class InputPrompts(_PromptTokens):
     """
 
     kind = 'input_prompts'
-    tensors = frozenset({'input_prompts'})
 
     def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(module, *args, **kwargs)

@@ -59,7 +59,6 @@ class Rescaling(ParameterAdapter):
     """
 
     kind = 'rescaling'
-    tensors = frozenset({'scale_out', 'scale_in'})
 
     def __init__(self, target: Target, like: Tensor) -> None:
         super().__init__(target.parameter)
@@ -69,11 +68,6 @@ class Rescaling(ParameterAdapter):
         new: dict[str, Any] = dict(device=like.device, dtype=master_dtype(like))
         self.scale_out = nn.Parameter(torch.zeros(target.shape[0], **new))
         self.scale_in = nn.Parameter(torch.zeros(target.shape[1], **new))
-
-    @classmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Adapter.sizes_of`."""
-        return {}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -121,7 +115,6 @@ class Shift(ParameterAdapter):
     """
 
     kind = 'shift'
-    tensors = frozenset({'shift'})
     trains_entries = True
 
     def __init__(self, target: Target, like: Tensor) -> None:
@@ -131,11 +124,6 @@ class Shift(ParameterAdapter):
         self.shift = nn.Parameter(
             torch.zeros(target.shape, device=like.device, dtype=master_dtype(like))
         )
-
-    @classmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Adapter.sizes_of`."""
-        return {}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -157,8 +145,6 @@ class Affine(CallAdapter):
     """
 
     kind = 'affine'
-    tensors = frozenset({'scale'})
-    optional = frozenset({'shift'})
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -170,11 +156,6 @@ class Affine(CallAdapter):
         self.scale = nn.Parameter(torch.ones(len(weight), **new))
         has_bias = module._parameters.get('bias') is not None
         self.shift = nn.Parameter(torch.zeros(len(weight), **new)) if has_bias else None
-
-    @classmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Adapter.sizes_of`."""
-        return {}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

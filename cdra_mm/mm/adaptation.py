@@ -98,13 +98,15 @@ class Adaptation:
             CheckpointError: If the config asks for something else than the checkpoint has.
         """
         check_same_settings(self.planner.settings, record.settings)
-        plan = record.read_plan()
+        plan = record.plan
         check_asked(record, plan, self.planner.path, self.save_base)
         if plan is not None:
             if not has_base:
                 record = ensure_base(backbone, record)
                 # What is loaded next is the checkpoint: its base need not be compared once more.
                 backbone.__dict__['_cdra_ensured'] = record
+                # Averaged weights, which a hook loads before the model, have no record.
+                backbone.__dict__['_cdra_record'] = record
             if not adapters(backbone):
                 # The record's table vouches for the base.
                 apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)

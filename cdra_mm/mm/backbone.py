@@ -13,11 +13,13 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from cdra_mm.command_line import command
+from cdra_mm.core import plan_of
+from cdra_mm.core.adapters.adapted import describe_in_state
 from cdra_mm.core.adapters.layers import PLAIN_LINEAR
 from cdra_mm.errors import CheckpointError, ConfigError
 
-from .checkpoints.base_weights import BaseSource, named_bases
-from .checkpoints.record import RECORD_KEY
+from .checkpoints.base_weights import BaseSource, is_replaying, named_bases
+from .checkpoints.record import KEYS, RECORD_KEY
 from .checkpoints.restoring import restore
 from .guards import set_guards
 from .host.model_patches import is_initialising
@@ -91,6 +93,7 @@ def attach_loader(backbone: nn.Module, bases: Iterable[BaseSource] = ()) -> nn.M
         # Before the backbone's own hooks, which resize what bears their names.
         hooks: Any = backbone._load_state_dict_pre_hooks  # an OrderedDict
         hooks.move_to_end(handle.id, last=False)
+        describe_in_state(backbone)  # now: its adapters are built while torch goes through hooks
         destination = destination_of(backbone)
         if destination is not None:
             destination.attach(backbone)
@@ -190,7 +193,8 @@ def _prepare(
             'init_cfg names a checkpoint with adapters, and weights are initialised before '
             f'adapters can be built: name it in load_from, or merge it first ({command("merge")})'
         )
-    if prefix + RECORD_KEY not in state_dict:
+    is_ours = any(prefix + key in state_dict for key in KEYS)
+    if not is_ours and (plan_of(backbone) is None or is_replaying(backbone)):
         convert_on_load(backbone, state_dict, prefix)
     restore(backbone, state_dict, prefix)
 

@@ -19,8 +19,8 @@ from cdra_mm.storage import write_text
 from .adaptation import Adaptation
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import named_bases
-from .checkpoints.changed_config import check_optimizer_type
-from .checkpoints.checked import check_fields, check_optimizer
+from .checkpoints.checked import check_fields
+from .checkpoints.checked_optimizer import check_optimizer
 from .checkpoints.midway import MIDWAY_KEY, go_on
 from .checkpoints.own_files import claim_own_files
 from .checkpoints.plain_state import check_can_be_saved, same_meaning
@@ -209,7 +209,6 @@ class CDRAHook(Hook):
             self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
         else:
             self._use_record(runner, self.adaptation.adopt(runner, backbone, record))
-        check_optimizer_type(checkpoint, runner)
         check_optimizer(checkpoint, runner.optim_wrapper)
         check_state(checkpoint, runner, record)
         claim_own_files(runner, checkpoint)
@@ -270,5 +269,5 @@ class CDRAHook(Hook):
         """What the run trains is settled: its optimizer is built for it, and its plan written."""
         self.record = record
         rebuild(runner, self._configs)
-        if record.plan and is_main_process():
-            write_text(Path(runner.work_dir) / PLAN_FILE, record.plan)
+        if record.plan is not None and is_main_process():
+            write_text(Path(runner.work_dir) / PLAN_FILE, record.plan.to_json())

@@ -44,7 +44,7 @@ def write_results(
     last = pointed_at(runner.work_dir)
     if last is not None and last.is_file():
         sizes['checkpoint_bytes'] = last.stat().st_size
-    if record.plan:
+    if record.plan is not None:
         path = Path(runner.work_dir) / ADAPTER_FILE
         given = plain_values(metrics)
         save_adapter(backbone, path, metrics=given, **relied_on(backbone, record))

@@ -17,7 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from cdra_mm.core.adapters.apply import plan_of, planned_parameters
+from cdra_mm.core.adapters.adapted import plan_of, planned_parameters
 from cdra_mm.errors import ConfigError, PlanError
 
 from .backbone import find_backbone
@@ -121,7 +121,7 @@ class TrainingWatch(Hook):
         self, runner: Runner, backbone: nn.Module, record: Record, held: Mapping[int, nn.Parameter]
     ) -> None:
         own = dict(backbone.named_parameters())
-        plan = plan_of(backbone) if record.plan else None
+        plan = plan_of(backbone) if record.plan is not None else None
         if plan is None:  # the whole backbone, but for what it freezes itself
             planned = {name: p for name, p in own.items() if p.requires_grad}
         else:

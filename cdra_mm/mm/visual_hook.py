@@ -21,7 +21,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 from mmengine.visualization.vis_backend import BaseVisBackend
 
-from cdra_mm.core import Plan, count_parameters
+from cdra_mm.core import count_parameters
 from cdra_mm.methods import Method
 from cdra_mm.pictures import draw_map, map_of, pixels_of, styled
 from cdra_mm.pictures.plan_map import positions_of
@@ -60,13 +60,13 @@ class VisualHook(Hook):
         """Shows the plan."""
         record = self.record()
         backends = visual_backends(runner) if is_main_process() else ()
-        if record is None or not record.plan or not backends:
+        if record is None or record.plan is None or not backends:
             return
         for hook in runner.hooks:
             if isinstance(hook, LoggerHook):
                 self.interval = hook.interval
         backbone = find_backbone(plain_model(runner))
-        plan = Plan.from_json(record.plan)
+        plan = record.plan
         self.growth = AdapterGrowth(backbone)
         _, total = count_parameters(backbone)
         held = trained_parameters(runner.optim_wrapper)

@@ -77,11 +77,11 @@ def adapter_keys(plan: Plan) -> set[str]:
     keys = set()
     for block in plan.blocks:
         module, _, suffix = block.name.rpartition('.')
-        keys |= {f'{module}.cdra.{suffix}.{key}' for key in ('rows', 'cols', 'down', 'up')}
+        keys |= {f'{module}.cdra.{suffix}.{key}' for key in ('down', 'up')}
     for vector in plan.vectors:
         if vector.indices is not None:
             module, _, suffix = vector.name.rpartition('.')
-            keys |= {f'{module}.cdra.{suffix}.{key}' for key in ('index', 'value')}
+            keys.add(f'{module}.cdra.{suffix}.value')
     return keys
 
 

@@ -13,6 +13,8 @@ from mmengine.runner import Runner
 from torch.nn import functional as F
 
 from cdra_mm.core import CheckpointError, adapters
+from cdra_mm.mm.checkpoints.base_weights import BaseSource
+from cdra_mm.mm.checkpoints.record import read_record
 
 from . import toy
 
@@ -144,8 +146,8 @@ def test_a_base_from_load_from_is_remembered(tmp_path):
     cfg.work_dir = str(tmp_path / 'adapted')
     runner = toy.train(cfg)
     checkpoint = torch.load(tmp_path / 'adapted/iter_8.pth', weights_only=False)
-    assert checkpoint['meta']['cdra']['base'] == dict(
-        kind='checkpoint', path=str(tmp_path / 'run/iter_8.pth'), prefix='backbone.'
+    assert read_record(checkpoint['state_dict'], 'backbone.').base == BaseSource(
+        'checkpoint', str(tmp_path / 'run/iter_8.pth'), 'backbone.'
     )
     name = 'patch_embed.projection.weight'
     assert torch.equal(
@@ -167,7 +169,7 @@ def test_a_base_that_nothing_brings_back_is_stored(tmp_path, how, capsys):
     runner = toy.train(cfg)
     checkpoint = torch.load(tmp_path / 'run/iter_8.pth', weights_only=False)
     assert set(runner.model.state_dict()) <= set(checkpoint['state_dict'])
-    assert checkpoint['meta']['cdra']['base'] is None
+    assert read_record(checkpoint['state_dict'], 'backbone.').base is None
     warned = 'no pretrained weights' in capsys.readouterr().out
     assert warned == (how != 'save_base')
 

@@ -11,7 +11,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError, ConfigError, Plan, adapters
-from cdra_mm.mm.checkpoints.record import base_state
+from cdra_mm.mm.checkpoints.base_weights import BaseSource
+from cdra_mm.mm.checkpoints.record import base_state, read_record
 
 from . import toy
 
@@ -86,8 +87,8 @@ def test_a_checkpoint_holds_what_is_trained_and_names_the_rest(run):
     }
     assert frozen and not frozen & keys
     assert {k for k in runner.model.state_dict() if k.startswith('decode_head.')} <= keys
-    base = checkpoint['meta']['cdra']['base']
-    assert base == dict(kind='init_cfg', path=toy.base_file(folder), prefix='')
+    base = read_record(checkpoint['state_dict'], 'backbone.').base
+    assert base == BaseSource('init_cfg', toy.base_file(folder))
 
 
 def test_the_state_dict_of_a_checkpoint_loads_with_weights_only(run, tmp_path):
@@ -226,7 +227,7 @@ def test_peers_run_behind_the_same_line(tmp_path, method):
     total = sum(p.numel() for p in backbone.parameters())
     assert summary['trainable_backbone'] == (0 if method == 'linear' else total)
     keys = torch.load(tmp_path / 'run/iter_8.pth', weights_only=False)['state_dict']
-    stored = [k for k in keys if k.startswith('backbone.') and 'cdra_record' not in k]
+    stored = [k for k in keys if k.startswith('backbone.') and not k.startswith('backbone.cdra_')]
     assert len(stored) == (0 if method == 'linear' else len(backbone.state_dict()))
     cfg = toy.config(tmp_path, cdra=dict(method=dict(type=method)))
     cfg.load_from = str(tmp_path / 'run/iter_8.pth')

@@ -9,7 +9,7 @@ import torch
 from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError, ConfigError
-from cdra_mm.mm.checkpoints.changed_config import OPTIMIZER_KEY
+from cdra_mm.mm.checkpoints.checked_optimizer import OPTIMIZER_KEY
 
 from . import toy
 from .test_resume import by_epochs, config, quick_configs  # noqa: F401

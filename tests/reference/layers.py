@@ -8,6 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from cdra_mm.core.planning.packed_plan import unpack_plan
+from cdra_mm.core.planning.plan import Plan
+
 from .scores import view
 
 
@@ -20,8 +23,18 @@ def add_block(weight: Tensor, rows: Tensor, cols: Tensor, up: Tensor, down: Tens
 
 
 def suffixes(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Adapter tensors of a state dict by target: ``a.cdra.weight:q.up -> {'a.weight:q': ..}``."""
+    """Adapter tensors of a state dict by target: ``a.cdra.weight:q.up -> {'a.weight:q': ..}``.
+
+    Rows, columns and indices are those of the plan that the state dict brings along.
+    """
     found: dict[str, dict[str, Tensor]] = {}
+    plan = unpack_plan(state['cdra_plan']) if 'cdra_plan' in state else Plan()
+    for block in plan.blocks:
+        sides = dict(rows=torch.tensor(block.rows), cols=torch.tensor(block.cols))
+        found[block.name] = sides | dict(scale=torch.tensor(block.scale))
+    for entry in (*plan.vectors, *plan.sparse):
+        if entry.indices is not None:
+            found[entry.name] = dict(index=torch.tensor(entry.indices))
     for key, tensor in state.items():
         module, mark, rest = key.rpartition('.cdra.')
         if mark:
@@ -33,7 +46,11 @@ def suffixes(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 @torch.no_grad()
 def dense_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The plain state dict that an adapted one stands for: each weight with its change added."""
-    plain = {key: value.detach().clone() for key, value in state.items() if '.cdra.' not in key}
+    plain = {
+        key: value.detach().clone()
+        for key, value in state.items()
+        if '.cdra.' not in key and key != 'cdra_plan'
+    }
     for name, tensors in suffixes(state).items():
         target = view(plain[name.split(':')[0]], name)
         if 'up' in tensors:

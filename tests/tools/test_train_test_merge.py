@@ -253,9 +253,9 @@ def test_merge_refuses_in_one_line(case, damaged, capsys, monkeypatch):
     torch.save({'state_dict': state}, damaged / 'nothing_to_do.pth')
     from cdra_mm.mm.checkpoints.record import Record
 
-    record = Record(method='linear', plan=Plan(method='linear').to_json())
+    record = Record(method='linear', plan=Plan(method='linear'))
     torch.save(
-        {'state_dict': {**state, 'backbone.cdra_record': record.to_tensor()}},
+        {'state_dict': {**state, **{f'backbone.{k}': v for k, v in record.to_state().items()}}},
         damaged / 'linear.pth',
     )
     before = (damaged / 'base.pth').read_bytes()

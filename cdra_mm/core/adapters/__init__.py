@@ -6,6 +6,8 @@
 `compact_linear`    its forward and backward
 `entries`           single trained entries
 `layers`            the modules that carry adapters
-`apply`             plan + model: apply, merge, unmerge
+`apply`             plan + model: adapters are built and put on
+`adapted`           what an adapted model knows of itself: plan, adapters, base
+`merging`           merge, unmerge, remove
 ==================  ==========================================================
 """

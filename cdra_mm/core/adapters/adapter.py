@@ -4,14 +4,14 @@
 `CallAdapter`       changes what the module computes:  ``y' = f(forward, x)``   bottlenecks, prompts
 
 Both are children of the adapted module's ``cdra``, under the parameter's or the kind's
-name. A state dict describes them: an adapter is built again from its own tensors.
-A new kind is one class with `register_kind`.
+name. The plan says how each is built (`core.planning.plan.Part`); a state dict holds what it has
+learnt, its parameters. A new kind is one class with `register_kind`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -24,7 +24,6 @@ __all__ = [
     'CallAdapter',
     'ParameterAdapter',
     'find_kind',
-    'kind_of_tensors',
     'register_kind',
 ]
 
@@ -34,8 +33,6 @@ class Adapter(nn.Module, ABC):
 
     Attributes:
         kind: Its name in plans.
-        tensors: Names of its tensors in a state dict; no two kinds have the same.
-        optional: Further names that may be there.
         can_merge: Whether plain weights can hold the change.
         merged: Whether they do; then nothing is added and nothing of the adapter
             goes into a state dict.
@@ -43,25 +40,11 @@ class Adapter(nn.Module, ABC):
 
     is_adapter = True
     kind: ClassVar[str]
-    tensors: ClassVar[frozenset[str]]
-    optional: ClassVar[frozenset[str]] = frozenset()
     can_merge: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
         self.merged = False
-
-    @classmethod
-    @abstractmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The arguments after the first that build an adapter for these tensors.
-
-        Args:
-            tensors: Its part of a state dict.
-
-        Raises:
-            ValueError: If they contradict each other.
-        """
 
     @abstractmethod
     def reset(self, generator: torch.Generator) -> None:
@@ -143,11 +126,11 @@ def register_kind(kind: _Kind) -> _Kind:
     """Makes a kind known to plans and checkpoints; a decorator.
 
     Raises:
-        ValueError: If its name or its tensors are those of another kind.
+        ValueError: If its name is that of another kind.
     """
     for other in _KINDS.values():
-        if other.kind == kind.kind or other.tensors == kind.tensors:
-            raise ValueError(f'{kind.__name__}: {other.__name__} has its name or its tensors')
+        if other.kind == kind.kind:
+            raise ValueError(f'{kind.__name__}: {other.__name__} has its name')
     _KINDS[kind.kind] = kind
     return kind
 
@@ -164,11 +147,3 @@ def find_kind(name: str) -> type[Adapter]:
             'other methods are known after importing cdra_mm.methods)'
         )
     return _KINDS[name]
-
-
-def kind_of_tensors(names: set[str]) -> type[Adapter] | None:
-    """The kind with these tensors, or None."""
-    for kind in _KINDS.values():
-        if kind.tensors <= names <= kind.tensors | kind.optional:
-            return kind
-    return None

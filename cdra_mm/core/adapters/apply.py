@@ -1,8 +1,8 @@
-"""A plan meets a model: apply, merge, unmerge, remove."""
+"""A plan meets a model: its adapters are built, put on, and the rest is frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -10,28 +10,23 @@ from torch import nn
 
 from cdra_mm.errors import PlanError
 
-from ..model.digests import forget_base, remember_base, same_scheme
+from ..model.digests import fingerprint_differences, list_differences
+from ..model.old_fingerprints import is_old, old_fingerprint
 from ..model.targets import Target, parameter_of, resolve
 from ..planning.plan import Plan, SparseMatrix, Vector
+from .adapted import adapters, planned_parameters, remember_base, remember_plan
 from .adapter import Adapter, CallAdapter, find_kind
 from .entries import Entries
-from .layers import AdapterSet, adapt_module
+from .layers import adapt_module
 from .low_rank import LowRank
 
 __all__ = [
-    'adapters',
+    'Place',
     'apply_plan',
     'build_adapter',
     'check_fits',
-    'count_parameters',
     'freeze_rest',
-    'merge_adapters',
-    'plan_of',
     'planned_adapters',
-    'planned_parameters',
-    'remove_adapters',
-    'trained_whole',
-    'unmerge_adapters',
 ]
 
 # Path of a module, suffix in its `AdapterSet`, adapter.
@@ -74,7 +69,7 @@ def apply_plan(
     for path, suffix, adapter in places:  # nothing fails from here on
         adapt_module(model, path, suffix, adapter)
     freeze_rest(model, plan, kept)
-    remember_base(model, paths)
+    remember_base(model, paths, digests)
     return model
 
 
@@ -94,7 +89,8 @@ def planned_adapters(model: nn.Module, plan: Plan) -> list[Place]:
     wanted: list[tuple[str, str, Mapping[str, Any]]] = []
     for block in plan.blocks:
         rows, cols = torch.tensor(block.rows), torch.tensor(block.cols)
-        sizes = dict(rows=rows, cols=cols, rank=block.rank, scale=block.scale)
+        numbers = dict(rank=block.rank, scale=block.scale, dropout=block.dropout)
+        sizes = dict(rows=rows, cols=cols, **numbers)
         wanted.append((block.name, LowRank.kind, sizes))
     single: tuple[Vector | SparseMatrix, ...] = (*plan.vectors, *plan.sparse)
     for record in single:
@@ -147,23 +143,7 @@ def freeze_rest(model: nn.Module, plan: Plan, kept: Iterable[nn.Module] = ()) ->
     for parameter in model.parameters():
         if id(parameter) not in untouched:
             parameter.requires_grad_(id(parameter) in trained)
-    present = adapters(model)
-    for block in plan.blocks:
-        cast(LowRank, present[block.name]).dropout = block.dropout
-    model._cdra_plan = plan  # type: ignore[assignment]
-
-
-def planned_parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
-    """What a plan trains of a model that has its adapters, by name."""
-    trained = {id(parameter_of(model, resolve(model, name))) for name in trained_whole(plan)}
-    trained |= {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) in trained}
-
-
-def trained_whole(plan: Plan) -> list[str]:
-    """Names of the model's own parameters that a plan trains whole."""
-    whole = [vector.name for vector in plan.vectors if vector.indices is None]
-    return [*whole, *plan.also_train]
+    remember_plan(model, plan)
 
 
 def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None = None) -> None:
@@ -196,99 +176,23 @@ def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None =
         shape = tuple(parameter_of(model, resolve(model, name)).shape)
         if torch.Size(shape).numel() != numel:
             raise PlanError(f'{name} has shape {shape}, the plan says {numel} entries')
-    here = same_scheme(plan.fingerprint, model, digests) if plan.fingerprint else ''
-    if here != plan.fingerprint:
+    if plan.fingerprint:
+        _check_base(model, plan.fingerprint, digests)
+
+
+def _check_base(model: nn.Module, given: str, digests: Mapping[str, str] | None) -> None:
+    """Refuses a model of other base weights than those of a fingerprint, by their names."""
+    if is_old(given):
+        here = old_fingerprint(given, model, digests)
+        found = f'fingerprint {given[:12]}, this model has {here[:12]}' if here != given else ''
+    else:
+        differ = fingerprint_differences(given, model, digests)
+        found = list_differences(differ) if differ else ''
+    if found:
         raise PlanError(
-            'the plan was made for other base weights (fingerprint '
-            f'{plan.fingerprint[:12]}, this model has {here[:12]}): load the weights '
-            'it was made for, or make a new plan'
+            f'the plan was made for other base weights ({found}): load the weights it was made '
+            'for, or make a new plan'
         )
-
-
-def plan_of(model: nn.Module) -> Plan | None:
-    """The plan that `apply_plan` put into the model, or None."""
-    return cast('Plan | None', model.__dict__.get('_cdra_plan'))
-
-
-def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The adapters of a model by target name, in module order."""
-    return {
-        (f'{path}.' if path else '') + suffix: cast(Adapter, adapter)
-        for path, module in model.named_modules()
-        if hasattr(type(module), 'base_class')
-        for suffix, adapter in cast(AdapterSet, module.cdra).named_children()
-    }
-
-
-def merge_adapters(model: nn.Module) -> None:
-    """Puts every adapter into its plain weights, in place; merged ones are skipped.
-
-    A merged model computes exactly what a plain one computes with the merged
-    weights, and its state dict holds no adapter.
-
-    Raises:
-        PlanError: If one is of a kind that does not merge; the model is then unchanged.
-    """
-    fixed = [name for name, adapter in adapters(model).items() if not adapter.can_merge]
-    if fixed:
-        raise PlanError(
-            f'{len(fixed)} adapters do not merge into plain weights (the first is {fixed[0]}): '
-            'the model needs them, and this package, for inference'
-        )
-    for module, adapter in _carried(model):
-        if not adapter.merged:
-            adapter.merge_(module)
-
-
-def unmerge_adapters(model: nn.Module) -> None:
-    """Takes merged adapters out of the base weights again.
-
-    The base comes back up to one rounding of its type per merge: within
-    ``2 * eps * max(|W|, |W'|)`` of each entry.
-    """
-    for module, adapter in _carried(model):
-        if adapter.merged:
-            adapter.merge_(module, sign=-1)
-
-
-def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
-    """Gives every module its plain class back and drops the adapters.
-
-    Args:
-        model: An adapted model.
-        discard: Drop adapters that are not merged, and with them what they learnt.
-
-    Raises:
-        PlanError: If adapters are not merged and `discard` is False.
-    """
-    unmerged = [name for name, adapter in adapters(model).items() if not adapter.merged]
-    if unmerged and not discard:
-        raise PlanError(
-            f'{len(unmerged)} adapters are not merged (the first is {unmerged[0]}): call '
-            'merge_adapters first, or pass discard=True to lose them'
-        )
-    for module in list(model.modules()):
-        if hasattr(type(module), 'base_class'):
-            base = cast('type[nn.Module]', type(module).base_class)  # type: ignore[attr-defined]
-            del module.cdra
-            module.__class__ = base
-    model.__dict__.pop('_cdra_plan', None)
-    forget_base(model)
-
-
-def _carried(model: nn.Module) -> Iterator[tuple[nn.Module, Adapter]]:
-    """Every adapted module with each of its adapters."""
-    for module in model.modules():
-        if hasattr(type(module), 'base_class'):
-            for adapter in cast(AdapterSet, module.cdra).children():
-                yield module, cast(Adapter, adapter)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Trainable and all base parameters: ``(trainable, total without adapters)``."""
-    own = {id(p) for adapter in adapters(model).values() for p in adapter.parameters()}
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trainable, sum(p.numel() for p in model.parameters() if id(p) not in own)
 
 
 def _fitting(model: nn.Module, name: str, shape: tuple[int, ...]) -> Target:

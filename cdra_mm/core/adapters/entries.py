@@ -8,7 +8,6 @@ unstructured tuning and GPS. No gradient of the whole matrix is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ class Entries(ParameterAdapter):
     """
 
     kind = 'entries'
-    tensors = frozenset({'index', 'value'})
     trains_entries = True
 
     index: Tensor
@@ -45,15 +43,10 @@ class Entries(ParameterAdapter):
         super().__init__(target.parameter)
         check_index(index, target.numel, 'index')
         self.offset = target.start * (target.shape[1] if len(target.shape) == 2 else 1)
-        self.register_buffer('index', index.to(like.device))
+        self.register_buffer('index', index.to(like.device), persistent=False)  # the plan has it
         self.value = nn.Parameter(
             torch.zeros(len(index), device=like.device, dtype=master_dtype(like))
         )
-
-    @classmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Adapter.sizes_of`."""
-        return {'index': tensors['index']}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

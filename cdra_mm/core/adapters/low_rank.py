@@ -9,8 +9,6 @@ With all rows and columns it is LoRA. Rows or columns that follow each other nee
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,15 +31,13 @@ class LowRank(ParameterAdapter):
         cols: Columns of the block, int64 ``[|C|]``.
         rank: r.
         scale: Factor of the update; the paper has none, LoRA's is alpha / r.
+        dropout: Probability with which an entry of the input is dropped in training.
     """
 
     kind = 'low_rank'
-    tensors = frozenset({'rows', 'cols', 'down', 'up'})
-    optional = frozenset({'scaling'})
 
     rows: Tensor
     cols: Tensor
-    scaling: Tensor  # where the scale is not 1
 
     def __init__(
         self,
@@ -51,29 +47,20 @@ class LowRank(ParameterAdapter):
         cols: Tensor,
         rank: int,
         scale: float = 1.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(target.parameter)
         if len(target.shape) != 2:
             raise ValueError(f'{target.name} is no matrix')
         check_index(rows, target.shape[0], 'rows')
         check_index(cols, target.shape[1], 'cols')
-        self.start, self.scale = target.start, float(scale)
-        self.dropout = 0.0  # of the input, in training; `freeze_rest` sets what the plan says
+        self.start, self.scale, self.dropout = target.start, float(scale), float(dropout)
         dtype = master_dtype(like)
-        self.register_buffer('rows', rows.to(like.device))
-        self.register_buffer('cols', cols.to(like.device))
-        if scale != 1:  # a state dict has to tell it, and loading one brings it
-            self.register_buffer('scaling', torch.tensor(self.scale, dtype=torch.float64))
+        self.register_buffer('rows', rows.to(like.device), persistent=False)  # the plan has them
+        self.register_buffer('cols', cols.to(like.device), persistent=False)
         self.down = nn.Parameter(torch.zeros(rank, len(cols), device=like.device, dtype=dtype))
         self.up = nn.Parameter(torch.zeros(len(rows), rank, device=like.device, dtype=dtype))
         self.runs = _run(rows), _run(cols)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.rows.is_meta:
-            self.runs = _run(self.rows), _run(self.cols)
-            if 'scaling' in self._buffers:
-                self.scale = float(self.scaling)
 
     @property
     def block(self) -> BlockIndex:
@@ -83,17 +70,6 @@ class LowRank(ParameterAdapter):
         if first is not None:
             rows = slice(first.start + start, first.stop + start)
         return rows, self.cols if cols is None else cols, self.scale
-
-    @classmethod
-    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """See `Adapter.sizes_of`."""
-        rank = len(tensors['down']) if tensors['down'].dim() == 2 else 0
-        if rank < 1:
-            raise ValueError('down is no matrix')
-        sizes = {'rows': tensors['rows'], 'cols': tensors['cols'], 'rank': rank}
-        if 'scaling' in tensors:
-            sizes['scale'] = float(tensors['scaling'])
-        return sizes
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

@@ -3,7 +3,8 @@
 ==================  ==========================================================
 `files`             what an adapter file holds
 `loading`           how a model takes it, and which bases it belongs to
-`state_keys`        adapters built from the keys of a state dict
+`state_keys`        adapters built by the plan in a state dict
+`old_formats`       what earlier releases wrote
 `named_adapters`    several adapters on one base
 ==================  ==========================================================
 """

@@ -1,19 +1,25 @@
 """Adapter files: what was learnt, a few MB, with the plan that says where it goes.
 
-A safetensors file: tensors and text, nothing that could run. Its metadata:
+A safetensors file: tensors and text, nothing that could run. Its tensors are the backbone's part of
+a run's checkpoint, under the same names:
+
+cdra_plan           the plan (`core.planning.packed_plan`); it names the method and its settings
+cdra_digests        a digest of each base weight and buffer that the file relies on
+<adapter>.<name>    what the adapters have learnt (`state_keys`)
+<name>              what the plan trains whole; any other is a base weight or buffer whose value is
+                    carried, because whoever loads the file cannot have it
+
+and its metadata:
 
 format, version     what wrote it
 cdra_mm             release of this package
-plan                the plan, JSON text; names the method and its settings
-digests             JSON object: a digest of each base weight and buffer that the file relies on
-carried             JSON list: base weights and buffers whose values are in the file instead
 beside              JSON list: what was trained beside the plan (a head), and is not in the file
 method              the plan's, for those who only look into the file
 metrics             JSON object, where there are any
-digest              SHA-256 of the texts above and the tensors: nothing else shows a flipped bit
+digest              SHA-256 of the tensors and the texts above: nothing else shows a flipped bit
 
-Together they name everything that the model holds. Version 1 had one ``base_fingerprint`` of the
-weights that compete in the place of the three lists; it is still read.
+Together they name everything that the model holds. Versions 1 and 2 are still read: they had the
+plan as text, and of their base a table as text (2) or one ``base_fingerprint`` (1).
 """
 
 from __future__ import annotations
@@ -34,17 +40,37 @@ from cdra_mm.storage.strict_json import strict_json
 from cdra_mm.storage.writing import write_atomically
 from cdra_mm.version import __version__
 
-from ..adapters.apply import adapters, plan_of, trained_whole
-from ..model.digests import base_state, changed_buffers, digests_of, fingerprint_of, names_beside
+from ..adapters.adapted import (
+    adapters,
+    changed_buffers,
+    names_beside,
+    packed_plan_of,
+    plan_of,
+    trained_whole,
+)
+from ..model.digests import (
+    DIGESTS_KEY,
+    digests_of,
+    fingerprint_of,
+    pack_digests,
+    unpack_digests,
+)
+from ..model.own_state import PLAN_KEY, base_state
+from ..planning.packed_plan import unpack_plan
 from ..planning.plan import Plan
-from .state_keys import adapter_prefix
+from .state_keys import is_adapter_key, learnt_of
 
 __all__ = ['AdapterFile', 'read_adapter', 'save_adapter']
 
 FORMAT = 'cdra_mm.adapter'
-FORMAT_VERSION = '2'
-# What each version that is read says of its base.
-BASE = {'1': ('base_fingerprint',), '2': ('digests', 'carried', 'beside')}
+FORMAT_VERSION = '3'
+# Texts that say where a file belongs, in each version that is read.
+TEXTS = {
+    '1': ('plan', 'base_fingerprint'),
+    '2': ('plan', 'digests', 'carried', 'beside'),
+    '3': ('beside',),
+}
+PACKED = (PLAN_KEY, DIGESTS_KEY)
 
 
 @dataclass(frozen=True)
@@ -117,29 +143,25 @@ def save_adapter(
     frozen = {key: value for key, value in state.items() if key not in whole | carried | beside}
     known = {key: text for key, text in (digests or {}).items() if key in frozen}
     known |= digests_of({key: value for key, value in frozen.items() if key not in known})
-    tensors: dict[str, Tensor] = {
-        prefix + key: value
-        for name, adapter in adapters(model).items()
-        for prefix in [adapter_prefix(name)]
-        for key, value in adapter.named_parameters()
-    }
+    tensors: dict[str, Tensor] = dict(learnt_of(adapters(model).items()))
     tensors |= {name: state[name] for name in whole | carried}
+    packed = packed_plan_of(model)
+    assert packed is not None
+    tensors |= {PLAN_KEY: packed, DIGESTS_KEY: pack_digests(known)}
     # Copies: two names of one tensor are no file of safetensors.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     own = {
         'format': FORMAT,
         'version': FORMAT_VERSION,
         'cdra_mm': __version__,
-        'plan': plan.to_json(),
-        'digests': json.dumps(dict(sorted(known.items()))),
-        'carried': json.dumps(sorted(carried)),
         'beside': json.dumps(sorted(beside)),
         'method': plan.method,
     }
     if metrics:
         own['metrics'] = json.dumps(dict(metrics), default=float)  # of numpy's numbers
     own['digest'] = _digest(own, tensors)
-    taken = sorted({*own, 'metrics', *BASE['1']} & set(metadata or {}))
+    names = {name for texts in TEXTS.values() for name in texts}
+    taken = sorted({*own, 'metrics', *names} & set(metadata or {}))
     if taken:
         raise CheckpointError(f'metadata {taken[0]!r} is a name of the file format: use another')
     extra = {**own, **(metadata or {})}
@@ -158,22 +180,29 @@ def read_adapter(path: str | Path) -> AdapterFile:
     if metadata.get('format') != FORMAT:
         raise CheckpointError(f'{path} is no adapter of cdra_mm: expected what save_adapter wrote')
     version = str(metadata.get('version'))
-    if version not in BASE:
+    if version not in TEXTS:
         raise CheckpointError(
             f'{path} has version {metadata.get("version")!r}: this release reads the versions '
-            f'{" and ".join(BASE)}; load it with the release that wrote it '
+            f'{", ".join(TEXTS)}; load it with the release that wrote it '
             f'({metadata.get("cdra_mm", "unknown")})'
         )
-    if any(key not in metadata for key in BASE[version]):
-        raise CheckpointError(f'{path} is damaged: it does not name its base weights')
-    digests, carried, beside = _read_base(path, metadata) if version != '1' else ({}, (), ())
-    for key, tensor in tensors.items():
+    lacking = [key for key in TEXTS[version] if key not in metadata]
+    lacking += [key for key in PACKED if version == FORMAT_VERSION and key not in tensors]
+    if lacking:
+        raise CheckpointError(
+            f'{path} is damaged: it lacks {lacking[0]}, so that it does not name its base weights '
+            'and what goes where'
+        )
+    held = {key: value for key, value in tensors.items() if key not in PACKED}
+    beside = tuple(_read_json(path, metadata.get('beside', '[]'), 'beside', list))
+    plan, digests, carried = _described(path, version, metadata, tensors)
+    _check_names(path, digests, carried, beside)
+    for key, tensor in held.items():
         if not _is_sound(tensor, key in carried):
             raise CheckpointError(
                 f'{path}: {key} holds values that are no finite numbers: the training has '
                 'diverged, or the file is damaged; use an earlier checkpoint'
             )
-    plan = Plan.from_json(metadata.get('plan', ''))
     metrics = _read_json(path, metadata.get('metrics', '{}'), 'metrics', dict, finite=False)
     if (
         metadata.get('digest') != _digest(metadata, tensors)
@@ -183,10 +212,36 @@ def read_adapter(path: str | Path) -> AdapterFile:
             f'{path} is damaged: its values or its plan are not those that were saved; copy or '
             'save it again'
         )
-    fingerprint = metadata['base_fingerprint'] if version == '1' else ''
     return AdapterFile(
-        str(path), plan, tensors, digests, carried, beside, metrics, base_fingerprint=fingerprint
+        str(path),
+        plan,
+        held,
+        digests,
+        carried,
+        beside,
+        metrics,
+        base_fingerprint=metadata['base_fingerprint'] if version == '1' else '',
     )
+
+
+def _described(
+    path: str | Path, version: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> tuple[Plan, dict[str, str], tuple[str, ...]]:
+    """Plan, table of digests and names of what is carried."""
+    if version == FORMAT_VERSION:
+        plan = unpack_plan(tensors[PLAN_KEY])
+        try:
+            digests = unpack_digests(tensors[DIGESTS_KEY])
+        except ValueError as error:
+            raise CheckpointError(f'{path} is damaged: its table of digests, {error}') from None
+        whole = set(trained_whole(plan))
+        rest = (key for key in sorted(tensors) if key not in whole and key not in PACKED)
+        return plan, digests, tuple(key for key in rest if not is_adapter_key(key))
+    plan = Plan.from_json(metadata['plan'])
+    if version == '1':
+        return plan, {}, ()
+    carried = tuple(_read_json(path, metadata['carried'], 'carried', list))
+    return plan, _read_json(path, metadata['digests'], 'digests', dict), carried
 
 
 def _beside(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
@@ -200,26 +255,21 @@ def _beside(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
 
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    version = str(metadata.get('version'))
     parts = [metadata.get('plan', ''), metadata.get('metrics', ''), fingerprint_of(tensors)]
-    if metadata.get('version') != '1':
-        parts += [metadata.get(key, '') for key in BASE[FORMAT_VERSION]]
+    if version != '1':
+        parts += [metadata.get(key, '') for key in TEXTS['2'][1:]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _read_base(
-    path: str | Path, metadata: Mapping[str, str]
-) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
-    """The table and the two lists."""
-    digests = _read_json(path, metadata['digests'], 'digests', dict)
-    carried, beside = (
-        tuple(_read_json(path, metadata[key], key, list)) for key in ('carried', 'beside')
-    )
+def _check_names(
+    path: str | Path, digests: Mapping[str, Any], carried: tuple[Any, ...], beside: tuple[Any, ...]
+) -> None:
     if not all(isinstance(text, str) for text in (*digests.values(), *carried, *beside)):
         raise CheckpointError(f'{path} is damaged: it does not name its base weights by texts')
     named = [*digests, *carried, *beside]
     if len(set(named)) != len(named):
         raise CheckpointError(f'{path} is damaged: it names a base weight twice')
-    return digests, carried, beside
 
 
 def _read_json(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.errors import CheckpointError, PlanError
+from cdra_mm.errors import CheckpointError
 
-from ..adapters.apply import Place, check_fits, freeze_rest, planned_adapters, trained_whole
+from ..adapters.adapted import remember_base, trained_whole
+from ..adapters.apply import Place, check_fits, freeze_rest, planned_adapters
 from ..adapters.layers import adapt_module
-from ..model.digests import base_state, differences, fingerprint_of, list_differences, remember_base
-from ..model.targets import find_targets, parameter_of, resolve
+from ..model.digests import differences, list_differences
+from ..model.own_state import base_state
 from ..planning.plan import Plan
 from .files import AdapterFile, read_adapter
-from .state_keys import adapter_prefix
+from .old_formats import check_old_fingerprint
+from .state_keys import learnt_of
 
 __all__ = ['build_from_file', 'load_adapter', 'put_on', 'replaced_values']
 
@@ -84,14 +85,12 @@ def build_from_file(
     state = base_state(model)
     _check_tensors(file, places, state, may_differ)
     if check_base and is_old:
-        _check_fingerprint(model, file)
+        check_old_fingerprint(model, file.path, plan, file.base_fingerprint)
     elif check_base:
         _check_base(file, state, may_differ)
     with torch.no_grad():
-        for path, suffix, adapter in places:
-            prefix = adapter_prefix(f'{path}.{suffix}')
-            for key, parameter in adapter.named_parameters():
-                parameter.copy_(file.tensors[prefix + key])
+        for key, parameter in _learnt(places).items():
+            parameter.copy_(file.tensors[key])
     return places
 
 
@@ -128,6 +127,11 @@ def put_on(
     freeze_rest(model, plan)
 
 
+def _learnt(places: list[Place]) -> dict[str, nn.Parameter]:
+    named = ((f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in places)
+    return learnt_of(named)
+
+
 def _names(may_differ: str | Iterable[str]) -> set[str]:
     return {may_differ} if isinstance(may_differ, str) else set(may_differ)
 
@@ -140,9 +144,7 @@ def _check_tensors(
 ) -> None:
     """Refuses a file whose tensors are not those of its plan and lists, or do not fit."""
     expected: dict[str, Tensor] = {name: state[name] for name in trained_whole(file.plan)}
-    for path, suffix, adapter in places:
-        prefix = adapter_prefix(f'{path}.{suffix}')
-        expected |= {prefix + key: value for key, value in adapter.named_parameters()}
+    expected |= _learnt(places)
     known = expected.keys() | set(file.carried)
     differ = sorted(
         key
@@ -192,32 +194,3 @@ def _check_base(
             'resized for another image size, a head), or pass check_base=False to take it all the '
             'same'
         )
-
-
-def _check_fingerprint(model: nn.Module, file: AdapterFile) -> None:
-    """The check of files of version 1: the competing weights that the plan does not train whole.
-
-    Those are the same before and after training. Where the model has no transformer blocks, the
-    weights that the plan names.
-    """
-    plan = file.plan
-    try:
-        names = {target.path for target in find_targets(model).values()}
-    except PlanError:
-        named = [record.name for record in plan.blocks] + [record.name for record in plan.vectors]
-        named += [record.name for record in plan.sparse]
-        names = {resolve(model, name).path for name in named}
-    frozen = names - set(trained_whole(plan))
-    here = fingerprint_of({name: parameter_of(model, resolve(model, name)) for name in frozen})
-    if here != file.base_fingerprint:
-        raise CheckpointError(
-            f'{file.path} was trained on other base weights (fingerprint '
-            f'{file.base_fingerprint[:12]}, this model has {here[:12]}): load those into the model '
-            'first, or pass check_base=False to take it all the same'
-        )
-    warnings.warn(
-        f'{file.path} is of version 1, which knows the weights that compete only: whether the '
-        'others (patch embedding, norms outside of the blocks, buffers) are those of its training '
-        'is not known; save the adapter again with this release',
-        stacklevel=4,
-    )

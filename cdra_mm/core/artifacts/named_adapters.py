@@ -13,15 +13,10 @@ from torch import Tensor, nn
 from cdra_mm.errors import PlanError
 from cdra_mm.spelling import did_you_mean
 
-from ..adapters.apply import (
-    Place,
-    adapters,
-    check_fits,
-    planned_adapters,
-    remove_adapters,
-    trained_whole,
-)
-from ..model.digests import base_buffers, base_state
+from ..adapters.adapted import adapters, trained_whole
+from ..adapters.apply import Place, check_fits, planned_adapters
+from ..adapters.merging import remove_adapters
+from ..model.own_state import base_buffers, base_state
 from ..planning.plan import Plan
 from .files import read_adapter
 from .loading import build_from_file, put_on, replaced_values

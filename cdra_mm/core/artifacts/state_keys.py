@@ -1,26 +1,29 @@
-"""A state dict describes its adapters: from its keys they are built again.
+"""A state dict describes its adapters: by its plan they are built again.
 
-<module>.cdra.<parameter>[:<part>].{rows, cols, down, up}     a low-rank adapter
-<module>.cdra.<parameter>[:<part>].{index, value}             single entries
-<module>.cdra.<kind>.<its tensors>                            a part on a whole module
+cdra_plan                                             the plan (`core.planning.packed_plan`)
+<module>.cdra.<parameter>[:<part>].{down, up}         what a low-rank adapter has learnt
+<module>.cdra.<parameter>[:<part>].value              single entries
+<module>.cdra.<kind>.<its parameters>                 a part on a whole module
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
-from cdra_mm.errors import CheckpointError
+from cdra_mm.errors import CheckpointError, PlanError
 
-from ..adapters.adapter import Adapter, kind_of_tensors
-from ..adapters.apply import Place, adapters, build_adapter
+from ..adapters.adapted import adapters, plan_of, remember_plan, same_plan
+from ..adapters.adapter import Adapter
+from ..adapters.apply import check_fits, planned_adapters
 from ..adapters.layers import adapt_module
+from ..model.own_state import PLAN_KEY
+from ..planning.packed_plan import unpack_plan
+from ..planning.plan import Plan
 
-__all__ = ['adapter_prefix', 'build_adapters']
-
-_KEY = re.compile(r'^(?:(?P<module>.+)\.)?cdra\.(?P<suffix>[^.]+)\.(?P<tensor>[a-z_]+)$')
+__all__ = ['adapter_prefix', 'build_adapters', 'is_adapter_key', 'learnt_of']
 
 
 def adapter_prefix(name: str) -> str:
@@ -34,69 +37,92 @@ def adapter_prefix(name: str) -> str:
     return f'{module}.cdra.{suffix}.'.removeprefix('.')
 
 
+def is_adapter_key(key: str) -> bool:
+    """Whether a state-dict key is of an adapter: the child ``cdra`` of a module holds them."""
+    return 'cdra' in key.split('.')[:-1]
+
+
+def learnt_of(built: Iterable[tuple[str, Adapter]]) -> dict[str, nn.Parameter]:
+    """The parameters of adapters, by their keys in a state dict.
+
+    Args:
+        built: Target name and adapter of each.
+    """
+    return {
+        adapter_prefix(name) + key: parameter
+        for name, adapter in built
+        for key, parameter in adapter.named_parameters()
+    }
+
+
 def build_adapters(
-    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = ''
+    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = '', plan: Plan | None = None
 ) -> list[str]:
-    """Builds the adapters that the keys of a state dict name, without their values.
+    """Builds the adapters of a state dict, without their values.
 
     Args:
         model: The plain model, or one with exactly these adapters.
-        state_dict: Holds ``<prefix><module>.cdra.<suffix>.<tensor>`` keys.
+        state_dict: Holds ``<prefix>cdra_plan``, and what was learnt.
         prefix: Prefix of the model's keys.
+        plan: The plan, where it is known already.
 
     Returns:
         The target names.
 
     Raises:
-        CheckpointError: If tensors are missing or do not fit the model, or the
-            model has other adapters.
+        CheckpointError: If the plan is damaged or not there, tensors are missing or do not fit
+            it, or the model has other adapters.
+        PlanError: If the plan does not fit the model.
     """
-    wanted: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state_dict.items():
-        match = _KEY.match(key.removeprefix(prefix)) if key.startswith(prefix) else None
-        if match:
-            name = '.'.join(p for p in (match['module'], match['suffix']) if p)
-            wanted.setdefault(name, {})[match['tensor']] = tensor
-    if not wanted:
-        return []
+    own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    learnt = {key: value for key, value in own.items() if is_adapter_key(key)}
     present = adapters(model)
+    if plan is None and PLAN_KEY in own:
+        try:
+            plan = unpack_plan(own[PLAN_KEY])
+        except PlanError as error:
+            raise CheckpointError(str(error)) from None
+    if plan is None and not learnt:
+        return []
     if present:
-        _check_same(present, wanted)
-        return list(wanted)
-    places = [_build(model, name, tensors) for name, tensors in wanted.items()]
+        here = plan_of(model)
+        if plan is not None and here is not None and not same_plan(plan, here):
+            raise CheckpointError(
+                'the model has other adapters than the checkpoint (another plan): load it into a '
+                'model without adapters'
+            )
+        _check_learnt(learnt, learnt_of(present.items()))
+        return list(present)
+    if plan is None:
+        raise CheckpointError(
+            f'the state dict holds adapters (the first is {next(iter(learnt))}) and no '
+            f'{PLAN_KEY}, by which they are built: it is damaged, or of an earlier release and no '
+            'checkpoint of a run; load that checkpoint, or the adapter file'
+        )
+    check_fits(model, replace(plan, fingerprint=''))
+    places = planned_adapters(model, plan)
+    named = [(f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in places]
+    _check_learnt(learnt, learnt_of(named))
     for path, suffix, adapter in places:
         adapt_module(model, path, suffix, adapter)
-    return list(wanted)
+    if places:
+        remember_plan(model, plan)
+    return [name for name, _ in named]
 
 
-def _build(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> Place:
-    kind = kind_of_tensors(set(tensors))
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    damaged = f'the adapter of {name} in the checkpoint is damaged or made for another architecture'
-    if kind is None:
-        raise CheckpointError(f'{damaged}: it holds {shapes}, which no kind of adapter has')
-    try:
-        place = build_adapter(model, name, kind, kind.sizes_of(tensors))
-    except ValueError as error:
-        raise CheckpointError(f'{damaged} ({error}): it holds {shapes}') from None
-    built = {key: tuple(tensor.shape) for key, tensor in place[2].state_dict().items()}
-    if built != shapes:
-        raise CheckpointError(f'{damaged}: it holds {shapes}, expected {built}')
-    return place
-
-
-def _check_same(present: Mapping[str, Adapter], wanted: Mapping[str, Mapping[str, Tensor]]) -> None:
-    def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    here = {
-        name: shapes(dict(a.named_parameters()) | dict(a.named_buffers()))
-        for name, a in present.items()
-    }
-    there = {name: shapes(tensors) for name, tensors in wanted.items()}
-    if here != there:
-        differ = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+def _check_learnt(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuses what was learnt where it is not what the adapters hold."""
+    for key in sorted(given.keys() | expected.keys()):
+        there, here = (
+            tuple(tensors[key].shape) if key in tensors else None for tensors in (given, expected)
+        )
+        if there == here:
+            continue
+        what = f'{key} is {there}, expected {here}'
+        if there is None:
+            what = f'it lacks {key}'
+        elif here is None:
+            what = f'its plan has no {key}'
         raise CheckpointError(
-            f'the model has other adapters than the checkpoint ({len(differ)} differ, the first is '
-            f'{differ[0]}): load it into a model without adapters'
+            f'the checkpoint is damaged or made for another architecture: {what}; use another one'
         )

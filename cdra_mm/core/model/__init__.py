@@ -4,7 +4,9 @@
 `families`         where each family of transformers holds its weights
 `targets`          which weights compete, and their names
 `exclusion`        which of them a user leaves out
+`own_state`        its own weights and buffers, adapted or not
 `digests`          which base weights a plan or an adapter belongs to
+`old_fingerprints` the same in plans of earlier releases
 `attention`        attention between adapted or scored projections
 `evaluation`       the model as it is scored: no dropout, no updated statistics
 =================  ===========================================================

@@ -1,12 +1,19 @@
 """Which base a plan or an adapter belongs to: a table of digests of its weights.
 
-A model's own tensors are its parameters and persistent buffers, without adapters. The table has a
-text for each by name: type, shape and 16 bytes of SHA-256, such as ``float32 1x197x768 0f3a...``.
-It is made once; every check compares a part of it, and names what differs.
+The table has a text for each of a model's own tensors by name: type, shape and 16 bytes of SHA-256,
+such as ``float32 1x197x768 0f3a...``. It is made once a run; every check compares a part of it, and
+names what differs. There are two short forms of it:
+
+- `pack_digests`: the same table as a small tensor, in checkpoints and adapter files.
+- `fingerprint`: a text in plans, of the weights that compete. It has 8 bytes for each of them in
+  the order of their names: enough to tell which weight is another one, and where 16 are kept nobody
+  can make a second tensor of the same digest.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ctypes
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -14,50 +21,26 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..packed import pack_text, unpack_text
 from .targets import find_targets
 
 __all__ = [
-    'base_buffers',
-    'base_state',
-    'changed_buffers',
+    'DIGESTS_KEY',
     'differences',
     'digests_of',
     'fingerprint',
+    'fingerprint_differences',
     'fingerprint_of',
-    'fingerprint_of_digests',
-    'forget_base',
     'list_differences',
-    'names_beside',
-    'remember_base',
-    'same_scheme',
+    'pack_digests',
+    'unpack_digests',
 ]
 
-# Begins fingerprints that are made of a table; those of earlier releases are plain hexadecimal.
-SCHEME = '2:'
-BYTES = 16  # of each digest: nobody finds a second tensor of the same
-
-
-def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's own parameters and persistent buffers by name, adapted or not.
-
-    The tensors share the memory of the model's.
-    """
-    adapters = tuple(
-        f'{path}.cdra.'.lstrip('.')
-        for path, module in model.named_modules(remove_duplicate=False)
-        if hasattr(type(module), 'base_class')
-    )
-    return {
-        key: value
-        for key, value in model.state_dict().items()
-        if isinstance(value, Tensor) and not key.startswith(adapters)
-    }
-
-
-def base_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers of `base_state`: tables, and statistics that change in training."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {key: value for key, value in base_state(model).items() if key not in parameters}
+# In a checkpoint or an adapter file, the table of the weights that it relies on.
+DIGESTS_KEY = 'cdra_digests'
+MARK = b'CDD1'
+SCHEME = '3:'  # begins fingerprints; those of earlier releases begin otherwise
+BYTES, SHORT = 16, 8  # of each digest: in a table, in a fingerprint
 
 
 def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -93,6 +76,31 @@ def list_differences(found: Collection[str]) -> str:
     return f'{what}: {first}{", ..." if len(found) > 3 else ""}'
 
 
+def pack_digests(digests: Mapping[str, str]) -> Tensor:
+    """A table as uint8 ``[n]``, in the order of the names; `unpack_digests` gives it back."""
+    parts = {name: digests[name].rpartition(' ') for name in sorted(digests)}
+    data = bytes.fromhex(''.join(digest for _, _, digest in parts.values()))
+    return pack_text(MARK, {name: form for name, (form, _, _) in parts.items()}, data)
+
+
+def unpack_digests(tensor: Tensor) -> dict[str, str]:
+    """Reads `pack_digests`.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    forms, data = unpack_text(MARK, tensor)
+    if not isinstance(forms, dict) or not all(isinstance(form, str) for form in forms.values()):
+        raise ValueError('it is no table of digests')
+    if len(data) != BYTES * len(forms):
+        raise ValueError(f'{len(data)} bytes of digests for {len(forms)} names')
+    digests = (data[at : at + BYTES].hex() for at in range(0, len(data), BYTES))
+    return {
+        name: f'{form} {digest}'
+        for (name, form), digest in zip(forms.items(), digests, strict=True)
+    }
+
+
 def fingerprint(
     model: nn.Module,
     names: Iterable[str] | None = None,
@@ -108,60 +116,37 @@ def fingerprint(
             makes no difference.
         digests: The table of the model's weights, where it is known already.
     """
-    if names is None:
-        names = _competing(model)
-    if digests is None:
-        state = model.state_dict()
-        digests = digests_of({name: state[name] for name in names})
-    return fingerprint_of_digests({name: digests[name] for name in names})
+    table = _table(model, names, digests)
+    short = (_short(name, table[name]) for name in sorted(table))
+    return SCHEME + base64.urlsafe_b64encode(b''.join(short)).decode()
 
 
-def fingerprint_of_digests(digests: Mapping[str, str]) -> str:
-    """One text for a table."""
-    lines = ''.join(f'{name} {digests[name]}\n' for name in sorted(digests))
-    return SCHEME + hashlib.sha256(lines.encode()).hexdigest()
-
-
-def same_scheme(given: str, model: nn.Module, digests: Mapping[str, str] | None = None) -> str:
-    """The fingerprint of what competes in a model, made in the way in which `given` was."""
-    if given.startswith(SCHEME):
-        return fingerprint(model, digests=digests)
-    state = model.state_dict()
-    return fingerprint_of({name: state[name] for name in _competing(model)})
-
-
-def remember_base(model: nn.Module, beside: Iterable[str]) -> None:
-    """Notes on a model what `save_adapter` has to tell apart later.
+def fingerprint_differences(
+    given: str, model: nn.Module, digests: Mapping[str, str] | None = None
+) -> list[str]:
+    """What of the weights that compete in a model is other than a fingerprint says.
 
     Args:
-        model: The model, its buffers still those of the base.
-        beside: Paths of its own submodules or tensors that its plan does not cover (a head).
+        given: A `fingerprint` of them.
+        model: The model; adapters do not count.
+        digests: The table of its weights, where it is known already.
+
+    Returns:
+        Names, or one text where the fingerprint is of other names.
     """
-    paths = tuple(beside)
-    names = [
+    table = _table(model, None, digests)
+    try:
+        known = base64.b64decode(given.removeprefix(SCHEME), b'-_', validate=True)
+    except (binascii.Error, ValueError):
+        known = b''
+    if not given.startswith(SCHEME) or len(known) != SHORT * len(table):
+        number = f'of {len(known) // SHORT} weights, here {len(table)} compete'
+        return [f'a fingerprint {number}' if known else f'the fingerprint {given[:12]!r}']
+    return [
         name
-        for name in base_state(model)
-        if any(not path or f'{name}.'.startswith(f'{path}.') for path in paths)
+        for at, name in enumerate(sorted(table))
+        if known[SHORT * at : SHORT * (at + 1)] != _short(name, table[name])
     ]
-    model.__dict__['_cdra_base'] = (digests_of(base_buffers(model)), frozenset(names))
-
-
-def forget_base(model: nn.Module) -> None:
-    """Takes the notes off a model that is plain again."""
-    model.__dict__.pop('_cdra_base', None)
-
-
-def changed_buffers(model: nn.Module) -> set[str]:
-    """Names of the buffers that are no longer the base's; all where the base is not known."""
-    noted, _ = model.__dict__.get('_cdra_base', ({}, ()))
-    now = digests_of(base_buffers(model))
-    return {name for name, digest in now.items() if noted.get(name) != digest}
-
-
-def names_beside(model: nn.Module) -> set[str]:
-    """Names of a model's own tensors that its plan does not cover."""
-    _, beside = model.__dict__.get('_cdra_base', ({}, ()))
-    return set(beside)
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
@@ -174,8 +159,21 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _competing(model: nn.Module) -> set[str]:
-    return {target.path for target in find_targets(model).values()}
+def _table(
+    model: nn.Module, names: Iterable[str] | None, digests: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The part of the table of a model; of what competes by default."""
+    if names is None:
+        names = {target.path for target in find_targets(model).values()}
+    names = set(names)
+    if digests is None:
+        state = model.state_dict()
+        return digests_of({name: state[name] for name in names})
+    return {name: digests[name] for name in names}
+
+
+def _short(name: str, text: str) -> bytes:
+    return hashlib.sha256(f'{name} {text}'.encode()).digest()[:SHORT]
 
 
 def _form(tensor: Tensor) -> str:

@@ -12,6 +12,7 @@
 `budget`            the threshold whose plan fits a budget
 `trials`            the same where no histogram tells the sizes, by trying
 `making`            the steps above in their order
-`plan`              the record of it all
+`plan`              the record of it all, of `records`; `plan_checks` reads them
+`packed_plan`       the plan as a small tensor, its lists by `packed_indices`
 ==================  ==========================================================
 """

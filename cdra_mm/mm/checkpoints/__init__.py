@@ -8,6 +8,7 @@
 `slim_hook`               puts the record in and the named base out
 `saving`                  a whole checkpoint or the one before, never half of one
 `resuming`                which checkpoint a run goes on from, and which it refuses
+`checked`                 every field is of its type (`checked_optimizer`: of the optimizer)
 `midway`                  what else is needed within an epoch or an accumulation window
 ========================  ==================================================
 """

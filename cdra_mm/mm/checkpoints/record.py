@@ -2,15 +2,21 @@
 
 A run's checkpoint leaves out the backbone weights that a named base brings back
 bit for bit. A *record* in the state dict says what was planned, where the base
-came from, and has a digest of each weight and buffer that was left out. It is a
-uint8 tensor of JSON text: state dicts are all that inference APIs hand to a model,
-and ``weights_only`` loading takes tensors.
+came from, and has a digest of each weight and buffer that was left out. State dicts are all
+that inference APIs hand to a model, and ``weights_only`` loading takes tensors, so it is three of
+uint8, once in a checkpoint, of which an adapter file has the first two:
 
-Buffers that have changed in training (statistics of batch norms) are never left out.
+cdra_plan       the plan (`core.planning.packed_plan`)
+cdra_digests    the table of what was left out (`core.model.digests`)
+cdra_record     JSON text: version, method, settings, base
+
+Buffers that have changed in training (statistics of batch norms) are never left out. Averaged
+weights (EMA) are stored as the weights are, without a record of their own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,17 +27,21 @@ from torch import Tensor, nn
 
 from cdra_mm.core import Plan, base_state, digests_of, fingerprint_of
 from cdra_mm.core.model.digests import (
-    base_buffers,
+    DIGESTS_KEY,
     differences,
-    fingerprint_of_digests,
     list_differences,
+    pack_digests,
+    unpack_digests,
 )
+from cdra_mm.core.model.own_state import PLAN_KEY, base_buffers
+from cdra_mm.core.planning.packed_plan import pack_plan, unpack_plan
 from cdra_mm.errors import CheckpointError
 from cdra_mm.storage.strict_json import strict_json
 
 from .base_weights import BaseSource
 
 __all__ = [
+    'KEYS',
     'RECORD_KEY',
     'Record',
     'base_state',
@@ -45,7 +55,9 @@ __all__ = [
 ]
 
 RECORD_KEY = 'cdra_record'
-RECORD_VERSION = 2
+KEYS = (RECORD_KEY, PLAN_KEY, DIGESTS_KEY)
+RECORD_VERSION = 3
+AVERAGED = 'module.'  # begins the names of averaged weights
 
 
 @dataclass(frozen=True)
@@ -54,19 +66,21 @@ class Record:
 
     Attributes:
         method: Name of the method.
-        plan: JSON text of the plan; '' where the whole backbone is trained.
+        plan: The plan; None where the whole backbone is trained.
         settings: The hook's settings, plain types.
         base: Where the left-out weights come from; None when all are stored.
         digests: Table of the left-out weights (`digests_of`); of version 1 the names only.
         old_fingerprint: Of version 1: one fingerprint of all of them.
+        version: Of what it was read from; `restoring` reads states of each.
     """
 
     method: str
-    plan: str = ''
+    plan: Plan | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     base: BaseSource | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     old_fingerprint: str = ''
+    version: int = RECORD_VERSION
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -78,7 +92,7 @@ class Record:
         """One text for all of the left-out weights, for people; '' where there are none."""
         if self.old_fingerprint or not self.digests:
             return self.old_fingerprint
-        return fingerprint_of_digests(self.digests)
+        return hashlib.sha256(json.dumps(sorted(self.digests.items())).encode()).hexdigest()
 
     def storing(self, tensors: Mapping[str, Tensor]) -> Record:
         """The record of a state in which those of these tensors that have changed are not left out.
@@ -104,31 +118,41 @@ class Record:
             return 'other weights'
         return list_differences(list(differences(state, self.digests)))
 
-    def to_tensor(self) -> Tensor:
-        """The record as uint8 text."""
-        entries = asdict(self)
-        del entries['old_fingerprint']
+    def to_state(self, packed: Tensor | None = None) -> dict[str, Tensor]:
+        """The record as entries of a state dict.
+
+        Args:
+            packed: The plan as `pack_plan` gives it, where it is known already.
+        """
+        entries: dict[str, Any] = dict(method=self.method, settings=dict(self.settings))
+        entries['base'] = asdict(self.base) if self.base else None
         text = json.dumps({**entries, 'version': RECORD_VERSION}, separators=(',', ':')).encode()
-        return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        state = {RECORD_KEY: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+        if self.plan is not None:
+            state[PLAN_KEY] = pack_plan(self.plan) if packed is None else packed
+        return {**state, DIGESTS_KEY: pack_digests(self.digests)}
 
     @classmethod
-    def from_tensor(cls, tensor: Tensor) -> Record:
-        """Reads `to_tensor`.
+    def from_state(cls, state: Mapping[str, Tensor], prefix: str = '') -> Record:
+        """Reads `to_state`, and the one tensor that earlier releases had.
 
         Raises:
             CheckpointError: If it is damaged or of another version.
         """
         try:
-            text = isinstance(tensor, Tensor) and tensor.dtype == torch.uint8 and tensor.dim() == 1
-            if not text:
-                raise ValueError('it is no text')
-            entries = strict_json(bytes(tensor.cpu().tolist()))
-            version = entries.pop('version')
-            if version not in (1, RECORD_VERSION):
+            entries = _entries(state[prefix + RECORD_KEY])
+            version = entries.get('version')
+            if version not in (1, 2, RECORD_VERSION):
                 raise CheckpointError(
                     f'the checkpoint has record version {version!r:.80}: this release reads '
                     f'versions up to {RECORD_VERSION}; use the release that wrote it'
                 )
+            if version == RECORD_VERSION:
+                packed = state.get(prefix + PLAN_KEY)
+                entries['plan'] = None if packed is None else unpack_plan(packed)
+                entries['digests'] = unpack_digests(state[prefix + DIGESTS_KEY])
+            else:
+                entries['plan'] = Plan.from_json(entries['plan']) if entries['plan'] else None
             if version == 1:
                 entries['digests'] = dict.fromkeys(entries.pop('left_out'), '')
                 entries['old_fingerprint'] = entries.pop('fingerprint')
@@ -146,9 +170,8 @@ class Record:
             ) from None
 
     def _check_types(self) -> None:
-        texts = (self.method, self.plan, self.old_fingerprint)
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError('method, plan and fingerprint are texts')
+        if not all(isinstance(text, str) for text in (self.method, self.old_fingerprint)):
+            raise TypeError('method and fingerprint are texts')
         if not isinstance(self.settings, dict) or not isinstance(self.digests, dict):
             raise TypeError('settings and digests are objects')
         if not all(isinstance(text, str) for text in self.digests.values()):
@@ -156,15 +179,24 @@ class Record:
         if self.digests and self.base is None:
             raise TypeError('it leaves weights out and names no base')
 
-    def read_plan(self) -> Plan | None:
-        """The plan, or None where the whole backbone is trained."""
-        return Plan.from_json(self.plan) if self.plan else None
+
+def _entries(tensor: Any) -> dict[str, Any]:
+    """The JSON object of a record's own tensor.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        raise ValueError('it is no text')
+    entries = strict_json(tensor.cpu().numpy().tobytes())
+    if not isinstance(entries, dict):
+        raise ValueError('it is no JSON object')
+    return entries
 
 
 def read_record(state_dict: Mapping[str, Tensor], prefix: str) -> Record | None:
     """The record of a state dict, or None where it has none."""
-    tensor = state_dict.get(prefix + RECORD_KEY)
-    return None if tensor is None else Record.from_tensor(tensor)
+    return Record.from_state(state_dict, prefix) if prefix + RECORD_KEY in state_dict else None
 
 
 def record_of(backbone: nn.Module) -> Record | None:
@@ -196,24 +228,31 @@ def relied_on(backbone: nn.Module, record: Record | None) -> dict[str, Any]:
 
 
 def slim(
-    state_dict: MutableMapping[str, Tensor],
+    checkpoint: MutableMapping[str, Any],
     prefix: str,
     record: Record,
     buffers: Collection[str] = (),
 ) -> None:
-    """Takes the left-out weights out of a state dict and puts the record in.
+    """Takes the left-out weights out of a checkpoint's states and puts the record in, once.
 
     Args:
-        state_dict: Changed in place.
+        checkpoint: Changed in place: its ``state_dict``, and ``ema_state_dict`` where it has one.
         prefix: Prefix of the backbone's keys.
         record: The record of the run.
-        buffers: Names of the backbone's buffers: those that have changed stay in.
+        buffers: Names of the backbone's buffers: those that have changed in one of the states
+            stay in both.
     """
-    present = [name for name in buffers if prefix + name in state_dict]
-    record = record.storing({name: state_dict[prefix + name] for name in present})
-    for name in record.left_out:
-        state_dict.pop(prefix + name, None)
-    state_dict[prefix + RECORD_KEY] = record.to_tensor()
+    states = [(checkpoint['state_dict'], prefix)]
+    if 'ema_state_dict' in checkpoint:
+        states.append((checkpoint['ema_state_dict'], AVERAGED + prefix))
+    for state, at in states:
+        record = record.storing({n: state[at + n] for n in buffers if at + n in state})
+    packed = checkpoint['state_dict'].get(prefix + PLAN_KEY)
+    for state, at in states:
+        for name in (*record.left_out, *KEYS):
+            state.pop(at + name, None)
+    entries = record.to_state(packed)
+    checkpoint['state_dict'].update({prefix + key: entry for key, entry in entries.items()})
 
 
 def make_record(
@@ -242,7 +281,7 @@ def make_record(
         left_out = sorted((reproduced & digests.keys()) - trained_names(backbone))
     return Record(
         method=method,
-        plan=plan.to_json() if plan else '',
+        plan=plan,
         settings=dict(settings),
         base=base if left_out else None,
         digests={name: digests[name] for name in left_out},

@@ -1,7 +1,7 @@
 """A backbone is made ready for a checkpoint that holds what is trained and names the rest.
 
-In this order: the base that the record names is made sure of, the adapters are built from the
-keys, and the base is filled in. A base that cannot be found is an error, never a random backbone.
+In this order: the base that the record names is made sure of, the adapters are built by the plan,
+and the base is filled in. A base that cannot be found is an error, never a random backbone.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import replace
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from cdra_mm.core import base_state, build_adapters, digests_of
-from cdra_mm.core.artifacts.state_keys import adapter_prefix
-from cdra_mm.core.model.digests import base_buffers
-from cdra_mm.core.planning.plan import Block, Part, SparseMatrix
+import cdra_mm.methods  # noqa: F401  the kinds of adapters that plans name
+from cdra_mm.core import base_state, build_adapters, digests_of, plan_of
+from cdra_mm.core.artifacts.old_formats import drop_repeated
+from cdra_mm.core.model.own_state import PLAN_KEY, base_buffers
 from cdra_mm.errors import CheckpointError
 
 from .base_weights import is_replaying, load_base
-from .record import RECORD_KEY, Record, read_record
+from .record import KEYS, RECORD_VERSION, Record, read_record, record_of
 
 __all__ = ['ensure_base', 'restore']
 
@@ -27,9 +27,10 @@ __all__ = ['ensure_base', 'restore']
 def restore(backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
     """Makes a backbone ready for a state dict, and the state dict complete for it.
 
-    Builds the adapters that the keys name, makes sure of the base weights and
+    Builds the adapters of its plan, makes sure of the base weights and
     fills them in, so that even a strict load finds every key. A state dict
-    without record and adapters is left alone.
+    without record and adapters is left alone. Averaged weights have no record: they come to a
+    backbone that has adopted the one of their checkpoint.
 
     Args:
         backbone: The plain backbone, or one with exactly these adapters.
@@ -41,18 +42,27 @@ def restore(backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix
             weights cannot be found.
     """
     record = read_record(state_dict, prefix)
-    state_dict.pop(prefix + RECORD_KEY, None)
-    if record is not None and is_replaying(backbone):
-        raise CheckpointError('it is a checkpoint with adapters, which is no base of another one')
+    if is_replaying(backbone):
+        if record is not None or prefix + PLAN_KEY in state_dict:
+            raise CheckpointError(
+                'it is a checkpoint with adapters, which is no base of another one'
+            )
+        return
     if record is None:
-        if not build_adapters(backbone, state_dict, prefix):
+        built = build_adapters(backbone, state_dict, prefix)
+        record = record_of(backbone) if plan_of(backbone) is not None else None
+        if not built and record is None:
             return
     else:
+        if record.version != RECORD_VERSION and record.plan is not None:
+            drop_repeated(state_dict, prefix, record.plan)
         _check_complete(backbone, state_dict, prefix, record)
         if backbone.__dict__.pop('_cdra_ensured', None) != record:
             record = ensure_base(backbone, record)
-        build_adapters(backbone, state_dict, prefix)
+        build_adapters(backbone, state_dict, prefix, record.plan)
         backbone.__dict__['_cdra_record'] = record
+    for key in KEYS:
+        state_dict.pop(prefix + key, None)
     held = base_state(backbone)
     for name in record.left_out if record else ():
         state_dict.setdefault(prefix + name, held[name])
@@ -116,12 +126,3 @@ def _check_complete(
             + (f'it lacks {missing[0]}' if missing and not foreign else '')
             + f' ({len(foreign) + len(missing)} names differ); use the config it was trained with'
         )
-    plan = record.read_plan()
-    if plan is not None:
-        carried: list[Block | SparseMatrix | Part] = [*plan.blocks, *plan.sparse, *plan.parts]
-        names = {record.name for record in carried}
-        names |= {vector.name for vector in plan.vectors if vector.indices is not None}
-        keys = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
-        for name in sorted(names):
-            if not any(key.startswith(adapter_prefix(name)) for key in keys):
-                raise CheckpointError(f'the checkpoint is damaged: it lacks the adapter of {name}')

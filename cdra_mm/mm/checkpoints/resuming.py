@@ -23,7 +23,7 @@ from ..host.runner_parts import is_resumed, loaded_from, resume_from, start_anew
 from ..inputs import check_weight_file
 from ..rebuild import plain_model
 from .own_files import OwnFiles
-from .record import Record
+from .record import KEYS, Record
 from .saving import clear_folders
 
 __all__ = [
@@ -187,7 +187,7 @@ def check_state(checkpoint: Mapping[str, Any], runner: Runner, record: Record | 
         CheckpointError: Names the first weight or parameter group.
     """
     expected = plain_model(runner).state_dict()
-    left_out = {PREFIX + name for name in record.left_out} if record else set()
+    left_out = {PREFIX + name for name in (*record.left_out, *KEYS)} if record else set()
     for part, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
         if part in checkpoint:
             given: Mapping[str, Tensor] = checkpoint[part]

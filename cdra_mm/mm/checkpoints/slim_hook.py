@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from cdra_mm.core.model.digests import base_buffers
+from cdra_mm.core.model.own_state import base_buffers
 
 from ..backbone import PREFIX, find_backbone
 from ..rebuild import plain_model
-from .changed_config import note_optimizer
+from .checked_optimizer import note_optimizer
 from .midway import MIDWAY_KEY, midway_state
 from .plain_state import make_plain
 from .record import Record, slim
@@ -45,22 +44,13 @@ class SlimCheckpointHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Leaves the named base out and puts the record in, also in an EMA's state."""
         if 'optimizer' in checkpoint:  # it can be resumed
-            note_optimizer(runner, checkpoint['meta'])
+            note_optimizer(runner.optim_wrapper, checkpoint['meta'])
             midway = midway_state(runner, checkpoint['meta']['epoch'], self._epoch_iters)
             if midway:
                 checkpoint[MIDWAY_KEY] = midway
         make_plain(checkpoint)
         record = self.record()
-        if record is None or not record.plan:  # the whole backbone is trained: a plain checkpoint
-            return
+        if record is None or record.plan is None:
+            return  # the whole backbone is trained: a plain checkpoint
         buffers = base_buffers(find_backbone(plain_model(runner)))
-        slim(checkpoint['state_dict'], PREFIX, record, buffers)
-        if 'ema_state_dict' in checkpoint:
-            slim(checkpoint['ema_state_dict'], 'module.' + PREFIX, record, buffers)
-        # The record is what counts; this copy is for people who look into the file.
-        checkpoint['meta']['cdra'] = {
-            'method': record.method,
-            'settings': dict(record.settings),
-            'base': asdict(record.base) if record.base else None,
-            'fingerprint': record.fingerprint,
-        }
+        slim(checkpoint, PREFIX, record, buffers)

@@ -98,7 +98,7 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
     backbone = attach_loader(find_backbone(model), named_bases(cfg, model))
     _load(model, state, path)
     refuse_diverged(model, path)
-    plan = record.read_plan() if record is not None else None
+    plan = record.plan if record is not None else None
     if plan is not None:
         freeze_rest(backbone, plan)
     model.eval()
@@ -163,8 +163,7 @@ def _adapted_state(loaded: Any, path: str) -> tuple[dict[str, Tensor], Record | 
         return state, record
     if record is None:
         raise CheckpointError(f'{path} has no adapters: it is a plain checkpoint already')
-    plan = record.read_plan()
-    if plan is not None and plan.num_trainable:
+    if record.plan is not None and record.plan.num_trainable:
         return state, record
     raise CheckpointError(
         f'{path} was trained with the method {record.method!r}, which has no adapters to merge'

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cdra_mm.core import adapters, apply_plan, count_parameters, find_targets, plan_from_masks
+from cdra_mm.core.model.own_state import PLAN_KEY
 from tests.core.problems import (
     adapted,
     adapter_keys,
@@ -61,8 +62,9 @@ def test_apply_plan_effective_weight_is_what_the_module_reads(kind):
 def test_apply_plan_keeps_the_base_under_its_keys(kind):
     base, model, plan = adapted(kind, moved=False)
     state = model.state_dict()
-    assert set(state) == set(base.state_dict()) | adapter_keys(plan)
-    assert [key for key in state if '.cdra.' not in key] == list(base.state_dict())
+    assert set(state) == set(base.state_dict()) | adapter_keys(plan) | {PLAN_KEY}
+    own = [key for key in state if '.cdra.' not in key and key != PLAN_KEY]
+    assert own == list(base.state_dict())
     for key, value in base.state_dict().items():
         assert torch.equal(state[key], value), key
     assert {n for n, _ in base.named_parameters()} <= {n for n, _ in model.named_parameters()}
@@ -74,9 +76,8 @@ def test_apply_plan_adapter_tensors_have_their_shapes(kind):
     state, buffers = model.state_dict(), dict(model.named_buffers())
     for block in plan.blocks:
         module, _, suffix = block.name.rpartition('.')
-        rows, cols, down, up = (
-            state[f'{module}.cdra.{suffix}.{key}'] for key in ('rows', 'cols', 'down', 'up')
-        )
+        rows, cols = (buffers[f'{module}.cdra.{suffix}.{key}'] for key in ('rows', 'cols'))
+        down, up = (state[f'{module}.cdra.{suffix}.{key}'] for key in ('down', 'up'))
         assert rows.dtype == cols.dtype == torch.int64
         assert (tuple(rows.tolist()), tuple(cols.tolist())) == (block.rows, block.cols)
         assert tuple(down.shape) == (block.rank, len(block.cols))
@@ -84,12 +85,11 @@ def test_apply_plan_adapter_tensors_have_their_shapes(kind):
         assert not up.any() and down.abs().max() > 0
         # Kaiming uniform with a = sqrt 5 is uniform within 1 / sqrt(fan in).
         assert float(down.abs().max()) <= len(block.cols) ** -0.5
-        assert f'{module}.cdra.{suffix}.rows' in buffers
         assert up.dtype == down.dtype == torch.float64
     for vector in plan.vectors:
         if vector.indices is not None:
             module, _, suffix = vector.name.rpartition('.')
-            index = state[f'{module}.cdra.{suffix}.index']
+            index = buffers[f'{module}.cdra.{suffix}.index']
             assert tuple(index.tolist()) == vector.indices
             assert state[f'{module}.cdra.{suffix}.value'].shape == index.shape
 

@@ -17,7 +17,6 @@ from cdra_mm.core import (
     apply_plan,
     estimate_scores,
     find_targets,
-    fingerprint,
     plan_from_masks,
 )
 from tests.core.problems import adapted, outputs, random_masks, random_plan
@@ -59,12 +58,15 @@ def test_apply_plan_refuses_an_also_train_of_another_size():
     assert adapters(model) == {}
 
 
-def test_apply_plan_for_other_base_weights_shows_the_begin_of_both_fingerprints():
-    plan = random_plan(TinyViT())
+def test_apply_plan_for_other_base_weights_names_those_that_differ():
     model = TinyViT()
-    begins = plan.fingerprint[:12], fingerprint(model)[:12]
-    with pytest.raises(PlanError, match=r'fingerprint {}, this model has {}\)'.format(*begins)):
+    plan = random_plan(model)
+    with torch.no_grad():
+        model.blocks[1].mlp.fc2.weight[0, 0] += 1
+    with pytest.raises(PlanError, match=r'\(1 tensor differs: blocks\.1\.mlp\.fc2\.weight\)'):
         apply_plan(model, plan)
+    with pytest.raises(PlanError, match=r'\([0-9]+ tensors differ: blocks\.0.*, \.\.\.\)'):
+        apply_plan(TinyViT(), plan)
 
 
 def test_apply_plan_refuses_an_adapted_model():

@@ -17,7 +17,7 @@ from cdra_mm.core import (
     remove_adapters,
 )
 from cdra_mm.core.adapters import adapter as kinds
-from cdra_mm.core.adapters.adapter import CallAdapter, find_kind, kind_of_tensors, register_kind
+from cdra_mm.core.adapters.adapter import CallAdapter, find_kind, register_kind
 from cdra_mm.core.adapters.low_rank import LowRank
 from tests.models import TinyViT
 
@@ -26,7 +26,6 @@ class Gain(CallAdapter):
     """Multiplies what a module computes."""
 
     kind = 'gain'
-    tensors = frozenset({'gain'})
     can_merge = False
 
     def __init__(self, module, number, failure=None):
@@ -34,10 +33,6 @@ class Gain(CallAdapter):
         if failure is not None:
             raise ValueError(failure)
         self.gain = nn.Parameter(torch.zeros(number))
-
-    @classmethod
-    def sizes_of(cls, tensors):
-        return {'number': len(tensors['gain'])}
 
     def reset(self, generator):
         with torch.no_grad():
@@ -112,19 +107,14 @@ def test_call_adapter_that_does_not_fit_is_refused(plan, message):
 
 
 @pytest.mark.usefixtures('_gain')
-def test_kind_is_found_by_its_name_and_by_its_tensors():
+def test_kind_is_found_by_its_name():
     assert find_kind('gain') is Gain and find_kind('low_rank') is LowRank
-    assert kind_of_tensors({'gain'}) is Gain
-    assert kind_of_tensors({'gain', 'loss'}) is None
     with pytest.raises(PlanError, match=r"'loss' is unknown: expected one of .*gain, .*low_rank"):
         find_kind('loss')
 
 
 @pytest.mark.usefixtures('_gain')
-@pytest.mark.parametrize(
-    'changes', [{'kind': 'gain', 'tensors': frozenset({'loss'})}, {'kind': 'loss'}]
-)
-def test_kind_with_the_name_or_the_tensors_of_another_is_refused(changes):
-    with pytest.raises(ValueError, match='^Twin: Gain has its name or its tensors$'):
-        register_kind(type('Twin', (Gain,), changes))
-    assert 'loss' not in kinds._KINDS and find_kind('gain') is Gain
+def test_kind_with_the_name_of_another_is_refused():
+    with pytest.raises(ValueError, match='^Twin: Gain has its name$'):
+        register_kind(type('Twin', (Gain,), {}))
+    assert find_kind('gain') is Gain

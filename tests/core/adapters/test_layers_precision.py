@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cdra_mm.core.planning.packed_plan import unpack_plan
 from tests.core.adapters.test_layers import linear, random_mask
 
 
 def rounding_bound(x, state, weight):
     """Error of a bf16 sum of bf16 products: a few roundings of what each step adds up to."""
-    rows, cols = state['0.cdra.weight.rows'], state['0.cdra.weight.cols']
+    (block,) = unpack_plan(state['cdra_plan']).blocks
+    rows, cols = list(block.rows), list(block.cols)
     up, down = (state[f'0.cdra.weight.{key}'].double().abs() for key in ('up', 'down'))
     size = x.double().abs() @ weight.abs().t() + state['0.bias'].double().abs()
     size[..., rows] += x.double().abs()[..., cols] @ down.t() @ up.t()

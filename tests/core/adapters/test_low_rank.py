@@ -1,4 +1,4 @@
-"""The low-rank adapter by itself: what it accepts, where it starts, what its state says."""
+"""The low-rank adapter by itself: what it accepts, where it starts, what its state holds."""
 
 from __future__ import annotations
 
@@ -68,40 +68,17 @@ def test_low_rank_reset_is_uniform_within_its_bound_and_starts_at_zero():
     assert abs(float(adapter.down.detach().mean())) < 0.02
 
 
-@pytest.mark.parametrize('scale', [1.0, 1 / 3])
-def test_low_rank_state_builds_the_same_adapter(scale):
-    """To the last bit of the scale, which is a factor of the merged weight."""
-    adapter = build(scale=scale)
-    adapter.reset(torch.Generator().manual_seed(0))
-    nn.init.normal_(adapter.up)
-    state = adapter.state_dict()
-    assert LowRank.tensors <= set(state) <= LowRank.tensors | LowRank.optional
-    twin = build(**LowRank.sizes_of(state))
-    twin.load_state_dict(state)
-    assert twin.scale == scale and twin.block[2] == scale
-    base = torch.randn(6, 5, dtype=torch.float64)
-    assert torch.equal(twin.added_to(base), adapter.added_to(base))
-
-
-def test_low_rank_follows_the_scale_of_a_state():
-    adapter, other = build(scale=0.5), build(scale=0.25)
-    adapter.load_state_dict(other.state_dict())
-    assert adapter.scale == adapter.block[2] == 0.25
-
-
-@pytest.mark.parametrize('shape', [(3,), (0, 2), (2, 2, 2)])
-def test_low_rank_refuses_a_state_whose_down_is_no_matrix(shape):
-    state = {**build().state_dict(), 'down': torch.zeros(shape)}
-    with pytest.raises(ValueError, match='^down is no matrix$'):
-        LowRank.sizes_of(state)
+def test_low_rank_state_holds_what_is_learnt_and_nothing_else():
+    adapter = build(scale=1 / 3, dropout=0.1)
+    assert set(adapter.state_dict()) == {'down', 'up'}
+    assert {'rows', 'cols'} == {name for name, _ in adapter.named_buffers()}
+    assert adapter.block[2] == 1 / 3 and adapter.dropout == 0.1
 
 
 def test_low_rank_lies_where_its_parameter_does():
     """The meta device stands for any other than the CPU's; it has no values to find runs in."""
     adapter = LowRank(MATRIX, torch.zeros(6, 5, device='meta'), torch.arange(2), COLS, 2, 0.5)
-    held = {name: value.device.type for name, value in adapter.state_dict().items()}
-    assert held.pop('scaling') == 'cpu'  # a number
-    assert set(held.values()) == {'meta'}
+    assert {value.device.type for value in (*adapter.parameters(), *adapter.buffers())} == {'meta'}
     adapter.load_state_dict(adapter.state_dict())
     assert adapter.block[0] == slice(0, 2)
 

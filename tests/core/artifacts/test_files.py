@@ -12,7 +12,6 @@ from torch import nn
 from cdra_mm.core import (
     CDRAError,
     CheckpointError,
-    Plan,
     adapters,
     apply_plan,
     load_adapter,
@@ -21,6 +20,9 @@ from cdra_mm.core import (
     save_adapter,
 )
 from cdra_mm.core.artifacts.files import read_adapter
+from cdra_mm.core.model.digests import DIGESTS_KEY, pack_digests
+from cdra_mm.core.model.own_state import PLAN_KEY
+from cdra_mm.core.planning.packed_plan import unpack_plan
 from tests.core.problems import adapted, adapter_keys, move, outputs, trainable_names
 from tests.models import MODELS, TinyViT
 
@@ -64,17 +66,12 @@ def test_adapter_file_is_safetensors_with_the_plan_and_without_the_base(saved):
     plan = adapted('fused')[2]
     tensors, metadata = contents(path)
     keys = set(tensors)
-    assert trainable_names(plan) <= keys <= trainable_names(plan) | adapter_keys(plan)
-    assert 'blocks.0.mlp.fc1.weight' not in keys and 'patch_embed.weight' not in keys
-    plans = []
-    for text in metadata.values():
-        try:
-            plans.append(Plan.from_json(text))
-        except CDRAError:
-            continue
-    assert len(plans) == 1
-    assert plans[0].blocks == plan.blocks and plans[0].vectors == plan.vectors
-    assert plans[0].fingerprint == plan.fingerprint
+    assert keys == trainable_names(plan) | {PLAN_KEY, DIGESTS_KEY}
+    assert adapter_keys(plan) <= keys
+    assert unpack_plan(tensors[PLAN_KEY]) == plan
+    assert not any('blocks.' in text for text in metadata.values())
+    state = model.state_dict()  # the part of it that a checkpoint would hold
+    assert all(torch.equal(tensors[key], state[key]) for key in keys - {DIGESTS_KEY})
 
 
 def contents(path):
@@ -320,7 +317,7 @@ def test_adapter_file_tells_what_it_is(saved, tmp_path):
     path = tmp_path / 'told.safetensors'
     save_adapter(model, path, metrics={'mIoU': np.float32(43.5)}, metadata={'author': 'me'})
     metadata = contents(path)[1]
-    assert metadata['format'] == 'cdra_mm.adapter' and metadata['version'] == '2'
+    assert metadata['format'] == 'cdra_mm.adapter' and metadata['version'] == '3'
     assert metadata['cdra_mm'] == __version__ and metadata['author'] == 'me'
     assert metadata['method'] == adapted('fused')[2].method
     assert read_adapter(path).metrics == {'mIoU': 43.5}
@@ -336,6 +333,10 @@ def metadata_with(**changes):
     return change
 
 
+def packed(key, change):
+    return lambda tensors, metadata: (tensors | {key: change(tensors[key])}, metadata)
+
+
 def not_finite(tensors, metadata):
     key = next(key for key in tensors if key.endswith('.up'))
     return tensors | {key: torch.full_like(tensors[key], float('nan'))}, metadata
@@ -349,15 +350,19 @@ def whole_numbers(tensors, metadata):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (metadata_with(version='3'), "version '3'"),
+        (metadata_with(version='4'), "version '4'"),
         (metadata_with(version=None), 'version None'),
         (metadata_with(version='1'), 'base weights'),
-        (metadata_with(digests=None), 'base weights'),
-        (metadata_with(digests='[]'), 'digests are no JSON object'),
-        (metadata_with(digests='{"norm.weight": 1}'), 'by texts'),
-        (metadata_with(digests='{}'), 'damaged'),
-        (metadata_with(carried='["norm.weight"]'), 'twice'),
-        (metadata_with(carried='{'), 'carried are no JSON list'),
+        (metadata_with(version='2'), 'lacks plan'),
+        (without(DIGESTS_KEY), 'lacks cdra_digests'),
+        (without(PLAN_KEY), 'lacks cdra_plan'),
+        (packed(DIGESTS_KEY, lambda held: held[:-1]), 'table of digests, '),
+        (packed(DIGESTS_KEY, lambda held: pack_digests({})), 'not those that were saved'),
+        (packed(PLAN_KEY, lambda held: held[:40]), 'packed plan is damaged'),
+        (packed(PLAN_KEY, lambda held: held.float()), 'packed plan is damaged'),
+        (metadata_with(beside='["norm.weight"]'), 'twice'),
+        (metadata_with(beside='[1]'), 'by texts'),
+        (metadata_with(beside='{'), 'beside are no JSON list'),
         (metadata_with(metrics='[1'), 'metrics'),
         (not_finite, 'no finite numbers'),
         (whole_numbers, 'no finite numbers'),

@@ -1,13 +1,24 @@
-"""A state dict describes itself: its keys alone rebuild the adapters (design section 4)."""
+"""A state dict describes itself: its plan alone rebuilds the adapters."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
-from cdra_mm.core import CDRAError, adapters, build_adapters
-from tests.core.problems import adapted, outputs
+from cdra_mm.core import (
+    CDRAError,
+    adapters,
+    apply_plan,
+    build_adapters,
+    merge_adapters,
+    remove_adapters,
+    unmerge_adapters,
+)
+from cdra_mm.core.model.own_state import PLAN_KEY
+from tests.core.problems import adapted, outputs, random_plan
 from tests.models import MODELS, TinyViT
 
 KINDS = pytest.mark.parametrize('kind', MODELS)
@@ -46,19 +57,28 @@ def changed(state, ending, change):
     return {k: v for k, v in state.items() if k != key} | ({} if value is None else {key: value})
 
 
+def earlier(state):
+    """Earlier releases had the rows of each adapter, and the plan in the record of a run."""
+    rows = {
+        key[:-2] + 'rows': torch.arange(len(v)) for key, v in state.items() if key.endswith('.up')
+    }
+    return {key: value for key, value in state.items() if key != PLAN_KEY} | rows
+
+
 BAD_STATES = {
-    'rows are missing': lambda s: changed(s, '.rows', lambda v: None),
+    'the plan is missing': lambda s: {k: v for k, v in s.items() if k != PLAN_KEY},
+    'the plan is cut off': lambda s: s | {PLAN_KEY: s[PLAN_KEY][:-1]},
+    'the plan is of other numbers': lambda s: s | {PLAN_KEY: s[PLAN_KEY].float()},
+    'down is missing': lambda s: changed(s, '.down', lambda v: None),
     'up is missing': lambda s: changed(s, '.up', lambda v: None),
-    'index is missing': lambda s: changed(s, '.index', lambda v: None),
-    'row outside': lambda s: changed(s, '.rows', lambda v: v + 1000),
+    'entries are missing': lambda s: changed(s, '.value', lambda v: None),
     'ranks differ': lambda s: changed(s, '.up', lambda v: v[:, :1]),
-    'columns and down differ': lambda s: changed(s, '.cols', lambda v: v[:-1]),
-    'index outside': lambda s: changed(s, '.index', lambda v: v + 1000),
+    'columns and down differ': lambda s: changed(s, '.down', lambda v: v[:, :-1]),
+    'entries differ': lambda s: changed(s, '.value', lambda v: v[:-1]),
+    'a file of an earlier release': lambda s: earlier(s),
     'no such module': lambda s: s | {'blocks.9.mlp.fc1.cdra.weight.up': torch.zeros(2, 2)},
     'no such part': lambda s: (
-        s
-        | {f'blocks.0.mlp.fc1.cdra.weight:q.{k}': torch.zeros(1, 1) for k in ('up', 'down')}
-        | {f'blocks.0.mlp.fc1.cdra.weight:q.{k}': torch.zeros(1).long() for k in ('rows', 'cols')}
+        s | {f'blocks.0.mlp.fc1.cdra.weight:q.{k}': torch.zeros(1, 1) for k in ('up', 'down')}
     ),
     'no such field': lambda s: s | {'blocks.0.mlp.fc1.cdra.weight.gate': torch.zeros(2, 2)},
 }
@@ -68,6 +88,35 @@ BAD_STATES = {
 def test_build_adapters_refuses_a_state_that_contradicts_itself(change):
     base, model, _ = adapted('fused')
     before = list(base.state_dict())
-    with pytest.raises(CDRAError, match='blocks|cdra'):
+    with pytest.raises(CDRAError, match='blocks|cdra|plan'):
         build_adapters(base, change(model.state_dict()))
     assert list(base.state_dict()) == before and adapters(base) == {}
+
+
+def test_values_of_one_plan_are_not_taken_for_those_of_another():
+    base, model, plan = adapted('fused')
+    state = model.state_dict()
+    apply_plan(base, random_plan(base, seed=3))
+    for load in (lambda: build_adapters(base, state), lambda: base.load_state_dict(state)):
+        with pytest.raises(CDRAError, match='other adapters than the checkpoint'):
+            load()
+    again = adapted('fused')[1]
+    again.load_state_dict(state, strict=True)  # of the same plan: it is no key too many
+    assert PLAN_KEY in state and torch.equal(outputs(again), outputs(model))
+
+
+def test_plan_is_in_the_state_dict_as_long_as_adapters_are():
+    _, model, _ = adapted('fused')
+    merge_adapters(model)
+    assert PLAN_KEY not in model.state_dict()
+    unmerge_adapters(model)
+    assert PLAN_KEY in copy.deepcopy(model).state_dict()
+    remove_adapters(model, discard=True)
+    assert PLAN_KEY not in model.state_dict()
+
+
+def test_indices_stand_in_the_plan_and_nowhere_else():
+    _, model, _ = adapted('fused')
+    state = model.state_dict()
+    assert {v.dtype for k, v in state.items() if k != PLAN_KEY} == {torch.float64}
+    assert state[PLAN_KEY].dtype == torch.uint8

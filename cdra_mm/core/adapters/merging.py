@@ -1,0 +1,79 @@
+"""Adapters go into the plain weights, out of them again, or off the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from torch import nn
+
+from cdra_mm.errors import PlanError
+
+from .adapted import adapters, forget_plan
+from .adapter import Adapter
+from .layers import AdapterSet
+
+__all__ = ['merge_adapters', 'remove_adapters', 'unmerge_adapters']
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Puts every adapter into its plain weights, in place; merged ones are skipped.
+
+    A merged model computes exactly what a plain one computes with the merged
+    weights, and its state dict holds no adapter.
+
+    Raises:
+        PlanError: If one is of a kind that does not merge; the model is then unchanged.
+    """
+    fixed = [name for name, adapter in adapters(model).items() if not adapter.can_merge]
+    if fixed:
+        raise PlanError(
+            f'{len(fixed)} adapters do not merge into plain weights (the first is {fixed[0]}): '
+            'the model needs them, and this package, for inference'
+        )
+    for module, adapter in _carried(model):
+        if not adapter.merged:
+            adapter.merge_(module)
+
+
+def unmerge_adapters(model: nn.Module) -> None:
+    """Takes merged adapters out of the base weights again.
+
+    The base comes back up to one rounding of its type per merge: within
+    ``2 * eps * max(|W|, |W'|)`` of each entry.
+    """
+    for module, adapter in _carried(model):
+        if adapter.merged:
+            adapter.merge_(module, sign=-1)
+
+
+def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
+    """Gives every module its plain class back and drops the adapters.
+
+    Args:
+        model: An adapted model.
+        discard: Drop adapters that are not merged, and with them what they learnt.
+
+    Raises:
+        PlanError: If adapters are not merged and `discard` is False.
+    """
+    unmerged = [name for name, adapter in adapters(model).items() if not adapter.merged]
+    if unmerged and not discard:
+        raise PlanError(
+            f'{len(unmerged)} adapters are not merged (the first is {unmerged[0]}): call '
+            'merge_adapters first, or pass discard=True to lose them'
+        )
+    for module in list(model.modules()):
+        if hasattr(type(module), 'base_class'):
+            base = cast('type[nn.Module]', type(module).base_class)  # type: ignore[attr-defined]
+            del module.cdra
+            module.__class__ = base
+    forget_plan(model)
+
+
+def _carried(model: nn.Module) -> Iterator[tuple[nn.Module, Adapter]]:
+    """Every adapted module with each of its adapters."""
+    for module in model.modules():
+        if hasattr(type(module), 'base_class'):
+            for adapter in cast(AdapterSet, module.cdra).children():
+                yield module, cast(Adapter, adapter)
