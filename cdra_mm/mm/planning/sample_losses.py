@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cdra_mm.core import ConfigError
 
 from .labels import check_labels, named_loss
-from .scoring_state import patched
+from .scoring_state import outputs_for_loss, patched
 from .unlabelled import Unlabelled
 
 __all__ = ['per_sample_losses', 'prepared']
@@ -41,7 +41,8 @@ def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None
     losses = []
     # A batch of one needs no cutting: whatever the shapes are, they are that sample's.
     part = _slice if len(samples) > 1 else lambda whole, _: whole
-    with patched(model.backbone, 'forward', _refuse_second_run(model)):
+    once = patched(model.backbone, 'forward', _refuse_second_run(model))
+    with once, outputs_for_loss(model):
         for n in range(len(samples)):
             mine = samples[n : n + 1]
             alone = patched(model, 'extract_feat', lambda *_, n=n, **__: part(features, n))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +20,9 @@ __all__ = [
     'alive_head',
     'autocast',
     'computed_once',
+    'kept_buffers',
     'kept_random_state',
+    'outputs_for_loss',
     'patched',
     'plain_forward',
 ]
@@ -75,6 +77,46 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
         if getattr(preprocessor, 'batch_augments', None) is not None:
             stack.enter_context(patched(preprocessor, 'batch_augments', None))
         yield
+
+
+@contextmanager
+def kept_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """The modules' own buffers, those of their children left out, have their old values again."""
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in before:
+            module._buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
+def outputs_for_loss(model: nn.Module) -> Iterator[None]:
+    """What has a loss gives its loss what that takes, in a model that is in evaluation mode.
+
+    A head may give its loss more in training than a prediction is made of: K-Net the maps of all
+    its stages. So modules outside of the backbone that have a ``loss`` are in training mode
+    themselves; the layers in them, which draw random numbers or mix samples, are not.
+    """
+    inside = {id(module) for module in model.backbone.modules()}
+    owners = [
+        (module, module.training)
+        for module in model.modules()
+        if id(module) not in inside and callable(getattr(type(module), 'loss', None))
+    ]
+    with kept_buffers(module for module, _ in owners):  # EMANet's head moves its bases
+        try:
+            for module, _ in owners:
+                module.training = True
+            yield
+        finally:
+            for module, mode in owners:
+                module.training = mode
 
 
 @contextmanager

@@ -32,7 +32,13 @@ from ..rebuild import plain_model, remember_configs
 from .labels import check_labels, named_loss
 from .sample_losses import per_sample_losses
 from .scoring import SeededSamples, seeded_batches, show_progress
-from .scoring_state import autocast, computed_once, kept_random_state, plain_forward
+from .scoring_state import (
+    autocast,
+    computed_once,
+    kept_buffers,
+    kept_random_state,
+    plain_forward,
+)
 
 __all__ = ['RunTrials', 'trials_in']
 
@@ -251,14 +257,9 @@ def _kept_model(model: nn.Module, backbone: nn.Module) -> Iterator[None]:
     frozen = {id(parameter) for parameter in backbone.parameters()}
     parameters = [(p, p.requires_grad) for p in model.parameters()]
     values = [(p, p.detach().clone()) for p in model.parameters() if id(p) not in frozen]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
     try:
-        yield
+        with kept_buffers(list(model.modules())):
+            yield
     finally:
         if adapters(backbone):
             remove_adapters(backbone, discard=True)
@@ -268,5 +269,3 @@ def _kept_model(model: nn.Module, backbone: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trainable).grad = None
         for parameter, value in values:
             parameter.data.copy_(value)
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer.copy_(value)

@@ -32,7 +32,7 @@ from ..parallel.exchange import as_single_process
 from ..rebuild import plain_model
 from .sample_losses import prepared
 from .scoring import SeededSamples
-from .scoring_state import autocast, kept_random_state, plain_forward
+from .scoring_state import autocast, kept_random_state, outputs_for_loss, plain_forward
 
 __all__ = ['frozen_by_train', 'withheld_parameters']
 
@@ -146,7 +146,7 @@ def _with_gradient(runner: Runner, parameters: dict[str, nn.Parameter], seed: in
                 stack.callback(parameter.register_post_accumulate_grad_hook(arrived).remove)
         samples = SeededSamples(loader.dataset, seed)
         data = prepared(model, loader.collate_fn([samples[index] for index in indices.tolist()]))
-        with torch.enable_grad():
+        with torch.enable_grad(), outputs_for_loss(model):
             loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
             if loss.requires_grad:
                 loss.backward()
