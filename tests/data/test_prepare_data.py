@@ -153,7 +153,9 @@ def test_damaged_archive_that_lies_in_the_folder_stays(run, tmp_path: Path, shri
     mine.write_text('half of it')
     code, _, errors = run('ade20k', tmp_path)
     assert code == 2 and len(errors) == 1
-    assert f'{mine} is neither a zip nor a tar archive; move it away to have it fetched' in errors[0]
+    assert (
+        f'{mine} is neither a zip nor a tar archive; move it away to have it fetched' in errors[0]
+    )
     assert mine.read_text() == 'half of it'
 
 
