@@ -26,11 +26,17 @@ UPSTREAM_TESTS ?= cdra_mm/mm tests/core tests/mm tests/tools tests/test_configs.
 # Compilers at a time, about 1.5 GB of memory each
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
+# The lowest versions that the package allows have an environment of their own (tests/floor.txt);
+# PYTHON=python3.10 takes the lowest Python, too.
+FLOOR ?= .venv-floor
+FLOOR_RUN := $(FLOOR)/bin/python
+FLOOR_SETUP := $(FLOOR)/.setup.stamp
+
 UPSTREAM_RUN := $(UPSTREAM)/bin/python
 UPSTREAM_SETUP := $(UPSTREAM)/.setup.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream coverage fuzz lint bench stress format clean
+.PHONY: help setup demo docs test test-upstream test-floor coverage fuzz lint bench stress format clean
 
 help: ## List these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +76,17 @@ $(UPSTREAM_SETUP): pyproject.toml
 	@$(UPSTREAM_RUN) -m pip install $(PIP_FLAGS) -e '.[openmmlab,test]'
 	@touch $@
 
+test-floor: $(FLOOR_SETUP) ## Test with the lowest versions that the package allows (the first time installs 6 GB)
+	@$(FLOOR_RUN) -m pytest $(PYTEST_ARGS)
+
+$(FLOOR_SETUP): pyproject.toml tests/floor.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "error: torch 2.6 has no wheels for $(PYTHON): expected Python 3.10 to 3.13, e.g. make PYTHON=python3.10 test-floor" >&2; exit 2; }
+	@test -x $(FLOOR_RUN) || $(PYTHON) -m venv $(FLOOR)
+	@echo "Installing into $(FLOOR) (6 GB) ..."
+	@$(FLOOR_RUN) -m pip install $(PIP_FLAGS) -e '.[onedl,test,demo]' -c tests/floor.txt
+	@touch $@
+
 coverage: $(SETUP) ## Run the tests and say which lines and branches they reach (twice the time)
 	@$(RUN) -m pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
@@ -80,6 +97,10 @@ lint: $(SETUP) ## Check style, format and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+
+docs: $(SETUP) ## Build the documentation as a site in site/
+	@$(RUN) -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(RUN) -m pip install $(PIP_FLAGS) -e '.[docs]'
+	@$(RUN) -m mkdocs build --strict
 
 bench: $(SETUP) ## Compare speed and memory with limits and peers (BENCH_ARGS='step --model ViT-B')
 	@$(RUN) -c 'import timm, peft, opacus, backpack' 2>/dev/null || \
@@ -93,6 +114,6 @@ format: $(SETUP) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-clean: ## Remove .venv, caches and build output; data, work_dirs and .venv-upstream stay
+clean: ## Remove .venv, caches and build output; data, work_dirs, .venv-upstream and .venv-floor stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find cdra_mm tests tools configs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,4 +1,4 @@
-"""What the command lines share: common options, and how a wrong input ends.
+"""What the command lines share: their words, common options, and how a wrong input ends.
 
 Importing this module loads neither torch nor OpenMMLab, so ``--help`` is quick and
 a missing OpenMMLab can be told in one line.
@@ -9,10 +9,41 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
-__all__ = ['add_config_arguments', 'add_launcher_arguments', 'one_line', 'run']
+__all__ = [
+    'Parser',
+    'add_config_arguments',
+    'add_launcher_arguments',
+    'cdra',
+    'command',
+    'one_line',
+    'program',
+    'run',
+    'script',
+    'worded',
+]
+
+# The script of a checkout behind each command, and what makes it do that.
+SCRIPTS = {
+    'train': 'train.py',
+    'test': 'test.py',
+    'merge': 'merge.py',
+    'analyze': 'analyze.py',
+    'predict': 'predict.py',
+    'new': 'new_config.py',
+    'data prepare': 'prepare_data.py',
+    'data check': 'prepare_data.py --check --config',
+    'convert': 'convert_weights.py',
+    'plan': 'plan.py',
+}
+PACKAGE = Path(__file__).resolve().parent
+NAMED = re.compile(rf'\bcdra ({"|".join(SCRIPTS)})\b')
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
@@ -20,8 +51,74 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OPENMMLAB = ('mmengine', 'mmcv', 'mmseg', 'mmpretrain')
 
 
+def command(name: str, *arguments: object) -> str:
+    """A command line as the user of this process can type it.
+
+    Started by a script of a checkout (``python tools/train.py``) it names the script that does the
+    same, in the folder that the user named; started by ``python -m cdra_mm`` that; otherwise
+    ``cdra``.
+
+    Args:
+        name: A key of ``SCRIPTS``.
+        arguments: What follows, quoted for a shell where it has to be.
+
+    Example:
+        >>> command('data prepare', 'demo', 'my data')
+        "cdra data prepare demo 'my data'"
+    """
+    folder = _script_folder()
+    if folder is not None:
+        words = f'python {folder / SCRIPTS[name]}'
+    else:
+        words = f'{cdra()} {name}'
+    return ' '.join([words, *(shlex.quote(str(word)) for word in arguments)])
+
+
+def cdra() -> str:
+    """The program of all commands, as the user of this process can type it."""
+    started = Path(sys.argv[0] if sys.argv else '').resolve()
+    return f'python -m {PACKAGE.name}' if started == PACKAGE / '__main__.py' else 'cdra'
+
+
+def program(name: str) -> str:
+    """What torchrun or a Python interpreter is given to start a command.
+
+    Example:
+        >>> program('train')
+        '-m cdra_mm train'
+    """
+    folder = _script_folder()
+    return f'-m {PACKAGE.name} {name}' if folder is None else str(folder / SCRIPTS[name])
+
+
+def script(name: str) -> str:
+    """Another script of the checkout that this process was started from; '' outside of one."""
+    folder = _script_folder()
+    return '' if folder is None else str(folder / name)
+
+
+def worded(text: str) -> str:
+    """A text with every ``cdra NAME`` in it as the user can type it; see `command`."""
+    return NAMED.sub(lambda found: command(found[1]), text)
+
+
+def _script_folder() -> Path | None:
+    """The folder of scripts that this process was started from, as it was named."""
+    started = Path(sys.argv[0] if sys.argv else '')
+    ours = started.suffix == '.py' and started.resolve().parent == PACKAGE.parent / 'tools'
+    return started.parent if ours else None
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with that line and exit code 2."""
+        self.exit(WRONG_INPUT, f'error: {message} (see {self.prog} --help)\n')
+
+
 def run(main: Callable[[], object]) -> None:
-    """Runs the main function of a tool and ends the process.
+    """Runs the main function of a command and ends the process.
 
     What the user can mend (`CDRAError`, a file that is not there, a full disk, a
     missing OpenMMLab) becomes one line ``error: ...`` on stderr and exit code 2 (a run that
@@ -66,7 +163,11 @@ def one_line(error: BaseException) -> str:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds CONFIG and ``--cfg-options``."""
-    parser.add_argument('config', help='config file of an mmseg or mmpretrain model')
+    parser.add_argument(
+        'config',
+        help='config file of an mmseg or mmpretrain model, or the name of a shipped one '
+        '(cdra/dinov2_ade20k)',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -104,7 +205,7 @@ def _is_wrong_input(error: Exception) -> bool:
         return True
     if isinstance(error, ImportError):
         return any(getattr(link, 'name', None) in OPENMMLAB for link in _chain(error))
-    errors = sys.modules.get('cdra_mm.core.errors')
+    errors = sys.modules.get('cdra_mm.errors')
     return errors is not None and isinstance(error, errors.CDRAError)
 
 

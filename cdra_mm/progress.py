@@ -1,7 +1,4 @@
-"""Progress of long work: counts, rate and time left, on a terminal; little or nothing in a log.
-
-Used by every floor, so it knows the standard library alone.
-"""
+"""Progress of long work: tqdm's line on a terminal; some whole lines, or nothing, in a log."""
 
 from __future__ import annotations
 
@@ -12,20 +9,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
 
-__all__ = [
-    'Progress',
-    'counted',
-    'described',
-    'logged_progress',
-    'progress_line',
-    'silent',
-    'time_left',
-]
+from tqdm import tqdm
+
+__all__ = ['Progress', 'counted', 'logged_progress', 'progress_line', 'silent', 'time_left']
 
 Progress = Callable[[int, 'int | None'], None]
 """Called with the amount done and the total (``None`` when unknown)."""
 
-SECONDS_BETWEEN = 0.2
+LOG_LINE = '{desc}  {n_fmt} of {total_fmt}{unit}  {percentage:.0f} %'
 
 Item = TypeVar('Item')
 _SILENT: ContextVar[bool] = ContextVar('silent', default=False)
@@ -34,11 +25,11 @@ _SILENT: ContextVar[bool] = ContextVar('silent', default=False)
 def progress_line(
     label: str, *, unit: str = 'bytes', stream: TextIO | None = None, after: float = 0.0
 ) -> Progress:
-    r"""A function that redraws one line of progress, at most five times a second.
+    r"""A function that redraws one line of progress.
 
     Args:
         label: What is under way.
-        unit: ``'bytes'``, shown in MiB, or the plural of what is counted.
+        unit: ``'bytes'``, shown in KiB, MiB and so on, or the plural of what is counted.
         stream: Where to write; the standard error by default. Nothing is written to a stream that
             is no terminal, so that logs stay readable.
         after: Seconds of work before anything is shown; what ends sooner shows nothing.
@@ -53,58 +44,27 @@ def progress_line(
     out = sys.stderr if stream is None else stream
     if _SILENT.get() or not out.isatty():
         return lambda done, total: None
-    state: dict[str, float] = {}
+    line: Any = None
 
     def show(done: int, total: int | None) -> None:
-        now = time.monotonic()
-        # A resumed transfer starts above zero: its rate counts only what came since.
-        first = state.setdefault('first', done)
-        start = state.setdefault('start', now)
-        finished = total is not None and done >= total
-        if now - start < after and 'shown' not in state:
-            return
-        if not finished and now - state.get('shown', -1.0) < SECONDS_BETWEEN:
-            return
-        state['shown'] = now
-        rate = (done - first) / (now - start) if now > start else 0.0
-        out.write('\r\033[K' + described(label, done, total, rate, unit) + '\n' * finished)
-        out.flush()
+        nonlocal line
+        if line is None:
+            # A resumed transfer starts above zero: its rate counts only what came since.
+            line = tqdm(
+                desc=label, total=total, initial=done, delay=after, file=out, **_written_in(unit)
+            )
+        line.total = total
+        line.update(done - line.n)
+        if total is not None and done >= total:
+            line.close()
 
     return show
 
 
-def described(label: str, done: int, total: int | None, rate: float, unit: str) -> str:
-    """The text of a progress line.
-
-    Args:
-        label: What is under way.
-        done: Amount done.
-        total: Amount to do, where known.
-        rate: Amount a second.
-        unit: ``'bytes'`` or the plural of what is counted.
-
-    Returns:
-        One line without its end.
-
-    Example:
-        >>> described('a.zip', 5 * 2**20, 10 * 2**20, 2**20, 'bytes')
-        'a.zip  5.0 of 10.0 MiB  50 %  1.0 MiB/s  0:05 left'
-        >>> described('a.zip', 7, None, 0, 'files')
-        'a.zip  7 files'
-    """
-    scale, name = (2**20, 'MiB') if unit == 'bytes' else (1, unit)
-    digits = 1 if unit == 'bytes' else 0
-    if not total:
-        parts = [label, f'{done / scale:.{digits}f} {name}']
-    else:
-        parts = [label, f'{done / scale:.{digits}f} of {total / scale:.{digits}f} {name}']
-        parts.append(f'{100 * done // total} %')
-    if rate > 0:
-        if digits or rate >= 1:
-            parts.append(f'{rate / scale:.{digits}f} {name}/s')
-        if total and done < total:
-            parts.append(time_left((total - done) / rate))
-    return '  '.join(parts)
+def _written_in(unit: str) -> dict[str, Any]:
+    if unit == 'bytes':
+        return dict(unit='B', unit_scale=True, unit_divisor=1024)
+    return dict(unit=f' {unit}')
 
 
 def time_left(seconds: float) -> str:
@@ -112,11 +72,9 @@ def time_left(seconds: float) -> str:
 
     Example:
         >>> time_left(65), time_left(3725)
-        ('1:05 left', '1:02:05 left')
+        ('01:05 left', '1:02:05 left')
     """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02d}:{rest:02d} left' if hours else f'{minutes}:{rest:02d} left'
+    return f'{tqdm.format_interval(seconds)} left'
 
 
 def logged_progress(
@@ -144,7 +102,7 @@ def logged_progress(
         >>> for done in range(5):
         ...     show(done, 4)  # doctest: +ELLIPSIS
         scoring  2 of 4 samples  50 %...
-        scoring  4 of 4 samples  100 %...
+        scoring  4 of 4 samples  100 %
     """
     if (sys.stderr if stream is None else stream).isatty():
         return progress_line(label, unit=unit, stream=stream)
@@ -155,8 +113,11 @@ def logged_progress(
         if _SILENT.get() or not total or done * parts // total <= reported:
             return
         reported = done * parts // total
-        taken = time.monotonic() - first
-        tell(described(label, done, total, done / taken if taken > 0 else 0.0, unit))
+        left = (time.monotonic() - first) * (total - done) / done
+        line = tqdm.format_meter(
+            done, total, 0, prefix=label, bar_format=LOG_LINE, **_written_in(unit)
+        )
+        tell(line + (f'  {time_left(left)}' if done < total else ''))
 
     return show
 

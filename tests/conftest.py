@@ -6,10 +6,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+pytest_plugins = ['tests.durations']
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -23,6 +26,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile('cdra')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _short_runs() -> Iterator[None]:
+    """Runs of a few iterations without two things that take most of their time.
+
+    mmengine has yapf make the config pretty at every checkpoint, and sleeps for two seconds
+    whenever a data loader of an iteration-based loop starts anew.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if loops := sys.modules.get('mmengine.runner.loops'):
+            patch.setattr(loops, 'time', SimpleNamespace(sleep=lambda seconds: None))
+            patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+        yield
 
 
 @pytest.fixture(autouse=True)

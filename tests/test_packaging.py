@@ -16,7 +16,20 @@ pytest.importorskip('mmpretrain')
 
 from cdra_mm.core import ConfigError
 from cdra_mm.mm import packages
+from tests.test_imports import imported, module_of
 
+# What measures this package and fills tables runs from a checkout alone.
+LABORATORY = (
+    'cdra_mm/benchmark/',
+    'cdra_mm/tables/',
+    'configs/tables/',
+    'configs/_base_/tables/',
+    'tools/benchmark.py',
+    'tools/demo.py',
+    'tools/mask_table.py',
+    'tools/stress.py',
+    'tools/tables.py',
+)
 SOURCES = ('pyproject.toml', 'README.md', 'LICENSE', 'cdra_mm', 'configs', 'tools')
 MMSEG_BASE = 'mmseg::vit/vit_deit-s16_upernet_8xb2-80k_ade20k-512x512.py'
 HOOK = "default_hooks = dict(cdra=dict(type='cdra_mm.CDRAHook'))\n"
@@ -39,6 +52,24 @@ OURS = (
     'print(type(MODELS.build(configs[0].model)).__name__)\n'
     'print(cdra_mm.__file__)\n'
 )
+STEPS = """
+import sys, cdra_mm
+from cdra_mm.commands import start
+options = [
+    '--cfg-options', f'model.backbone.init_cfg.checkpoint={sys.argv[1]}', 'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
+    'default_hooks.cdra.num_samples=4', 'val_dataloader.dataset.indices=2',
+    'test_dataloader.dataset.indices=2',
+]
+start(['data', 'prepare', 'demo', 'data/demo'])
+start(['train', 'cdra/demo', *options])
+start(['test', 'cdra_mm::cdra/demo.py', 'work_dirs/demo/iter_2.pth', *options])
+start(['merge', 'cdra/demo', 'work_dirs/demo/iter_2.pth', 'merged.pth', *options])
+start(['analyze', 'work_dirs/demo', '--out', 'report', '--format', 'png', '--no-predictions'])
+start(['predict', 'cdra/demo', 'merged.pth', 'data/demo/images/validation', '--out', 'predicted',
+       '--device', 'cpu', *options])
+print(cdra_mm.__file__)
+"""
 
 
 @pytest.fixture(scope='module')
@@ -93,17 +124,54 @@ def config(path: Path, bases: str, text: str = '') -> str:
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_config_and_tool_and_no_copy_lies_in_the_repository(wheel, repository):
+def test_wheel_holds_what_an_installed_user_can_use(wheel, repository):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ('configs', 'tools'):
-        ours = {
-            f'cdra_mm/.mim/{path.relative_to(repository)}'
-            for path in (repository / folder).rglob('*.py')
-        }
-        assert len(ours) > 5
-        assert ours <= names
+    expected = set()
+    for folder in ('cdra_mm', 'configs', 'tools'):
+        for path in (repository / folder).rglob('*.py'):
+            name = str(path.relative_to(repository))
+            if '.mim' not in path.parts and not name.startswith(LABORATORY):
+                expected.add(name if folder == 'cdra_mm' else f'cdra_mm/.mim/{name}')
+    assert {name for name in names if name.endswith('.py')} == expected
+    assert 'cdra_mm/.mim/configs/cdra/demo.py' in expected
+    assert {'cdra_mm/py.typed', 'cdra_mm/.mim/model-index.yml'} <= names
+    assert [name for name in names if 'class_names' in name and name.endswith('.txt')]
+    for folder in ('configs', 'tools'):  # no copy lies in the repository
         assert (repository / 'cdra_mm/.mim' / folder).is_symlink()
-    assert not [name for name in names if name.split('/')[0] in ('configs', 'tools', 'tests')]
+
+
+@pytest.mark.slow
+def test_wheel_needs_nothing_that_it_does_not_hold(installed):
+    files = sorted((installed / 'cdra_mm').rglob('*.py'))
+    modules = {module_of(path, installed) for path in files}
+    assert len(modules) > 200
+    for path in files:
+        for name in imported(path, installed):
+            if name.split('.')[0] == 'cdra_mm':  # a module, or a name in one
+                assert {name, name.rpartition('.')[0]} & modules, f'{path} imports {name}'
+
+
+@pytest.mark.slow
+def test_wheel_installs_the_program(installed, tmp_path):
+    (text,) = installed.glob('cdra_mm-*.dist-info/entry_points.txt')
+    assert text.read_text().split('\n')[:2] == ['[console_scripts]', 'cdra = cdra_mm.commands:main']
+    result = run([str(installed / 'bin/cdra'), 'train', 'cdra/no'], installed, tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith('error: config cdra/no does not exist') and 'vtab/{caltech101' in line
+    assert '_base_/' not in line and 'tables' not in line
+
+
+@pytest.mark.slow
+def test_installed_user_goes_from_data_to_predictions(installed, repository, tmp_path):
+    """Every step away from the checkout, with a shipped config; in one process, as imports cost."""
+    pytest.importorskip('sklearn', reason='the demo data need scikit-learn')
+    weights = repository / 'assets/vit_tiny32_in200.pth'
+    lines = python(STEPS, str(weights), package=installed, cwd=tmp_path)
+    assert Path(lines[-1]).is_relative_to(installed)
+    made = ('merged.pth', 'report/report.html', 'predicted/shares.csv', 'work_dirs/demo/iter_2.pth')
+    for name in made:
+        assert (tmp_path / name).is_file(), name
 
 
 @pytest.mark.slow
@@ -125,7 +193,7 @@ def test_tool_of_the_wheel_runs_outside_the_repository(installed, tmp_path):
     result = run([str(installed / 'cdra_mm/.mim/tools/train.py'), path], installed, tmp_path)
     # Paths in a config count from where a run starts, and nothing lies there.
     assert result.returncode == 2, result.stderr
-    assert 'prepare_data.py demo data/demo' in result.stderr
+    assert 'cdra data prepare demo data/demo' in result.stderr
 
 
 @pytest.mark.slow
@@ -166,3 +234,26 @@ def test_package_table_names_the_fork_where_it_alone_is_installed(there, expecte
 def test_base_of_ours_that_does_not_exist_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match=r"cdra_mm::cdra/dem\.py.*did you mean 'cdra/demo\.py'"):
         packages.bases('cdra_mm::cdra/dem.py')
+
+
+def test_floor_file_states_the_lowest_versions_of_the_project(repository):
+    tomllib = pytest.importorskip('tomllib', reason='Python 3.10 reads no TOML')
+    project = tomllib.loads((repository / 'pyproject.toml').read_text())['project']
+    asked = [*project['dependencies'], *project['optional-dependencies']['onedl']]
+    # What the extra asks for comes later, and is more.
+    floors = dict(text.split('>=') for text in asked if '>=' in text)
+    lowest = {f'{name}=={version}' for name, version in floors.items()}
+    lines = (repository / 'tests/floor.txt').read_text().splitlines()
+    stated = {line.partition('#')[0].strip() for line in lines} - {''}
+    assert {text for text in stated if not text.startswith('torchvision')} == lowest
+
+
+def test_citation_and_project_state_one_version_and_paper(repository):
+    yaml = pytest.importorskip('yaml')
+    citation = yaml.safe_load((repository / 'CITATION.cff').read_text())
+    pyproject = (repository / 'pyproject.toml').read_text()
+    assert f"version = '{citation['version']}'" in pyproject
+    assert f"Paper = '{citation['preferred-citation']['url']}'" in pyproject
+    assert citation['preferred-citation']['title'].split('via ')[1] in (
+        (repository / 'README.md').read_text().replace('\n', ' ')
+    )

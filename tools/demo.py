@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
+from cdra_mm.columns import aligned
 from cdra_mm.command_line import run
 from cdra_mm.last_checkpoint import pointed_at
 
@@ -119,8 +120,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from cdra_mm.core import CheckpointError
     from cdra_mm.data import prepare
+    from cdra_mm.errors import CheckpointError
 
     weights = Path(os.environ.get('CDRA_VIT_TINY32', WEIGHTS))
     if not weights.is_file():
@@ -200,7 +201,7 @@ def over_seeds(runs: list[dict]) -> dict:
 
 def print_table(summary: dict[str, dict]) -> None:
     head = ('method', 'trained backbone', 'checkpoint', 'seconds', 'mIoU', 'mDice', 'merged mIoU')
-    rows = [head]
+    rows = []
     for name in METHODS:
         entry = summary[name]
         rows.append((
@@ -212,12 +213,7 @@ def print_table(summary: dict[str, dict]) -> None:
             figure(entry, 'mDice'),
             figure(summary['merged'], 'mIoU') if name == 'cdra' else '-',
         ))  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    print()
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print('  '.join(cells))
+    print(f'\n{aligned(head, rows)}')
 
 
 def figure(entry: dict, key: str) -> str:
@@ -288,7 +284,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    from cdra_mm.core import write_text
+    from cdra_mm.storage import write_text
 
     write_text(path, json.dumps(content, indent=2) + '\n')
 

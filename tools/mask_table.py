@@ -2,7 +2,7 @@
 
     python tools/mask_table.py MASK_FILE.npz ... > docs/spt_masks.md
 
-What a mask file holds: cdra_mm/benchmark/mask_files.py.
+What a mask file holds: cdra_mm/reading/mask_file.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from statistics import mean, median
 
 import torch
 
-from cdra_mm.benchmark.mask_files import read_masks
-from cdra_mm.core import CDRAError, Plan, plan_from_masks
+from cdra_mm.core import Plan, plan_from_masks
+from cdra_mm.errors import CDRAError
+from cdra_mm.reading import read_masks
 
 HEAD = (
     '| task | budget (M) | matrices | selected entries | rows | columns | density | '

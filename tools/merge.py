@@ -1,65 +1,6 @@
-"""Makes of a checkpoint with adapters what is to be shipped.
+"""`cdra merge` for a checkout: python tools/merge.py --help says what it does."""
 
---format merged    a plain OpenMMLab checkpoint: the model of the config loads it strictly, without
-                   this package, and runs at the speed of the base model (the default)
---format adapter   the adapter file: what is trained of the backbone, for cdra_mm.core.load_adapter
---format peft      a folder that Hugging Face PEFT loads onto timm's model of the same base
---format onnx      the merged model, for onnxruntime
-
-python tools/merge.py configs/cdra/demo.py work_dirs/demo/iter_300.pth demo_merged.pth
-python tools/merge.py configs/cdra/demo.py work_dirs/demo/iter_300.pth demo.onnx --format onnx
-"""
-
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-from cdra_mm.command_line import add_config_arguments, run
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint with adapters')
-    parser.add_argument('out', help='the file to write; of --format peft: the folder')
-    parser.add_argument(
-        '--format', choices=['merged', 'adapter', 'peft', 'onnx'], default='merged', dest='to'
-    )
-    parser.add_argument(
-        '--names',
-        choices=['timm', 'config'],
-        help="peft: names of timm's model, or of the backbone of the config (default: timm's where "
-        'they are known)',
-    )
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=int,
-        metavar=('HEIGHT', 'WIDTH'),
-        help='onnx: size of the images (default: the size that the model was made for)',
-    )
-    parser.add_argument('--force', action='store_true', help='replace OUT where it exists')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-
-    from cdra_mm.mm.export.formats import FORMATS, Export, check_options
-    from cdra_mm.mm.inputs import check_weight_file
-    from cdra_mm.mm.launch import load_config, prepare_config
-
-    cfg = prepare_config(load_config(args.config, args.cfg_options))
-    check_weight_file(args.checkpoint)
-    shape = tuple(args.shape) if args.shape else None
-    asked = Export(cfg, args.checkpoint, Path(args.out), args.names, shape)
-    check_options(asked, args.to, args.force)
-    for line in FORMATS[args.to](asked):
-        print(line)
-
+from cdra_mm.commands import run_command
 
 if __name__ == '__main__':
-    run(main)
+    run_command('merge')

@@ -55,8 +55,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
 
-    from cdra_mm.core import write_text
     from cdra_mm.data import prepare
+    from cdra_mm.storage import write_text
 
     prepare('demo', args.root)
     remove_rounds(args.work_dir)

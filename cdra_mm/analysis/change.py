@@ -8,9 +8,10 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from cdra_mm.core import CheckpointError, resolve
-from cdra_mm.core.state_keys import adapter_prefix
-from cdra_mm.core.targets import parameter_of, view_of
+from cdra_mm.core import resolve
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
+from cdra_mm.core.model.targets import parameter_of, view_of
+from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.backbone import PREFIX, attach_loader
 from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.checkpoints.restoring import ensure_base
@@ -72,9 +73,10 @@ def base_norms(run: Run, names: list[str]) -> dict[str, float]:
 
 def _fill(backbone: nn.Module, run: Run) -> None:
     """Brings the base in: from the checkpoint where it holds it, else from where it came."""
-    if run.base_record.left_out:
-        attach_loader(backbone, named_bases(run.config))
-        ensure_base(backbone, run.base_record)
+    record = run.base_record
+    if record is not None and record.left_out:
+        attach_loader(backbone, named_bases(run.config or {}))
+        ensure_base(backbone, record)
         return
     loaded = CheckpointLoader.load_checkpoint(str(run.checkpoint), map_location='cpu')['state_dict']
     own = {key.removeprefix('module.').removeprefix(PREFIX): v for key, v in loaded.items()}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cdra_mm.pictures import colour_of, new_figure
 
 if TYPE_CHECKING:
@@ -19,10 +21,10 @@ ROW = 0.17  # inches for a class
 
 def draw_class_bars(
     classes: Sequence[str],
-    bars: Sequence[float],
+    bars: Sequence[float] | np.ndarray,
     label: str,
     *,
-    dots: Sequence[float] | None = None,
+    dots: Sequence[float] | np.ndarray | None = None,
     dots_label: str = '',
     by_value: bool = True,
 ) -> Figure:

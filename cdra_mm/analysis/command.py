@@ -1,4 +1,4 @@
-"""The work of ``tools/analyze.py``: runs in, a folder of pictures and a report out."""
+"""The work of ``cdra analyze``: runs in, a folder of pictures and a report out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 from cdra_mm.progress import progress_line
 
 from .comparison import comparison_pictures, name_apart
@@ -30,7 +30,7 @@ def analyze(arguments: argparse.Namespace) -> Path:
     """Draws everything and writes the report.
 
     Args:
-        arguments: Of ``tools/analyze.py``.
+        arguments: Of ``cdra analyze``.
 
     Returns:
         The page.
@@ -79,7 +79,7 @@ def _pictures_of(
 
 
 def _save(pictures: Sequence[Picture], folder: Path, forms: Sequence[str]) -> list[Saved]:
-    show, saved = progress_line('drawing', unit='pictures'), []
+    show, saved = progress_line('drawing', unit='pictures'), list[Saved]()
     for picture in pictures:
         show(len(saved), len(pictures))
         saved.append(picture.save(folder, forms))

@@ -157,7 +157,7 @@ def _draw(kind: _Kind, curves: Curves, axis: str) -> Figure:
     axes.margins(y=0.08)
     axes.set_ylim(bottom=0, top=1.05 if kind is IN_USE else None)
     axes.ticklabel_format(axis='y', scilimits=(-3, 5))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis='x', integer=True)
     axes.grid()
     if len(curves) > 1 or kind is METRICS:
         figure.legend(loc='outside upper center', ncols=4)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from cdra_mm.core import Plan
+from cdra_mm.mm.planning.kept_scores import Kept
 from cdra_mm.pictures import PlanMap, draw_map, map_of
+from cdra_mm.pictures.places import Places
 from cdra_mm.pictures.plan_map import map_values
 
 from .picture import Picture, Table
-from .run import Run
 
 __all__ = ['map_picture', 'parameter_map', 'rank_map', 'sensitivity_map']
 
 
-def rank_map(run: Run) -> Picture:
+def rank_map(plan: Plan, places: Places) -> Picture:
     """Where the ranks went."""
-    plan_map = map_of(run.plan, 'ranks', run.places)
+    plan_map = map_of(plan, 'ranks', places)
     return map_picture(
         'map_ranks',
         plan_map,
@@ -22,9 +26,9 @@ def rank_map(run: Run) -> Picture:
     )
 
 
-def parameter_map(run: Run) -> Picture:
+def parameter_map(plan: Plan, places: Places) -> Picture:
     """Where the trainable parameters are."""
-    plan_map = map_of(run.plan, 'parameters', run.places)
+    plan_map = map_of(plan, 'parameters', places)
     outside = (
         f' Another {plan_map.outside:,.0f} belong to no layer (tokens, embeddings).'
         if plan_map.outside
@@ -33,15 +37,14 @@ def parameter_map(run: Run) -> Picture:
     return map_picture(
         'map_parameters',
         plan_map,
-        f'How many parameters are trained in each place, {run.plan.num_trainable:,} in all.'
-        + outside,
+        f'How many parameters are trained in each place, {plan.num_trainable:,} in all.' + outside,
     )
 
 
-def sensitivity_map(run: Run) -> Picture:
+def sensitivity_map(kept: Kept, places: Places) -> Picture:
     """Where the sensitivity is; asks for kept scores."""
     title, unit = 'Summed sensitivity', 'squared gradient'
-    plan_map = map_values(run.kept.totals, title, unit, run.places)
+    plan_map = map_values(kept.totals, title, unit, places)
     return map_picture(
         'map_sensitivity',
         plan_map,
@@ -59,7 +62,7 @@ def map_picture(name: str, plan_map: PlanMap, caption: str, group: str = 'plan')
         caption: What it shows.
         group: Where it belongs.
     """
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (kind, layer, value)
         for kind in plan_map.kinds
         for layer in plan_map.layers

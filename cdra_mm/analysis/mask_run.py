@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cdra_mm.benchmark.mask_files import read_masks
-from cdra_mm.core import ConfigError, Plan, plan_from_masks
+from cdra_mm.core import Plan, plan_from_masks
+from cdra_mm.errors import ConfigError
 from cdra_mm.mm.planning.kept_scores import Kept
+from cdra_mm.reading import read_masks
 
 __all__ = ['AT', 'read_mask_file']
 
@@ -17,7 +18,7 @@ def read_mask_file(path: Path, budget: str) -> tuple[Plan, Kept]:
     """The plan of given masks, with the masks.
 
     Args:
-        path: A file as ``benchmark.mask_files`` describes it.
+        path: A file as ``reading.mask_file`` describes it.
         budget: One of its budgets, '' for the only one.
 
     Returns:

@@ -6,11 +6,13 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdra_mm.core import ConfigError, write_atomically
+from cdra_mm.errors import ConfigError
 from cdra_mm.pictures import render, styled
+from cdra_mm.storage import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,6 +124,9 @@ class Picture:
         contents |= {form: render(figure, form) for form in forms}
         files = {form: Path(folder) / f'{self.name}.{form}' for form in contents}
         for form, path in files.items():
-            data = contents[form]
-            write_atomically(path, lambda temporary, data=data: Path(temporary).write_bytes(data))
+            write_atomically(path, partial(_write, contents[form]))
         return Saved(self, files)
+
+
+def _write(data: bytes, path: str) -> None:
+    Path(path).write_bytes(data)

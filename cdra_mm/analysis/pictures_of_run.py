@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .block_grid import block_grid_picture
 from .block_sizes import block_sizes_picture
@@ -44,13 +44,13 @@ def plan_pictures(run: Run, regions: list[Region], matrix: str | None = None) ->
         pictures += _of_one_matrix(run, chosen)
         pictures += [block_grid_picture(run, regions), block_sizes_picture({run.name: regions})]
     if any(region.rank is not None for region in regions):
-        pictures.append(rank_map(run))
+        pictures.append(rank_map(run.plan, run.places))
     if run.plan.num_trainable:
-        pictures.append(parameter_map(run))
+        pictures.append(parameter_map(run.plan, run.places))
     else:
         run.missing.append(f'Nothing of the backbone is trained by {run.method}: there is no map.')
     if run.kept is not None and run.kept.totals:
-        pictures.append(sensitivity_map(run))
+        pictures.append(sensitivity_map(run.kept, run.places))
     return pictures
 
 
@@ -58,7 +58,7 @@ def _of_one_matrix(run: Run, region: Region) -> list[Picture]:
     mask = mask_of(run, region.name)
     if mask is not None and bool(mask.any()):
         return [reorganised_picture(region, mask), density_picture(region, mask)]
-    if run.plan.num_sensitive:
+    if run.plan is not None and run.plan.num_sensitive:
         run.missing.append(
             'Which entries are sensitive was not kept, so a matrix before and after reorganising, '
             'the density of its rows and columns, and the summed sensitivity cannot be shown: '

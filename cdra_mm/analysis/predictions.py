@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 
-from cdra_mm.core import CDRAError, ConfigError
+from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.mm.backbone import attach_loader, keep_base
 from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
@@ -74,7 +74,7 @@ def predict(
 ) -> Iterator[Predicted | None]:
     """Builds a run's model from its config and checkpoint and runs it on validation images.
 
-    As ``tools/test.py`` does, but on the validation loader, in a temporary work directory.
+    As ``cdra test`` does, but on the validation loader, in a temporary work directory.
 
     Args:
         run: The run. What stands in the way is noted in its ``missing``.
@@ -105,13 +105,14 @@ def predict(
             run.missing.append(f'Predictions cannot be shown: {error}.')
             yield None
             return
-        meta = loader.dataset.dataset.metainfo
+        images: Any = loader.dataset
+        meta = images.dataset.metainfo
         yield Predicted(
             classes=tuple(meta.get('classes') or ()),
             palette=meta.get('palette') or (),
             samples=_samples(runner, loader, show or (lambda done, total: None)),
-            num_images=len(loader.dataset),
-            num_all=len(loader.dataset.dataset),
+            num_images=len(images),
+            num_all=len(images.dataset),
             config=cfg,
         )
 

@@ -195,7 +195,7 @@ def _image_picture(name: str, shown: _Shown, predicted: Predicted, how: str) -> 
     rows = [
         (classes[i], _known(areas.iou[i]), *(int(n[i]) for n in (areas.truth, areas.predicted)))
         + (int(areas.both[i]),)
-        for i in np.flatnonzero(areas.truth + areas.predicted)
+        for i in np.flatnonzero(areas.truth + areas.predicted).tolist()
     ]
     why = (
         f'one of the worst of {predicted.described} (lowest mean IoU over the classes in an image)'
@@ -241,7 +241,7 @@ def _name_classes(figure: Figure, shown: _Shown, predicted: Predicted, colours: 
     from matplotlib.patches import Patch
 
     size = shown.areas.truth + shown.areas.predicted
-    largest = sorted(np.flatnonzero(size), key=lambda i: -size[i])
+    largest = sorted(np.flatnonzero(size).tolist(), key=lambda i: -size[i])
     patches = [
         Patch(color=colours[i], label=shortened(predicted.classes[i])) for i in largest[:NAMED]
     ]

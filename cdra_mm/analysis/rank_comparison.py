@@ -59,7 +59,7 @@ def rank_comparison_picture(
         bar = figure.colorbar(image, ax=list(panels), fraction=0.03, pad=0.01)
         bar.set_label('rank')
         bar.outline.set_visible(False)
-        bar.ax.yaxis.get_major_locator().set_params(integer=True)
+        bar.ax.locator_params(axis='y', integer=True)
         return figure
 
     rows = [

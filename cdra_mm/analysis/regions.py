@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdra_mm.core import ConfigError, compact
-from cdra_mm.methods import did_you_mean
+from cdra_mm.core import compact
+from cdra_mm.errors import ConfigError
 from cdra_mm.pictures import Place, Places
+from cdra_mm.spelling import did_you_mean
 
 from .run import Run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cdra_mm.core.compaction import ordered_sides
+from cdra_mm.core.planning.compaction import ordered_sides
 from cdra_mm.pictures import FRAME, new_figure
 
 from .picture import Picture, Table

@@ -7,7 +7,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdra_mm.core import ConfigError, write_text
+from cdra_mm.errors import ConfigError
+from cdra_mm.storage import write_text
 
 from .picture import GROUPS, Saved
 from .words import Story

@@ -12,10 +12,11 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError, ConfigError, Plan
-from cdra_mm.core.files import read_adapter
-from cdra_mm.core.state_keys import adapter_prefix
-from cdra_mm.core.strict_json import strict_json
+from cdra_mm.core import Plan
+from cdra_mm.core.artifacts.files import read_adapter
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
+from cdra_mm.core.planning.plan import SparseMatrix, Vector
+from cdra_mm.errors import CheckpointError, ConfigError
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.mm.backbone import PREFIX
 from cdra_mm.mm.checkpoints.record import Record, read_record
@@ -26,6 +27,7 @@ from cdra_mm.mm.planning.kept_scores import SCORES_FILE, Kept, read_kept
 from cdra_mm.mm.summary import SUMMARY
 from cdra_mm.pictures import Places
 from cdra_mm.pictures.plan_map import places_of
+from cdra_mm.storage.strict_json import strict_json
 
 from .mask_run import AT, read_mask_file
 from .run_log import read_log
@@ -201,7 +203,8 @@ def _check_learnt(run: Run, path: Path) -> None:
         prefix = adapter_prefix(block.name)
         expected[prefix + 'up'] = len(block.rows), block.rank
         expected[prefix + 'down'] = block.rank, len(block.cols)
-    for part in (*run.plan.vectors, *run.plan.sparse) if run.plan else ():
+    entries: list[Vector | SparseMatrix] = [*run.plan.vectors, *run.plan.sparse] if run.plan else []
+    for part in entries:
         if part.indices is not None:
             expected[adapter_prefix(part.name) + 'value'] = (len(part.indices),)
     for name, shape in expected.items():

@@ -8,8 +8,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from cdra_mm.core import CheckpointError
-from cdra_mm.core.strict_json import strict_json
+from cdra_mm.errors import CheckpointError
+from cdra_mm.storage.strict_json import strict_json
 
 __all__ = ['join_logs', 'read_log']
 

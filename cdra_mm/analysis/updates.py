@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from cdra_mm.core.state_keys import adapter_prefix
+from cdra_mm.core.adapters.spectrum import effective_rank, update_spectrum
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
 from cdra_mm.pictures import Place, new_figure
 
 from .picture import Picture, Table
 from .regions import Region
 from .run import Run
 
-__all__ = ['Update', 'effective_rank', 'spectrum_picture', 'updates_of']
+__all__ = ['Update', 'spectrum_picture', 'updates_of']
 
 
 @dataclass(frozen=True)
@@ -47,46 +45,9 @@ def updates_of(run: Run, regions: list[Region]) -> list[Update]:
         prefix = adapter_prefix(region.name)
         up, down = (run.adapter.get(prefix + side) for side in ('up', 'down'))
         if region.rank and up is not None and down is not None:
-            values = singular_values(up, down) * scales[region.name]
+            values = update_spectrum(up, down, scales[region.name])
             found.append(Update(region.name, region.place, tuple(values.tolist())))
     return found
-
-
-def singular_values(up: Tensor, down: Tensor) -> Tensor:
-    """Singular values of ``up @ down`` without making the product.
-
-    Args:
-        up: ``[|R|, r]``.
-        down: ``[r, |C|]``.
-
-    Returns:
-        fp64 ``[r]``, largest first.
-    """
-    left = torch.linalg.qr(up.double(), mode='r').R
-    right = torch.linalg.qr(down.double().T, mode='r').R
-    return torch.linalg.svdvals(left @ right.T)
-
-
-def effective_rank(values: Mapping[int, float] | tuple[float, ...]) -> float:
-    """How many directions count: the exponential of the entropy of the singular values' shares.
-
-    (Roy and Vetterli, The effective rank, EUSIPCO 2007.)
-
-    Args:
-        values: Singular values.
-
-    Returns:
-        From 1, one direction, to their number, all alike; 0 for a change that is zero.
-
-    Example:
-        >>> effective_rank((2.0, 2.0)), effective_rank((1.0, 0.0)), effective_rank((0.0,))
-        (2.0, 1.0, 0.0)
-    """
-    total = sum(values)
-    if not total:
-        return 0.0
-    shares = [value / total for value in values if value > 0]
-    return math.exp(-sum(share * math.log(share) for share in shares))
 
 
 def spectrum_picture(updates: list[Update], layers: list[str]) -> Picture:
@@ -106,7 +67,7 @@ def spectrum_picture(updates: list[Update], layers: list[str]) -> Picture:
 
         figure = new_figure(7.5, 3.4)
         left, right = figure.subplots(1, 2)
-        shade = ScalarMappable(Normalize(0, max(1, len(layers) - 1)), colormaps['viridis'])
+        shade: Any = ScalarMappable(Normalize(0, max(1, len(layers) - 1)), colormaps['viridis'])
         depth = [layers.index(u.place.layer) if u.place.layer in layers else 0 for u in updates]
         # The last layers are pale: drawn first, they hide nothing.
         for update, at in sorted(zip(updates, depth, strict=True), key=lambda pair: -pair[1]):

@@ -46,10 +46,10 @@ def _tuned(run: Run, regions: list[Region]) -> Iterator[str]:
     if plan is None:
         return
     if plan.num_competing and plan.num_sensitive:
-        share = 100 * plan.num_sensitive / plan.num_competing
+        percent = 100 * plan.num_sensitive / plan.num_competing
         yield (
             f'{plan.num_sensitive:,} of {plan.num_competing:,} entries that competed were found '
-            f'sensitive ({share:.2g} %).'
+            f'sensitive ({percent:.2g} %).'
         )
     ranks = [region.rank for region in regions if region.rank]
     if ranks:

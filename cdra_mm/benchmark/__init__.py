@@ -5,7 +5,7 @@
 `case`                       one setting: model, image size, batch, type, device
 `timing`                     candidates in turn, and the ratios of their times
 `memory`                     peak memory, and bytes kept for the backward
-`block_sizes`, `mask_files`  plans with the papers' block sizes, or of real masks
+`block_sizes`                plans with the papers' block sizes, or of real masks
 `peers`                      other libraries that compute the same scores
 `adapted`                    models whose training steps are compared
 `scores`, `step`,            the benchmarks

@@ -6,9 +6,10 @@ Loads neither torch nor timm, so that ``--help`` is quick.
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from cdra_mm.spelling import did_you_mean
 
 __all__ = ['BENCHMARKS', 'MODELS', 'PEER_NAMES', 'nearest', 'parser']
 
@@ -99,7 +100,6 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def unknown(what: str, word: str, known: Sequence[str]) -> str:
     """The message for a word that is not known, with the nearest one."""
-    by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
-    hint = f' (did you mean {by_lower[near[0]]!r}?)' if near else ''
-    return f'{what} {word!r} is unknown{hint}: expected one of {", ".join(known)}'
+    return (
+        f'{what} {word!r} is unknown{did_you_mean(word, known)}: expected one of {", ".join(known)}'
+    )

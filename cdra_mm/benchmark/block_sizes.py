@@ -18,18 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    Block,
-    ConfigError,
-    Plan,
-    Target,
-    adapters,
-    apply_plan,
-    find_targets,
-    plan_from_masks,
-)
-
-from .mask_files import read_masks
+from cdra_mm.core import Block, Plan, Target, adapters, apply_plan, find_targets, plan_from_masks
+from cdra_mm.errors import ConfigError
+from cdra_mm.reading import read_masks
 
 __all__ = ['KINDS', 'Sizes', 'adapt', 'drawn_plan', 'label', 'make_block_plan', 'masked_plan']
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .arguments import BENCHMARKS, DEFAULTS, ENTRIES, MODELS, PEER_NAMES, nearest, unknown
 from .block_sizes import KINDS, make_block_plan

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
-from cdra_mm.core import ConfigError, write_text
+from cdra_mm.columns import aligned
+from cdra_mm.errors import ConfigError
+from cdra_mm.storage import write_text
 
-__all__ = ['Results', 'machine', 'machine_line', 'render', 'table']
+__all__ = ['Results', 'machine', 'machine_line', 'render']
 
 PACKAGES = (
     'torch',
@@ -181,7 +183,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
         title = f'{first["benchmark"]}: {_setting(first)}'
     shown = [(t, f) for t, f in columns if any(f(entry) for entry in rows.values())]
     cells = [[name, *(f(entry) for _, f in shown)] for name, entry in rows.items()]
-    lines = [title, table(['', *(t for t, _ in shown)], cells) if rows else '(nothing measured)']
+    lines = [title, aligned(['', *(t for t, _ in shown)], cells) if rows else '(nothing measured)']
     remarks = {name: e['remark'] for name, e in rows.items() if e.get('remark')}
     lines += [f'  {name}: {text}' for name, text in remarks.items()]
     for record in records:
@@ -200,23 +202,3 @@ def _setting(record: dict[str, Any]) -> str:
         f'{record["model"]}, {record["image_size"]} px, batch {record["batch"]}, '
         f'{record["dtype"]}, {record["device"]}, median of {record["repeats"]} rounds'
     )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned text columns, the first to the left.
-
-    Example:
-        >>> print(table(['', 'ms'], [['ours', '1.0'], ['backward', '12.0']]))
-                    ms
-        --------  ----
-        ours       1.0
-        backward  12.0
-    """
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for row in (header, ['-' * width for width in widths], *rows):
-        first, *others = (cell for cell in row)
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append('  '.join(cells).rstrip())
-    return '\n'.join(lines)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import compact_linear as product
+from cdra_mm.core.adapters import compact_linear as product
 
 from . import adapted
 from .block_sizes import label, make_block_plan

@@ -1,42 +1,29 @@
 """The method, on plain torch: scores, masks, blocks, ranks, plans, adapters.
 
-Read in the order of the data:
+Read in the order of the data; a room imports only those above it:
 
-========================  ==============================================
-`families`                where each family of transformers holds its weights
-`targets`, `exclusion`    which weights compete, and their names
-`scores`, `batch_scores`  Eq. 3: mean squared per-sample gradients
-`parameter_watch`         which operation uses a weight, and its scored form
-`scored_ops`              the operations that square in their backward
-`square_sink`             where they add the squares up
-`sample_check`            whether these are of one sample each
-`one_by_one`              slow and exact: what has no scored form
-`squares`                 how the squares are added up, by device
-`square_kernel`           the Triton kernel for it
-`selection`, `threads`    the global top-k, on one thread
-`compaction`              Eq. 4: rows and columns of the compact block
-`ranks`                   Eq. 7: its rank
-`ablations`               what the paper's ablations change about a matrix
-`treatment`               how a matrix is trained: a block, LoRA, single entries
-`plan`, `planning`        the record of it all, and how it is made
-`sizes`                   what each target adds to a plan, at any threshold
-`budget`, `trials`        the threshold whose plan fits a budget: at once, or by trying
-`adapter`                 what an adapter is, and which kinds there are
-`low_rank`                Eq. 6: the low-rank adapter of a compact block
-`compact_linear`          its forward and backward
-`entries`                 single trained entries
-`layers`                  the modules that carry adapters
-`attention`               attention between adapted or scored projections
-`adapt`                   plan + model: apply, merge, unmerge
-`state_keys`              adapters built from the keys of a state dict
-`fingerprints`            which base weights a plan or an adapter belongs to
-`files`, `loading`        adapter files: what they hold, and how a model takes them
-`named_adapters`          several adapters on one base
-`writing`, `leftovers`    files that are there whole or not at all
-========================  ==============================================
+=============  ===============================================================
+`model`        the backbone: families, targets, digests
+`scoring`      Eq. 3: scores of every weight
+`planning`     selection, Eq. 4, Eq. 7, the budget: from scores to a plan
+`adapters`     Eq. 6: what trains a plan, and its merge
+`artifacts`    adapter files, named adapters
+=============  ===============================================================
 """
 
-from .adapt import (
+from cdra_mm.errors import (
+    CDRAError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    PlanError,
+    ScoreError,
+)
+from cdra_mm.storage.writing import write_atomically, write_folder, write_text
+
+from .adapters.adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
+from .adapters.apply import (
     adapters,
     apply_plan,
     count_parameters,
@@ -47,29 +34,18 @@ from .adapt import (
     trained_whole,
     unmerge_adapters,
 )
-from .adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
-from .compaction import compact
-from .errors import (
-    CDRAError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DivergedError,
-    PlanError,
-    ScoreError,
-)
-from .files import save_adapter
-from .fingerprints import base_state, digests_of, fingerprint, fingerprint_of
-from .loading import load_adapter
-from .named_adapters import NamedAdapters
-from .plan import Block, Part, Plan, SparseMatrix, Vector
-from .planning import make_plan, plan_from_masks
-from .ranks import dynamic_rank
-from .scores import estimate_scores
-from .selection import select
-from .state_keys import build_adapters
-from .targets import Target, block_width, find_blocks, find_targets, resolve
-from .writing import write_atomically, write_folder, write_text
+from .artifacts.files import save_adapter
+from .artifacts.loading import load_adapter
+from .artifacts.named_adapters import NamedAdapters
+from .artifacts.state_keys import build_adapters
+from .model.digests import base_state, digests_of, fingerprint, fingerprint_of
+from .model.targets import Target, block_width, find_blocks, find_targets, resolve
+from .planning.compaction import compact
+from .planning.making import make_plan, plan_from_masks
+from .planning.plan import Block, Part, Plan, SparseMatrix, Vector
+from .planning.ranks import dynamic_rank
+from .planning.selection import select
+from .scoring.scores import estimate_scores
 
 __all__ = [
     'Adapter',

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
+
 from .fgvc import move_into, write_lists
 from .unpack import unpack
 

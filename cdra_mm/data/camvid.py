@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cdra_mm.errors import DataError
 from cdra_mm.progress import progress_line
 
-from ..core.errors import DataError
 from .optional import optional_module
 
 __all__ = ['VOID', 'convert_camvid']

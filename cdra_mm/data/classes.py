@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cdra_mm.columns import aligned
+
 __all__ = ['Tally', 'class_lines']
 
 FEW = 24  # classes up to which a table with a line for each is printed
@@ -46,10 +48,11 @@ def class_lines(
 
     Example:
         >>> print('\n'.join(class_lines({'train': Tally(Counter([0, 0, 1]))}, 3)))
-          class           train
-              0               2
-              1               1
-              2               0
+          class      train
+          -------  -------
+          0              2
+          1              1
+          2              0
         >>> class_lines({'train': Tally(Counter([0, 0, 1]))}, 3, table=False)
         ['  train: 2 of 3 classes, 1 to 2 images each (median 1.5); without an image: 2']
     """
@@ -60,13 +63,11 @@ def class_lines(
         return [
             f'  {name}: {_summary(tally, ids)}' for name, tally in tallies.items() if tally.images
         ]
-    titles = {number: f'{number:>5}  {(names or {}).get(number, "")}'.rstrip() for number in ids}
-    width = max(map(len, titles.values()))
-    lines = [f'  {"class":<{width}}' + ''.join(f'{name:>16}' for name in tallies)]
-    for number in ids:
-        cells = ''.join(f'{_cell(tally, number):>16}' for tally in tallies.values())
-        lines.append(f'  {titles[number]:<{width}}{cells}')
-    return lines
+    titles = {number: f'{number} {(names or {}).get(number, "")}'.rstrip() for number in ids}
+    rows = [
+        [titles[number], *(_cell(tally, number) for tally in tallies.values())] for number in ids
+    ]
+    return [f'  {line}' for line in aligned(['class', *tallies], rows).splitlines()]
 
 
 def _ids(tallies: Mapping[str, Tally], num_classes: int | None) -> list[int]:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdra_mm.errors import DataError
 from cdra_mm.progress import progress_line
 
-from ..core.errors import DataError
 from .optional import optional_module
 from .staging import staged
 

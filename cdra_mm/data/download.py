@@ -24,9 +24,8 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cdra_mm.errors import DataError
 from cdra_mm.progress import Progress, progress_line
-
-from ..core.errors import DataError
 
 __all__ = ['download', 'verify']
 

@@ -14,7 +14,8 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
+
 from .listed import JsonSplit
 
 __all__ = ['LISTS', 'fgvc_splits', 'hold_out', 'move_into', 'write_lists']

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core.errors import DataError
-from ..core.strict_json import strict_json
+from cdra_mm.errors import DataError
+from cdra_mm.storage.strict_json import strict_json
+
 from .layout import Split
 
 __all__ = ['Fitting', 'fit_demo', 'fit_voc']

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
 
 __all__ = ['IMAGE_SUFFIXES', 'ImageFiles', 'find_images', 'unique_names']
 
@@ -46,7 +46,8 @@ def find_images(path: Path, *, without: Path | None = None) -> ImageFiles:
     if not path.is_dir():
         raise DataError(f'{path} does not exist: expected an image or a folder of images')
     left_out = None if without is None else without.resolve()
-    names, others = [], []
+    names: list[Path] = []
+    others: list[Path] = []
     for folder, folders, files in os.walk(path, followlinks=True):
         here = Path(folder)
         folders[:] = sorted(

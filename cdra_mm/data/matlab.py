@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
+
 from .fgvc import move_into, write_lists
 from .optional import optional_module
 from .unpack import unpack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
 
 __all__ = ['optional_module']
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
+
 from .download import download
 from .optional import optional_module
 from .report import Report, check

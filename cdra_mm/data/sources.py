@@ -13,12 +13,13 @@ is the copy that the authors of V-PETL Bench share. A checksum stands here only 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
+from cdra_mm.spelling import did_you_mean
+
 from .birds import convert_birds
 from .camvid import VOID, convert_camvid
 from .demo import CLASSES, make_demo
@@ -288,6 +289,6 @@ def find_source(name: str) -> Source:
     """
     if name in SOURCES:
         return SOURCES[name]
-    near = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f', did you mean {near[0]!r}?' if near else ''
-    raise DataError(f'unknown data set {name!r}{hint} (known: {", ".join(SOURCES)})')
+    raise DataError(
+        f'unknown data set {name!r}{did_you_mean(name, SOURCES)}: known are {", ".join(SOURCES)}'
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
 
 __all__ = ['staged']
 

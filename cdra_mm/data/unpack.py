@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
+from cdra_mm.errors import DataError
 from cdra_mm.progress import Progress, progress_line
-
-from ..core.errors import DataError
 
 __all__ = ['DamagedArchiveError', 'unpack']
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..core.errors import DataError
+from cdra_mm.errors import DataError
+
 from .fitting import Fitting
 from .layout import Split
 from .listed import ListSplit

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
+from cdra_mm.settings import check_types
+from cdra_mm.spelling import did_you_mean
 
 from .adapter import AdapterTuning
 from .base import Method, Request, Trials
@@ -21,7 +22,6 @@ from .mlp import MLP
 from .noah import NOAH
 from .partial import Partial
 from .rlrr import RLRR
-from .settings import check_types
 from .sharing import SharedAdapters
 from .spt import SPTAdapter, SPTLoRA
 from .vpt import VPTDeep, VPTShallow
@@ -48,12 +48,11 @@ __all__ = [
     'VPTDeep',
     'VPTShallow',
     'check_types',
-    'did_you_mean',
     'find_method',
     'make_method',
 ]
 
-METHODS: dict[str, type[Any]] = {
+METHODS: dict[str, type[Method]] = {
     cls.name: cls
     for cls in (
         CDRA,
@@ -94,12 +93,10 @@ def make_method(config: Mapping[str, Any]) -> Method:
                 f'method {cls.name!r} has no setting {key!r}{did_you_mean(key, known)}: expected '
                 + (', '.join(known) or 'none')
             )
-    check_types(settings, get_type_hints(cls))
-    method: Method = cls(**settings)
-    return method
+    return cls(**settings)
 
 
-def find_method(config: Mapping[str, Any]) -> type[Any]:
+def find_method(config: Mapping[str, Any]) -> type[Method]:
     """The class of a method's config.
 
     Raises:
@@ -114,9 +111,3 @@ def find_method(config: Mapping[str, Any]) -> type[Any]:
             f'{", ".join(METHODS)}'
         )
     return METHODS[name]
-
-
-def did_you_mean(word: Any, known: Any) -> str:
-    """`` (did you mean 'x'?)``, or nothing where no known word is near."""
-    near = difflib.get_close_matches(str(word), list(known), n=1)
-    return f' (did you mean {near[0]!r}?)' if near else ''

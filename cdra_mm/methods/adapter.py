@@ -13,9 +13,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, Target, find_blocks, find_targets
+from cdra_mm.core import Plan, Target, find_blocks, find_targets
+from cdra_mm.errors import PlanError
+from cdra_mm.settings import count
 
-from .base import Request
+from .base import Method, Request
 from .bottleneck import bottleneck_parts
 
 __all__ = ['AdapterTuning']
@@ -24,7 +26,7 @@ FFN_OUTPUTS = ('fc2', 'w3')  # roles of the last matrix of a plain and of a gate
 
 
 @dataclass(frozen=True)
-class AdapterTuning:
+class AdapterTuning(Method):
     """The row "Adapter": a `Bottleneck` on the last linear layer of every block's FFN.
 
     That is after the FFN and before the residual is added, in every family: timm,
@@ -44,13 +46,8 @@ class AdapterTuning:
     """
 
     name: ClassVar[str] = 'adapter'
-    needs_scores: ClassVar[bool] = False
 
-    bottleneck: int = 8
-
-    def __post_init__(self) -> None:
-        if type(self.bottleneck) is not int or self.bottleneck < 1:
-            raise ConfigError(f'bottleneck={self.bottleneck!r}: expected a count of at least 1')
+    bottleneck: int = count(8)
 
     def plan(self, request: Request) -> Plan | None:
         """One bottleneck a block, nothing else. See `Method.plan`.

@@ -8,22 +8,17 @@ file with one dataclass, plus one line in `cdra_mm.methods.METHODS`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    CallAdapter,
-    Plan,
-    PlanError,
-    Target,
-    find_blocks,
-    find_targets,
-    resolve,
-)
-from cdra_mm.core.adapter import find_kind
+from cdra_mm.core import CallAdapter, Plan, Target, find_blocks, find_targets, resolve
+from cdra_mm.core.adapters.adapter import find_kind
+from cdra_mm.errors import PlanError
+from cdra_mm.settings import check_settings
 
 __all__ = ['FROZEN', 'UNREACHED', 'Method', 'Request', 'Trials']
 
@@ -170,11 +165,11 @@ class Request:
             "(out_indices, no_grad); take that out of its config, or use the method 'linear'"
         )
 
-    def record(self, method: Any, **trained: Any) -> Plan:
+    def record(self, method: Method, **trained: Any) -> Plan:
         """The plan of a method, with its settings beside those of the run.
 
         Args:
-            method: A method, a dataclass.
+            method: The method.
             **trained: The records of what is trained; see `Plan`.
         """
         return Plan(
@@ -185,22 +180,40 @@ class Request:
         )
 
 
-class Method(Protocol):
-    """A dataclass of plain settings with one decision to make.
+@dataclass(frozen=True)
+class Method(ABC):
+    """A frozen dataclass of plain settings with one decision to make.
+
+    Ranges are declared with the settings (`cdra_mm.settings`) and checked when one is made.
 
     Attributes:
         name: Its name in configs and tables.
         needs_scores: Whether `plan` wants sensitivity scores (Eq. 3).
-
-    A method that is scored in its own way says so by two more attributes: ``statistic``
-    (``'per_batch'``; default ``'per_sample'``, and the hook's setting goes first) and
-    ``score_loss`` (``'supervised_contrastive'``; default ``'task'``, the training loss). One in
-    which not all scores compete says which do by ``competing(backbone, scores)``.
+        needs_search: Whether `plan` tries plans out (`Request.trials`).
+        trains_inside: Whether it trains chosen weights or blocks of the backbone, so that it
+            matters which of them the training loss depends on.
+        statistic: How it is scored unless the hook says so: ``'per_sample'`` or ``'per_batch'``.
     """
 
     name: ClassVar[str]
-    needs_scores: ClassVar[bool]
+    needs_scores: ClassVar[bool] = False
+    needs_search: ClassVar[bool] = False
+    trains_inside: ClassVar[bool] = True
+    statistic: ClassVar[str] = 'per_sample'
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def score_loss(self) -> str:
+        """Of what it is scored: the training loss, or ``'supervised_contrastive'``."""
+        return 'task'
+
+    def competing(self, backbone: nn.Module, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The scores of what competes on a backbone; all, unless a setting leaves some out."""
+        return scores
+
+    @abstractmethod
     def plan(self, request: Request) -> Plan | None:
         """Decides what is trained.
 
@@ -210,4 +223,3 @@ class Method(Protocol):
         Raises:
             PlanError: If the method cannot apply to this backbone.
         """
-        ...

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cdra_mm.core import Plan, PlanError, find_targets
+from cdra_mm.core import Plan, find_targets
+from cdra_mm.errors import PlanError
 
-from .base import Request
+from .base import Method, Request
 
 __all__ = ['Bias']
 
 
 @dataclass(frozen=True)
-class Bias:
+class Bias(Method):
     """The row "Bias", with the biases of patch embedding, norms and final norm.
 
     VPT's code trains every parameter whose name contains "bias". That is the same for
@@ -27,7 +28,6 @@ class Bias:
     """
 
     name: ClassVar[str] = 'bias'
-    needs_scores: ClassVar[bool] = False
 
     def plan(self, request: Request) -> Plan | None:
         """All biases, whole. See `Method.plan`.

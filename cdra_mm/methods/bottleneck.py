@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
 
-from cdra_mm.core import CallAdapter, Part, PlanError, Target, register_kind
-from cdra_mm.core.families import families_of
-from cdra_mm.core.low_rank import master_dtype
+from cdra_mm.core import CallAdapter, Part, Target, register_kind
+from cdra_mm.core.adapters.low_rank import master_dtype
+from cdra_mm.core.model.families import families_of
+from cdra_mm.errors import PlanError
 
 __all__ = ['Bottleneck', 'bottleneck_parts']
 

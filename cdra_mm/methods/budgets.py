@@ -2,68 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
+from cdra_mm.settings import count, setting
 
-from .settings import is_number
+from .base import Method
 
-__all__ = ['BUDGETS', 'DEFAULT_PERCENT', 'check_budget', 'resolved_budget']
+__all__ = ['Selecting']
 
-# gamma           fraction of the competing entries to select
-# num_sensitive   number of entries to select
-# budget_params   trainable backbone parameters, a count
-# budget_percent  the same as a percentage of the backbone's parameters
 BUDGETS = ('gamma', 'num_sensitive', 'budget_params', 'budget_percent')
 DEFAULT_PERCENT = 0.5
 
 
-def check_budget(method: Any) -> None:
-    """Checks the budget of a frozen dataclass; sets the default percentage where there is none.
+@dataclass(frozen=True)
+class Selecting(Method):
+    """A method that selects by scores.
+
+    At most one of the four budgets may be given; with none it is ``budget_percent=0.5``.
 
     Args:
-        method: Has the fields of `BUDGETS`, None where not given.
-
-    Raises:
-        ConfigError: If more than one is given, or one is out of range.
+        gamma: Fraction of the competing entries to select.
+        num_sensitive: Number of entries to select.
+        budget_params: Trainable backbone parameters, a count.
+        budget_percent: The same as a percentage of the backbone's parameters.
     """
-    given = [name for name in BUDGETS if getattr(method, name) is not None]
-    if len(given) > 1:
-        listed = ', '.join(f'{name}={getattr(method, name)}' for name in given)
-        raise ConfigError(f'{listed}: give only one of {", ".join(BUDGETS)}')
-    if not given:
-        object.__setattr__(method, 'budget_percent', DEFAULT_PERCENT)
-    percent = method.budget_percent
-    if percent is not None and not (is_number(percent) and 0 < percent <= 100):
-        raise ConfigError(f'budget_percent={percent!r}: expected a percentage in (0, 100]')
-    gamma = method.gamma
-    if gamma is not None and not (is_number(gamma) and 0 < gamma <= 1):
-        raise ConfigError(f'gamma={gamma!r}: expected a fraction in (0, 1]')
-    for name in ('num_sensitive', 'budget_params'):
-        value = getattr(method, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
-        if value is not None and value < 1:
-            raise ConfigError(f'{name}={value!r}: expected a count of at least 1')
 
+    needs_scores: ClassVar[bool] = True
 
-def resolved_budget(method: Any, backbone: nn.Module, beside: int = 0) -> dict[str, Any]:
-    """The budget of a method on a backbone: ``gamma``, ``num_sensitive`` and ``budget_params``.
+    gamma: float | None = setting(None, above=0, maximum=1, what='a fraction')
+    num_sensitive: int | None = count(None)
+    budget_params: int | None = count(None)
+    budget_percent: float | None = setting(None, above=0, maximum=100, what='a percentage')
 
-    Args:
-        method: See `check_budget`.
-        backbone: What a percentage is of.
-        beside: Trained parameters that stand outside of a budget in parameters or percent.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            listed = ', '.join(f'{name}={getattr(self, name)}' for name in given)
+            raise ConfigError(f'{listed}: give only one of {", ".join(BUDGETS)}')
+        if not given:
+            object.__setattr__(self, 'budget_percent', DEFAULT_PERCENT)
 
-    Returns:
-        The three by name, all None but one; a percentage is a count by now.
-    """
-    budget = {name: getattr(method, name) for name in BUDGETS[:3]}
-    if method.budget_percent is not None:
-        total = sum(parameter.numel() for parameter in backbone.parameters())
-        budget['budget_params'] = int(total * method.budget_percent / 100)
-    if budget['budget_params'] is not None:
-        budget['budget_params'] += beside
-    return budget
+    def budget_on(self, backbone: nn.Module, beside: int = 0) -> dict[str, Any]:
+        """The budget on a backbone: ``gamma``, ``num_sensitive`` and ``budget_params``.
+
+        Args:
+            backbone: What a percentage is of.
+            beside: Trained parameters that stand outside of a budget in parameters or percent.
+
+        Returns:
+            The three by name, all None but one; a percentage is a count by now.
+        """
+        budget = {name: getattr(self, name) for name in BUDGETS[:3]}
+        if self.budget_percent is not None:
+            total = sum(parameter.numel() for parameter in backbone.parameters())
+            budget['budget_params'] = int(total * self.budget_percent / 100)
+        if budget['budget_params'] is not None:
+            budget['budget_params'] += beside
+        return budget

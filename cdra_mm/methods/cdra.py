@@ -8,12 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, find_targets, make_plan
-from cdra_mm.core.ablations import Ablation
-from cdra_mm.core.sizes import Rules
+from cdra_mm.core import Plan, find_targets, make_plan
+from cdra_mm.core.planning.ablations import Ablation
+from cdra_mm.core.planning.rules import Rules
+from cdra_mm.errors import ConfigError, PlanError
 
 from .base import Request
-from .budgets import check_budget, resolved_budget
+from .budgets import Selecting
 
 __all__ = ['CDRA']
 
@@ -22,11 +23,10 @@ COMPETE = ('all', 'matrices', 'vectors')
 
 
 @dataclass(frozen=True)
-class CDRA:
+class CDRA(Selecting):
     """CDRA-SPT (steps 1 to 3, Eqs. 3 to 7), and its ablations.
 
-    At most one of the four budgets may be given; with none it is
-    ``budget_percent=0.5``. Every one of them holds for every ablation.
+    Every one of the four budgets holds for every ablation.
 
     ====================  ==========================================================
     Table 4               ``rank_rule=8``, ``16``, ``32``
@@ -38,10 +38,7 @@ class CDRA:
     ====================  ==========================================================
 
     Args:
-        gamma: Fraction of the competing entries to select.
-        num_sensitive: Number of entries to select.
-        budget_params: Trainable backbone parameters, a count.
-        budget_percent: The same as a percentage of the backbone's parameters.
+        gamma: See `Selecting`, as for the other budgets.
         rank_rule: ``'eq7'``, ``'count'`` or a fixed rank.
         min_rank: Rank of a block whose rule gives less; 0 freezes it.
         beta: A vector is trained whole from ``length / beta`` selected entries on.
@@ -59,12 +56,7 @@ class CDRA:
     """
 
     name: ClassVar[str] = 'cdra'
-    needs_scores: ClassVar[bool] = True
 
-    gamma: float | None = None
-    num_sensitive: int | None = None
-    budget_params: int | None = None
-    budget_percent: float | None = None
     rank_rule: str | int = 'eq7'
     min_rank: int = 0
     beta: float = 5
@@ -77,12 +69,11 @@ class CDRA:
     quadrant: str | int = '10'
 
     def __post_init__(self) -> None:
-        check_budget(self)
+        super().__post_init__()
         if isinstance(self.quadrant, int):  # a command line reads 00 as a number
             object.__setattr__(self, 'quadrant', f'{self.quadrant:02d}')
         roles = [self.compete] if isinstance(self.compete, str) else self.compete
-        is_list = isinstance(roles, list | tuple) and roles
-        if not is_list or not all(isinstance(role, str) for role in roles):
+        if not roles:
             raise ConfigError(
                 f'compete={self.compete!r}: expected {", ".join(map(repr, COMPETE))}, or roles'
             )
@@ -114,7 +105,7 @@ class CDRA:
         }
         return make_plan(
             self.competing(request.backbone, request.scores),
-            **resolved_budget(self, request.backbone, request.beside_budget),
+            **self.budget_on(request.backbone, request.beside_budget),
             rank_rule=self.rank_rule,
             min_rank=self.min_rank,
             beta=self.beta,
@@ -125,7 +116,7 @@ class CDRA:
         )
 
     def competing(self, backbone: nn.Module, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The scores of what competes; see `Method`."""
+        """See `Method.competing`."""
         if self.compete == 'all':
             return scores
         if self.compete in COMPETE:

@@ -7,17 +7,17 @@ from typing import ClassVar
 
 from cdra_mm.core import Plan
 
-from .base import Request
+from .base import Method, Request
 
 __all__ = ['Full']
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(Method):
     """The row "Full" of the papers' tables."""
 
     name: ClassVar[str] = 'full'
-    needs_scores: ClassVar[bool] = False
+    trains_inside: ClassVar[bool] = False
 
     def plan(self, request: Request) -> Plan | None:
         """None: the whole backbone is trained, but for what it freezes itself. See `Method.plan`.

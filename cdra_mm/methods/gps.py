@@ -9,17 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, SparseMatrix, Vector
+from cdra_mm.core import Plan, SparseMatrix, Vector
+from cdra_mm.errors import PlanError
+from cdra_mm.settings import count, setting
 
-from .base import Request
+from .base import Method, Request
 
 __all__ = ['GPS']
 
-LOSSES = ('supervised_contrastive', 'task')
-
 
 @dataclass(frozen=True)
-class GPS:
+class GPS(Method):
     """Gradient-based Parameter Selection (Zhang et al., CVPR 2024, Section 3).
 
     Of every row of every matrix of the blocks the k entries with the largest
@@ -49,18 +49,12 @@ class GPS:
     needs_scores: ClassVar[bool] = True
     statistic: ClassVar[str] = 'per_batch'
 
-    k: int = 1
-    loss: str = 'supervised_contrastive'
-
-    def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ConfigError(f'k={self.k!r}: expected a count of at least 1')
-        if self.loss not in LOSSES:
-            raise ConfigError(f'loss={self.loss!r}: expected one of {", ".join(LOSSES)}')
+    k: int = count(1)
+    loss: str = setting('supervised_contrastive', choices=('supervised_contrastive', 'task'))
 
     @property
     def score_loss(self) -> str:
-        """See `Method`."""
+        """See `Method.score_loss`."""
         return self.loss
 
     def plan(self, request: Request) -> Plan | None:

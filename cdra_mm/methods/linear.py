@@ -7,17 +7,17 @@ from typing import ClassVar
 
 from cdra_mm.core import Plan
 
-from .base import Request
+from .base import Method, Request
 
 __all__ = ['Linear']
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Method):
     """The row "Linear" of the papers' tables."""
 
     name: ClassVar[str] = 'linear'
-    needs_scores: ClassVar[bool] = False
+    trains_inside: ClassVar[bool] = False
 
     def plan(self, request: Request) -> Plan | None:
         """Nothing of the backbone is trained. See `Method.plan`."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from cdra_mm.core import Block, ConfigError, Plan, PlanError, Target
+from cdra_mm.core import Block, Plan, Target
+from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.settings import probability, setting
 
-from .base import Request
-from .settings import is_number
+from .base import Method, Request
 
-__all__ = ['LoRA', 'check_dropout', 'check_rank', 'whole_block']
+__all__ = ['LoRA', 'whole_block']
 
 ALL = 'all'
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Method):
     """Low-Rank Adaptation (Hu et al., ICLR 2022, Section 4.1).
 
     ``W' = W + alpha / rank * up @ down`` on every matrix with one of the roles.
@@ -40,21 +41,16 @@ class LoRA:
     """
 
     name: ClassVar[str] = 'lora'
-    needs_scores: ClassVar[bool] = False
 
-    rank: int = 8
-    alpha: float = 8
-    dropout: float = 0.0
+    rank: int = setting(8, minimum=1)
+    alpha: float = setting(8, above=0)
+    dropout: float = probability(0.0)
     targets: str | Sequence[str] = ('q', 'v')
 
     def __post_init__(self) -> None:
-        check_rank(self.rank)
-        check_dropout(self.dropout)
-        alpha = self.alpha
-        if not is_number(alpha) or not alpha > 0:
-            raise ConfigError(f'alpha={alpha!r}: expected a number above 0')
+        super().__post_init__()
         roles = [self.targets] if isinstance(self.targets, str) else list(self.targets)
-        if not roles or not all(isinstance(role, str) for role in roles):
+        if not roles:
             raise ConfigError(
                 f'targets={self.targets!r}: expected roles such as q, k, v, proj, fc1, fc2, '
                 f'or {ALL!r}'
@@ -113,15 +109,3 @@ def whole_block(
         float(scale),
         float(dropout),
     )
-
-
-def check_rank(rank: Any) -> None:
-    """Raises ConfigError unless it is a rank."""
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ConfigError(f'rank={rank!r}: expected an integer of at least 1')
-
-
-def check_dropout(dropout: Any) -> None:
-    """Raises ConfigError unless it is a probability below 1."""
-    if not is_number(dropout) or not 0 <= dropout < 1:
-        raise ConfigError(f'dropout={dropout!r}: expected a probability in [0, 1)')

@@ -14,19 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.core import (
-    CallAdapter,
-    ConfigError,
-    Part,
-    Plan,
-    PlanError,
-    block_width,
-    find_blocks,
-    register_kind,
-)
-from cdra_mm.core.low_rank import master_dtype
+from cdra_mm.core import CallAdapter, Part, Plan, block_width, find_blocks, register_kind
+from cdra_mm.core.adapters.low_rank import master_dtype
+from cdra_mm.errors import PlanError
+from cdra_mm.settings import setting
 
-from .base import Request
+from .base import Method, Request
 
 __all__ = ['MLP', 'HiddenLayers']
 
@@ -102,7 +95,7 @@ class HiddenLayers(CallAdapter):
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(Method):
     """The rows "MLP-k": k - 1 hidden layers of the width of the tokens, then the task's own head.
 
     The paper says no more than that a perceptron of k layers replaces the linear head. Its
@@ -120,16 +113,9 @@ class MLP:
     """
 
     name: ClassVar[str] = 'mlp'
-    needs_scores: ClassVar[bool] = False
+    trains_inside: ClassVar[bool] = False
 
-    num_layers: int = 3
-
-    def __post_init__(self) -> None:
-        if type(self.num_layers) is not int or self.num_layers < 2:
-            raise ConfigError(
-                f'num_layers={self.num_layers!r}: expected a count of at least 2 (one layer is the '
-                "method 'linear')"
-            )
+    num_layers: int = setting(3, minimum=2, what='a count', note="one layer is the method 'linear'")
 
     def plan(self, request: Request) -> Plan | None:
         """Hidden layers on the output, nothing inside. See `Method.plan`.

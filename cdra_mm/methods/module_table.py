@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cdra_mm.core import Block, Part, PlanError
+from cdra_mm.core import Block, Part
+from cdra_mm.errors import PlanError
 
 from .adapter import AdapterTuning
 from .base import Method, Request

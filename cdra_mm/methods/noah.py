@@ -18,35 +18,24 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from cdra_mm.core import Block, ConfigError, Part, Plan, PlanError
+from cdra_mm.core import Block, Part, Plan
+from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.settings import count, probability, setting
 
-from .base import Request
+from .base import Method, Request
 from .evolution import Choice, Evolution, Space, Subnet, draw, largest, smallest
-from .lora import check_dropout
 from .module_table import MODULES, ModuleTable
-from .settings import is_number
 
 __all__ = ['NOAH']
 
 PUBLISHED_LIMIT = 640_000  # parameters, of ViT-B/16
 DIMS = (5, 10, 50, 100)
-COUNTS = {  # and the least of each
-    'supernet_epochs': 1,
-    'supernet_iters': 1,
-    'max_held_out': 1,
-    'population': 1,
-    'num_parents': 1,
-    'num_mutations': 0,
-    'num_crossovers': 0,
-    'generations': 0,
-    'budget_params': 1,
-}
 
 Record = Block | Part
 
 
 @dataclass(frozen=True)
-class NOAH:
+class NOAH(Method):
     """The row "NOAH": what its search finds best, of the three modules of other rows.
 
     A subnet has, for each kind, modules in the first d blocks, d its depth, and each module a size
@@ -101,31 +90,30 @@ class NOAH:
     """
 
     name: ClassVar[str] = 'noah'
-    needs_scores: ClassVar[bool] = False
     needs_search: ClassVar[bool] = True
 
     prompt_dims: Sequence[int] = DIMS
     lora_dims: Sequence[int] = DIMS
     adapter_dims: Sequence[int] = DIMS
     depths: Sequence[int] | None = None
-    dropout: float = 0.1
-    budget_params: int | None = None
-    budget_percent: float | None = None
-    supernet_epochs: int = 500
-    supernet_iters: int | None = None
-    supernet_lr_mult: float = 0.5
-    held_out: float = 0.2
-    max_held_out: int = 200
-    population: int = 50
-    num_parents: int = 10
-    num_mutations: int = 25
-    num_crossovers: int = 25
-    generations: int = 15
-    mutation_prob: float = 0.2
-    depth_prob: float = 0.4
+    dropout: float = probability(0.1)
+    budget_params: int | None = count(None)
+    budget_percent: float | None = setting(None, minimum=0, maximum=100, what='a percentage')
+    supernet_epochs: int = count(500)
+    supernet_iters: int | None = count(None)
+    supernet_lr_mult: float = setting(0.5, minimum=0)
+    held_out: float = setting(0.2, above=0, below=1, what='a share')
+    max_held_out: int = count(200)
+    population: int = count(50)
+    num_parents: int = count(10)
+    num_mutations: int = count(25, 0)
+    num_crossovers: int = count(25, 0)
+    generations: int = count(15, 0)
+    mutation_prob: float = setting(0.2, minimum=0, maximum=1, what='a probability')
+    depth_prob: float = setting(0.4, minimum=0, maximum=1, what='a probability')
 
     def __post_init__(self) -> None:
-        check_dropout(self.dropout)
+        super().__post_init__()
         for name in (*MODULES, 'depths'):
             if getattr(self, name) is not None:
                 # A list, as configs and checkpoints hold it: a resumed run compares the two.
@@ -134,21 +122,6 @@ class NOAH:
             raise ConfigError(f'{", ".join(MODULES)} are all empty: there is nothing to search for')
         if self.depths == []:
             raise ConfigError('depths=[]: expected at least one number of blocks, or None')
-        for name, least in COUNTS.items():
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise ConfigError(f'{name}={value!r}: expected a count of at least {least}')
-        for name, low, high in (
-            ('mutation_prob', 0, 1),
-            ('depth_prob', 0, 1),
-            ('budget_percent', 0, 100),
-            ('supernet_lr_mult', 0, math.inf),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (is_number(value) and low <= value <= high):
-                raise ConfigError(f'{name}={value!r}: expected a number from {low} to {high}')
-        if not (is_number(self.held_out) and 0 < self.held_out < 1):
-            raise ConfigError(f'held_out={self.held_out!r}: expected a share between 0 and 1')
         if self.budget_params is not None and self.budget_percent is not None:
             raise ConfigError(
                 f'budget_params={self.budget_params}, budget_percent={self.budget_percent}: give '
@@ -227,7 +200,6 @@ class NOAH:
 
 
 def _sizes(name: str, values: Any) -> list[int]:
-    ok = isinstance(values, Sequence) and not isinstance(values, str)
-    if not ok or not all(type(value) is int and value > 0 for value in values):
+    if not all(value > 0 for value in values):
         raise ConfigError(f'{name}={values!r}: expected a list of counts of at least 1')
     return sorted(set(values))

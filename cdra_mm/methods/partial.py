@@ -12,9 +12,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, find_blocks
+from cdra_mm.core import Plan, find_blocks
+from cdra_mm.errors import PlanError
+from cdra_mm.settings import count
 
-from .base import Request
+from .base import Method, Request
 
 __all__ = ['Partial']
 
@@ -23,7 +25,7 @@ BEFORE_BLOCKS = ('pre_norm', 'pre_ln', 'norm_pre')
 
 
 @dataclass(frozen=True)
-class Partial:
+class Partial(Method):
     """The rows "Partial-k".
 
     The norms behind the blocks are trained too, as VPT's code does it (its ``encoder_norm``;
@@ -36,13 +38,8 @@ class Partial:
     """
 
     name: ClassVar[str] = 'partial'
-    needs_scores: ClassVar[bool] = False
 
-    num_blocks: int = 1
-
-    def __post_init__(self) -> None:
-        if type(self.num_blocks) is not int or self.num_blocks < 1:
-            raise ConfigError(f'num_blocks={self.num_blocks!r}: expected a count of at least 1')
+    num_blocks: int = count(1)
 
     def plan(self, request: Request) -> Plan | None:
         """The last blocks that may be trained and the norms behind them. See `Method.plan`.

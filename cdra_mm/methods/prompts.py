@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.core import CallAdapter, PlanError, block_width, find_blocks, register_kind
-from cdra_mm.core.low_rank import master_dtype
+from cdra_mm.core import CallAdapter, block_width, find_blocks, register_kind
+from cdra_mm.core.adapters.low_rank import master_dtype
+from cdra_mm.errors import PlanError
 
 __all__ = ['InputPrompts', 'Prompts']
 

@@ -33,14 +33,14 @@ from cdra_mm.core import (
     ParameterAdapter,
     Part,
     Plan,
-    PlanError,
     Target,
     find_targets,
     register_kind,
 )
-from cdra_mm.core.low_rank import master_dtype
+from cdra_mm.core.adapters.low_rank import master_dtype
+from cdra_mm.errors import PlanError
 
-from .base import Request
+from .base import Method, Request
 
 __all__ = ['RLRR', 'Affine', 'Rescaling', 'Shift']
 
@@ -222,11 +222,10 @@ def _inverse(factor: Tensor, what: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RLRR:
+class RLRR(Method):
     """The row "RLRR" of the papers' tables; it has no setting."""
 
     name: ClassVar[str] = 'rlrr'
-    needs_scores: ClassVar[bool] = False
 
     def plan(self, request: Request) -> Plan | None:
         """Every matrix and bias of the blocks, every norm, the patch embedding.

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from cdra_mm.core import Plan, PlanError, adapters, apply_plan, freeze_rest, remove_adapters
-from cdra_mm.core.adapt import planned_adapters
-from cdra_mm.core.layers import adapt_module
+from cdra_mm.core import Plan, adapters, apply_plan, freeze_rest, remove_adapters
+from cdra_mm.core.adapters.apply import planned_adapters
+from cdra_mm.core.adapters.layers import adapt_module
+from cdra_mm.errors import PlanError
 
 __all__ = ['SharedAdapters']
 

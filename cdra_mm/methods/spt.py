@@ -34,108 +34,73 @@ Where paper and released code (github.com/ziplab/SPT) differ, or leave a choice:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cdra_mm.core import (
-    Block,
-    ConfigError,
-    Plan,
-    SparseMatrix,
-    Target,
-    Vector,
-    resolve,
-)
-from cdra_mm.core.planning import trains_whole
-from cdra_mm.core.selection import kth_largest, masks_above, requested_count
-from cdra_mm.core.threads import one_thread
+from cdra_mm.core import Plan, SparseMatrix, Target, resolve
+from cdra_mm.core.planning.budget import threshold_for_budget
+from cdra_mm.core.planning.cases import are_many, num_trained
+from cdra_mm.core.planning.selection import kth_largest, masks_above, requested_count
+from cdra_mm.core.planning.threads import one_thread
+from cdra_mm.core.planning.treatment import single_entries, treat_all
+from cdra_mm.settings import probability, setting
 
 from .base import Request
 from .bottleneck import Bottleneck, bottleneck_parts
-from .budgets import check_budget, resolved_budget
-from .lora import check_dropout, check_rank, whole_block
-from .settings import is_number
-from .spt_budget import threshold_for_budget
+from .budgets import Selecting
+from .lora import whole_block
 
 __all__ = ['SPTAdapter', 'SPTLoRA']
 
 
-@dataclass
-class _Records:
-    """What is trained, before it is a plan."""
-
-    blocks: list[Block] = field(default_factory=list)
-    bottlenecks: list[Target] = field(default_factory=list)
-    sparse: list[SparseMatrix] = field(default_factory=list)
-    vectors: list[Vector] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
-class _SPT(ABC):
+class _SPT(Selecting):
     """What both methods share.
 
-    At most one of the four budgets may be given; with none it is
-    ``budget_percent=0.5``.
-
     Args:
-        gamma: Fraction of the competing entries to select.
-        num_sensitive: Number of entries to select.
-        budget_params: Trainable backbone parameters, a count.
-        budget_percent: The same as a percentage of the backbone's parameters.
+        gamma: See `Selecting`, as for the other budgets.
         rank: Rank of the low-rank modules, width of the bottlenecks.
         alpha: A module is used from ``its parameters / alpha`` selected entries on.
         beta: A vector is trained whole from ``length / beta`` selected entries on.
         dropout: Probability of dropping an input of a module in training.
     """
 
-    name: ClassVar[str]
-    needs_scores: ClassVar[bool] = True
     statistic: ClassVar[str] = 'per_batch'
 
-    gamma: float | None = None
-    num_sensitive: int | None = None
-    budget_params: int | None = None
-    budget_percent: float | None = None
-    rank: int = 8
-    alpha: float = 10
-    beta: float = 5
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_budget(self)
-        check_rank(self.rank)
-        check_dropout(self.dropout)
-        # Below 1 more entries than the module has parameters would be trained before it: the
-        # size of a plan could then shrink with more entries, and no budget search be exact.
-        for name in ('alpha', 'beta'):
-            value = getattr(self, name)
-            if not is_number(value) or value < 1:
-                raise ConfigError(f'{name}={value!r}: expected a number of at least 1')
+    rank: int = setting(8, minimum=1)
+    # Below 1 more entries than the module has parameters would be trained before it: the size of
+    # a plan could then shrink with more entries.
+    alpha: float = setting(10, minimum=1)
+    beta: float = setting(5, minimum=1)
+    dropout: float = probability(0.1)
 
     @abstractmethod
-    def module_params(self, shape: tuple[int, int]) -> int:
+    def module_params(self, shape: tuple[int, ...]) -> int:
         """Parameters of the module of a matrix ``[O, I]``."""
 
     @abstractmethod
-    def add_module(self, records: _Records, target: Target, num_sensitive: int) -> None:
-        """Notes that a matrix gets a module.
+    def module_records(
+        self, backbone: nn.Module, modules: Sequence[tuple[Target, int]]
+    ) -> dict[str, Any]:
+        """What the plan holds of the modules, as arguments of `Plan`.
+
+        Args:
+            backbone: The plain backbone.
+            modules: The matrices that get one, with their selected entries.
 
         Raises:
-            PlanError: If it cannot have one.
+            PlanError: If one cannot have it.
         """
 
     def num_params(self, shape: tuple[int, ...], num_selected: Tensor) -> Tensor:
         """Trainable parameters of a target by its selected entries, int64, any shape."""
-        size, parts = shape[0], self.beta
-        if len(shape) == 2:
-            size, parts = self.module_params((shape[0], shape[1])), self.alpha
-        whole = (num_selected > 0) & (num_selected.double() * parts >= size)
-        return torch.where(whole, size, num_selected)
+        if len(shape) == 1:
+            return num_trained(num_selected, shape[0], self.beta)
+        return num_trained(num_selected, self.module_params(shape), self.alpha)
 
     @one_thread()
     def plan(self, request: Request) -> Plan | None:
@@ -145,13 +110,18 @@ class _SPT(ABC):
             PlanError: If nothing fits the budget, or a module does not fit its matrix.
         """
         scores = request.scores
-        budget = resolved_budget(self, request.backbone, request.beside_budget)
+        budget = self.budget_on(request.backbone, request.beside_budget)
         most = budget.pop('budget_params')
         if most is None:
             threshold = kth_largest(scores, requested_count(scores, **budget))
         else:
+
+            def size_at(name: str, _: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+                return self.num_params(tuple(scores[name].shape), number), (number > 0).long()
+
+            reserved = sum(request.also_train.values())
             threshold = threshold_for_budget(
-                scores, most, self.num_params, reserved=sum(request.also_train.values())
+                scores, most, size_at, reserved=reserved, most_entries=True
             )
         return self.plan_from_masks(request, masks_above(scores, threshold))
 
@@ -165,38 +135,17 @@ class _SPT(ABC):
         Raises:
             PlanError: If a name or a module does not fit the backbone.
         """
-        records = _Records()
-        num_competing = num_sensitive = 0
-        for name, mask in masks:
-            count = int(torch.count_nonzero(mask))
-            num_competing += mask.numel()
-            num_sensitive += count
-            if count:
-                self._add(records, resolve(request.backbone, name), mask, count)
-        parts = bottleneck_parts(request.backbone, records.bottlenecks, self.rank, self.dropout)
-        return request.record(
-            self,
-            blocks=tuple(records.blocks),
-            parts=tuple(parts),
-            sparse=tuple(records.sparse),
-            vectors=tuple(records.vectors),
-            also_train=dict(request.also_train),
-            num_competing=num_competing,
-            num_sensitive=num_sensitive,
-        )
+        modules: list[tuple[Target, int]] = []
 
-    def _add(self, records: _Records, target: Target, mask: Tensor, count: int) -> None:
-        if mask.dim() == 1:
-            whole = trains_whole(count, len(mask), self.beta)
-            indices = None if whole else tuple(torch.nonzero(mask).flatten().tolist())
-            records.vectors.append(Vector(target.name, len(mask), indices, count))
-            return
-        shape = (target.shape[0], target.shape[1])
-        if count * self.alpha >= self.module_params(shape):
-            self.add_module(records, target, count)
-        else:
-            indices = tuple(torch.nonzero(mask.flatten()).flatten().tolist())
-            records.sparse.append(SparseMatrix(target.name, shape, indices))
+        def treat(name: str, mask: Tensor, number: int, _: Any) -> SparseMatrix | None:
+            if not are_many(number, self.module_params(tuple(mask.shape)), self.alpha):
+                return single_entries(name, mask)
+            modules.append((resolve(request.backbone, name), number))
+            return None
+
+        records = treat_all(masks, self.beta, treat)
+        records |= self.module_records(request.backbone, modules)
+        return request.record(self, **records, also_train=dict(request.also_train))
 
 
 @dataclass(frozen=True)
@@ -208,15 +157,19 @@ class SPTLoRA(_SPT):
 
     name: ClassVar[str] = 'spt_lora'
 
-    def module_params(self, shape: tuple[int, int]) -> int:
+    def module_params(self, shape: tuple[int, ...]) -> int:
         """See `_SPT.module_params`."""
         return self.rank * (shape[0] + shape[1])
 
-    def add_module(self, records: _Records, target: Target, num_sensitive: int) -> None:
-        """See `_SPT.add_module`."""
-        records.blocks.append(
-            whole_block(target, self.rank, num_sensitive=num_sensitive, dropout=self.dropout)
+    def module_records(
+        self, backbone: nn.Module, modules: Sequence[tuple[Target, int]]
+    ) -> dict[str, Any]:
+        """See `_SPT.module_records`."""
+        blocks = (
+            whole_block(target, self.rank, num_sensitive=number, dropout=self.dropout)
+            for target, number in modules
         )
+        return {'blocks': tuple(blocks)}
 
 
 @dataclass(frozen=True)
@@ -230,10 +183,13 @@ class SPTAdapter(_SPT):
 
     name: ClassVar[str] = 'spt_adapter'
 
-    def module_params(self, shape: tuple[int, int]) -> int:
+    def module_params(self, shape: tuple[int, ...]) -> int:
         """See `_SPT.module_params`."""
         return Bottleneck.count(shape[0], self.rank)
 
-    def add_module(self, records: _Records, target: Target, num_sensitive: int) -> None:
-        """See `_SPT.add_module`."""
-        records.bottlenecks.append(target)
+    def module_records(
+        self, backbone: nn.Module, modules: Sequence[tuple[Target, int]]
+    ) -> dict[str, Any]:
+        """See `_SPT.module_records`."""
+        targets = [target for target, _ in modules]
+        return {'parts': tuple(bottleneck_parts(backbone, targets, self.rank, self.dropout))}

@@ -16,30 +16,24 @@ prompts in every window, is not built.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
-from cdra_mm.core import (
-    ConfigError,
-    Part,
-    Plan,
-    PlanError,
-    block_width,
-    find_blocks,
-    find_targets,
-)
+from cdra_mm.core import Part, Plan, block_width, find_blocks, find_targets
+from cdra_mm.errors import PlanError
+from cdra_mm.settings import count, probability
 
-from .base import Request
+from .base import Method, Request
 from .prompts import InputPrompts, Prompts
-from .settings import is_number
 
 __all__ = ['VPTDeep', 'VPTShallow']
 
 
 @dataclass(frozen=True)
-class _VPT:
+class _VPT(Method):
     """What both have in common.
 
     Attributes:
@@ -48,17 +42,8 @@ class _VPT:
             default of the paper's code is 0.
     """
 
-    name: ClassVar[str]
-    needs_scores: ClassVar[bool] = False
-
-    num_prompts: int = 10
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if type(self.num_prompts) is not int or self.num_prompts < 1:
-            raise ConfigError(f'num_prompts={self.num_prompts!r}: expected a count of at least 1')
-        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ConfigError(f'dropout={self.dropout!r}: expected a share in [0, 1)')
+    num_prompts: int = count(10)
+    dropout: float = probability(0.0)
 
     def plan(self, request: Request) -> Plan | None:
         """Prompts, nothing else. See `Method.plan`.
@@ -71,8 +56,9 @@ class _VPT:
         parts = tuple(self._part(backbone, place) for place in self._places(request))
         return request.record(self, parts=parts)
 
+    @abstractmethod
     def _places(self, request: Request) -> list[str]:
-        raise NotImplementedError
+        """Paths of the blocks that get prompts; '' for the input of the first."""
 
     def _part(self, backbone: nn.Module, place: str) -> Part:
         width = block_width(backbone, place or find_blocks(backbone)[0])

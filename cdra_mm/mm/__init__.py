@@ -16,6 +16,8 @@
 `export`                      merged checkpoints, adapter files, LoRA of PEFT, ONNX
 `painting`                    painted predictions of a test run
 `parallel`                    several processes
+`training_watch`,             whether what is planned is trained, at a rate that suits the weights,
+`rate_watch`, `divergence`    and whether it stays finite
 `report`, `summary`           what was planned, what it cost and gave
 `visual_hook`,                the plan and how the adapters grow, through the run's visualizer
 `adapter_growth`

@@ -1,54 +1,25 @@
 """How far the adapters of a model have moved it, in a few numbers.
 
-    relative change     ||W' - W|| / ||W||, Frobenius, of the adapted matrix, vector or part
-    effective rank      exp(-sum p ln p) with p = s / sum s over the singular values s of the update
-                        (Roy and Vetterli, EUSIPCO 2007): how many directions it really has
-
-The singular values of ``up @ down`` are those of a matrix ``[r, r]`` (both factors' triangular
-parts), so that looking costs next to nothing beside a training step.
+relative change     ||W' - W|| / ||W||, Frobenius, of the adapted matrix, vector or part
+effective rank      how many directions the update really has (`cdra_mm.core.adapters.spectrum`)
+relative update     ||update|| / ||what it changes||: of a low-rank block the block itself,
+                    whose matrix may be much larger; of any other adapter the relative change
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cdra_mm.core import ParameterAdapter, adapters, find_targets, resolve
-from cdra_mm.core.low_rank import LowRank
-from cdra_mm.core.targets import parameter_of, view_of
+from cdra_mm.core.adapters.low_rank import LowRank
+from cdra_mm.core.adapters.spectrum import effective_rank, update_norm, update_spectrum
+from cdra_mm.core.model.targets import parameter_of, view_of
 
-__all__ = ['AdapterGrowth', 'effective_rank', 'update_spectrum']
-
-
-def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
-    """The singular values of ``scale * up @ down``, largest first, fp64 ``[r]``, on the CPU.
-
-    Args:
-        up: ``[|R|, r]``.
-        down: ``[r, |C|]``.
-        scale: Factor of the update.
-    """
-    tall = torch.linalg.qr(up.detach().double().cpu(), mode='r').R
-    wide = torch.linalg.qr(down.detach().double().cpu().T, mode='r').R
-    return abs(scale) * torch.linalg.svdvals(tall @ wide.T)
-
-
-def effective_rank(spectrum: Tensor) -> float:
-    """The effective rank of an update; 0 where it is zero.
-
-    Args:
-        spectrum: Its singular values, ``[r]``.
-
-    Example:
-        >>> effective_rank(torch.tensor([2.0, 2.0, 0.0]))
-        2.0
-    """
-    total = float(spectrum.sum())
-    if not total > 0:
-        return 0.0
-    return round(float(torch.exp(torch.special.entr(spectrum / total).sum())), 9)
+__all__ = ['AdapterGrowth']
 
 
 class AdapterGrowth:
@@ -102,3 +73,36 @@ class AdapterGrowth:
                 found[f'relative_change/{self.roles[name]}'].append(change / self.norms[name])
         scalars = {key: sum(values) / len(values) for key, values in found.items()}
         return scalars | ({'rank_in_use': used / planned} if planned else {})
+
+    @torch.no_grad()
+    def relative_updates(self) -> dict[str, list[float]]:
+        """The relative update of each adapter that changes a matrix, by kind of adapter.
+
+        A vector is left out: a bias may start near zero, and its size is no scale of what may be
+        added to it. What was zero before the update has none either. One wait for the device.
+        """
+        kinds, pairs = [], []
+        for name, base in self.bases.items():
+            adapter = self.adapters[name]
+            if base.dim() < 2:
+                continue
+            if isinstance(adapter, LowRank):
+                rows, cols, scale = adapter.block
+                update = update_norm(adapter.up, adapter.down, scale)
+                whole = base[rows][:, cols].norm(dtype=torch.float32).double()
+            else:
+                grown: Any = adapter  # merges, as its base is told
+                update = (grown.added_to(base) - base).norm(dtype=torch.float32).double()
+                whole = update.new_tensor(self.norms[name])
+            kinds.append(adapter.kind)
+            pairs.append(torch.stack([update, whole]))
+        found: dict[str, list[float]] = defaultdict(list)
+        for kind, (change, size) in zip(kinds, _read(pairs), strict=True):
+            if size:
+                found[kind].append(change / size)
+        return dict(found)
+
+
+def _read(pairs: list[Tensor]) -> list[list[float]]:
+    values: list[list[float]] = torch.stack(pairs).tolist() if pairs else []
+    return values

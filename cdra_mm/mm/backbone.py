@@ -12,8 +12,9 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, ConfigError
-from cdra_mm.core.layers import PLAIN_LINEAR
+from cdra_mm.command_line import command
+from cdra_mm.core.adapters.layers import PLAIN_LINEAR
+from cdra_mm.errors import CheckpointError, ConfigError
 
 from .checkpoints.base_weights import BaseSource, named_bases
 from .checkpoints.record import RECORD_KEY
@@ -84,7 +85,8 @@ def attach_loader(backbone: nn.Module, bases: Iterable[BaseSource] = ()) -> nn.M
         backbone.__dict__['_cdra_loader'] = True
         handle = backbone._register_load_state_dict_pre_hook(_prepare, with_module=True)
         # Before the backbone's own hooks, which resize what bears their names.
-        backbone._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
+        hooks: Any = backbone._load_state_dict_pre_hooks  # an OrderedDict
+        hooks.move_to_end(handle.id, last=False)
         destination = destination_of(backbone)
         if destination is not None:
             destination.attach(backbone)
@@ -182,7 +184,7 @@ def _prepare(
     if prefix + RECORD_KEY in state_dict and '_params_init_info' in backbone.__dict__:
         raise CheckpointError(
             'init_cfg names a checkpoint with adapters, and weights are initialised before '
-            'adapters can be built: name it in load_from, or merge it first (tools/merge.py)'
+            f'adapters can be built: name it in load_from, or merge it first ({command("merge")})'
         )
     if prefix + RECORD_KEY not in state_dict:
         convert_on_load(backbone, state_dict, prefix)

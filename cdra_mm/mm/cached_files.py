@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import torch
 from mmengine.dist import barrier, is_main_process
 
-from cdra_mm.core.errors import CheckpointError, DataError
 from cdra_mm.data.download import download
+from cdra_mm.errors import CheckpointError, DataError
 
 __all__ = ['DownloadError', 'cached_file', 'is_http']
 

@@ -19,7 +19,7 @@ HISTORY = f'{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}'
 STATISTICS = ('min', 'max', 'current', 'mean')
 SCHEDULERS = 'mmengine.optim.scheduler'
 # Functions of a class that a file may name; a pickle says getattr(class, name). None is called.
-FUNCTIONS = {HISTORY: STATISTICS}
+FUNCTIONS: dict[str, tuple[str, ...]] = {HISTORY: STATISTICS}
 # The scheduler's curve, as checkpoints of OneCycleLR and OneCycleMomentum held it.
 FUNCTIONS |= {
     f'{SCHEDULERS}.{module}.{name}': ('_annealing_cos', '_annealing_linear')
@@ -36,7 +36,7 @@ Finish = Callable[[Any], Any]
 def _function(made: Made, finish: Finish) -> NamedFunction:
     owner, name = made.args if len(made.args) == 2 else (None, None)
     known = FUNCTIONS.get(owner.name, ()) if isinstance(owner, Kind) else ()
-    if name not in known:
+    if not isinstance(owner, Kind) or name not in known:
         what = owner.name if isinstance(owner, Kind) else type(owner).__name__
         raise ForeignTypeError(f'getattr({what}, {str(name)[:40]!r})')
     return NamedFunction(f'{owner.name}.{name}')

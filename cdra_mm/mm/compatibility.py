@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from mmengine.runner import CheckpointLoader, checkpoint
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.reading import read_torch
 from cdra_mm.reading.torch_file import Place, read_torch_stream
 

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cdra_mm.core import CheckpointError, DivergedError
+from cdra_mm.errors import CheckpointError, DivergedError
 from cdra_mm.last_checkpoint import pointed_at
 
 from .rebuild import plain_model

@@ -15,18 +15,11 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import (
-    CheckpointError,
-    adapters,
-    apply_plan,
-    base_state,
-    digests_of,
-    freeze_rest,
-    save_adapter,
-    write_text,
-)
+from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_rest, save_adapter
+from cdra_mm.errors import CheckpointError
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.methods import CDRA, Full, Method, check_types, find_method, make_method
+from cdra_mm.storage import write_text
 
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import check_loaded, find_source, named_bases, reproduced_names
@@ -45,6 +38,7 @@ from .data_check.watch import watch
 from .divergence import DivergenceHook, check_finite
 from .parallel.strategies import refuse_sharding
 from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
+from .rate_watch import RateWatch
 from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients
 from .report import describe_plan
@@ -168,6 +162,7 @@ class CDRAHook(Hook):
             runner.register_hook(SlimCheckpointHook(lambda: self.record))
             runner.register_hook(self._watch)
             runner.register_hook(DivergenceHook())
+            runner.register_hook(RateWatch(lambda: self.record))
             if self.visualize:
                 runner.register_hook(VisualHook(self.method, lambda: self.record))
 

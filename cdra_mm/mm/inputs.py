@@ -14,13 +14,14 @@ from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, ConfigError, DataError
-from cdra_mm.core.regular_file import open_regular
+from cdra_mm.command_line import command
 from cdra_mm.data import SOURCES
 from cdra_mm.data.pairs import PairSplit
+from cdra_mm.errors import CheckpointError, ConfigError, DataError
 from cdra_mm.reading import open_safetensors
 from cdra_mm.reading.kinds import ForeignTypeError, ReadingError
 from cdra_mm.reading.torch_archive import archive_places
+from cdra_mm.storage.regular_file import open_regular
 
 from .cached_files import DownloadError
 
@@ -57,8 +58,8 @@ def check_inputs(cfg: Config, stage: str) -> None:
     Raises:
         ConfigError: If the config lacks a part that the stage needs.
         DataError: If a folder or list of a data set is missing; names the
-            command that makes it where one is known (a config can say it in the
-            variable ``prepare_data``).
+            command that makes it where one is known (a config can say it in the variable
+            ``prepare_data``: a text, or name and root for ``cdra data prepare``).
         CheckpointError: If a weight file is missing or damaged.
     """
     needed = ('model', 'train_cfg', 'optim_wrapper') if stage == 'train' else ('model', 'test_cfg')
@@ -248,13 +249,15 @@ def _looks_after_itself(cfg: Config, dataset: Mapping[str, Any]) -> bool:
 
 
 def _remedy(cfg: Config, where: str, root: str) -> str:
-    if cfg.get('prepare_data'):
-        return f'make it with {cfg.prepare_data}'
-    command = _prepare_command(Path(root))
-    if command and Path(root).expanduser().exists():
-        return f'see what else is missing with {command} --check'
-    if command:
-        return f'make it with {command}'
+    asked = cfg.get('prepare_data')
+    if asked:
+        words = asked if isinstance(asked, str) else command('data prepare', *asked)
+        return f'make it with {words}'
+    known = _prepare_command(Path(root))
+    if known and Path(root).expanduser().exists():
+        return f'see what else is missing with {known} --check'
+    if known:
+        return f'make it with {known}'
     setting = f'{where}.data_root' if root else f'data_root or data_prefix of {where}'
     return f'put the data there, or set {setting} to where they are'
 
@@ -266,12 +269,12 @@ def _prepare_command(root: Path) -> str:
         if not all(isinstance(split, PairSplit) for split in source.splits):
             continue
         if root.name == source.name:
-            return f'python tools/prepare_data.py {source.name} {root}'
+            return command('data prepare', source.name, root)
         # One entry is the data set; several (images, annotations) are anybody's names.
         parts = Path(source.entries[0]).parts
         if len(source.entries) == 1 and root.parts[-len(parts) :] == parts:
             folder = Path(*root.parts[: -len(parts)])
-            return f'python tools/prepare_data.py {source.name} {folder}'
+            return command('data prepare', source.name, folder)
     return ''
 
 

@@ -19,12 +19,13 @@ from mmengine.device import get_device
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner, get_priority
 
-from cdra_mm.core import ConfigError
-from cdra_mm.methods import CDRA, did_you_mean
+from cdra_mm.errors import ConfigError
+from cdra_mm.methods import CDRA
+from cdra_mm.spelling import did_you_mean
 
 from .config_dump import choose_name
 from .data_check import WatchDataHook
-from .packages import drop_own_scope, register_packages
+from .packages import drop_own_scope, find_config, register_packages
 from .parallel.processes import start_processes
 from .parallel.strategies import check_strategy
 
@@ -50,7 +51,7 @@ def load_config(
     """Reads a config file.
 
     Args:
-        path: The file.
+        path: The file, or the name of a shipped config; see `find_config`.
         overrides: ``key=value`` texts, as ``--cfg-options`` takes them.
         final_run: Whether to put the config's ``final_run`` over it, before the overrides.
 
@@ -58,10 +59,7 @@ def load_config(
         ConfigError: If the file is missing or cannot be read, has no usable ``final_run``
             where that is asked for, or an override is no ``key=value`` or does not fit.
     """
-    path = Path(path)
-    if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob('*.py')])
-        raise ConfigError(f'config {path} does not exist{near}')
+    path = find_config(path)
     register_packages()
     try:
         cfg = drop_own_scope(Config.fromfile(path))

@@ -20,7 +20,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
-from cdra_mm.core import ConfigError, ParameterAdapter, adapters
+from cdra_mm.core import ParameterAdapter, adapters
+from cdra_mm.errors import ConfigError
 
 __all__ = ['build_optimizer', 'named_optimizers', 'trained_parameters']
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,10 +12,10 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import init_default_scope
 
-from cdra_mm.core import ConfigError
-from cdra_mm.methods import did_you_mean
+from cdra_mm.errors import ConfigError
+from cdra_mm.spelling import did_you_mean
 
-__all__ = ['bases', 'drop_own_scope', 'register_packages', 'set_default_scope']
+__all__ = ['bases', 'drop_own_scope', 'find_config', 'register_packages', 'set_default_scope']
 
 SCOPE = __name__.partition('.')[0]
 # Where OpenMMLab's packages carry their configs; ours leads to configs/ of the repository.
@@ -56,6 +57,55 @@ def bases(*names: str) -> list[str]:
     """
     register_packages()
     return [_own_path(name) if name.startswith(f'{SCOPE}::') else name for name in names]
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of a config.
+
+    Args:
+        name: A path, or what a shipped config is called: ``cdra/dinov2_ade20k``,
+            ``cdra_mm::cdra/dinov2_ade20k.py``. A file in the way counts first.
+
+    Raises:
+        ConfigError: If there is neither; it lists what is shipped.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    package, _, asked = str(name).rpartition('::')
+    shipped = _shipped()
+    key = asked.removesuffix('.py')
+    if package in ('', SCOPE) and key in shipped:
+        return CONFIGS / f'{key}.py'
+    beside = [] if package else [p.name for p in path.parent.glob('*.py')]
+    near = did_you_mean(path.name, beside) or did_you_mean(key, shipped)
+    raise ConfigError(f'config {name} does not exist{near}; {_listed(shipped)}')
+
+
+def _shipped() -> list[str]:
+    """Names of the shipped configs that a run can start from."""
+    # Behind an underscore lie parts of configs; grids of runs have a program of their own.
+    paths = (path.relative_to(CONFIGS) for path in sorted(CONFIGS.glob('*/**/*.py')))
+    return [
+        path.with_suffix('').as_posix()
+        for path in paths
+        if not path.parts[0].startswith('_') and path.parts[0] != 'tables'
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    """Names in one line, those of a folder together.
+
+    Example:
+        >>> _listed(['a/x', 'a/y', 'b/z'])
+        'shipped are a/{x, y}, b/{z}'
+    """
+    folders = defaultdict(list)
+    for name in names:
+        folder, _, stem = name.rpartition('/')
+        folders[folder].append(stem)
+    told = [f'{folder}/{{{", ".join(stems)}}}' for folder, stems in folders.items()]
+    return f'shipped are {", ".join(told)}'
 
 
 def drop_own_scope(cfg: Config) -> Config:

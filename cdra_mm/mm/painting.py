@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 __all__ = ['paint_predictions', 'without_backends']
 

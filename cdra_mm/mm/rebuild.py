@@ -11,25 +11,24 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmengine.hooks import EMAHook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.runner import Runner
-from torch import nn
 from torch.optim import Optimizer
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .optimizer_parameters import build_optimizer
 
 __all__ = ['check_rebuildable', 'plain_model', 'rebuild', 'remember_configs']
 
 
-def plain_model(runner: Runner) -> nn.Module:
+def plain_model(runner: Runner) -> BaseModel:
     """The runner's model without what wraps it: for several processes, for test-time augmentation.
 
     mmengine loads a checkpoint into this model too, without a prefix.
     """
-    model: nn.Module = runner.model
+    model: BaseModel = runner.model
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model

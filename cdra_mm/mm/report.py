@@ -8,6 +8,7 @@ from statistics import mean, median
 
 from torch import nn
 
+from cdra_mm.columns import aligned
 from cdra_mm.core import Block, Plan, find_targets, resolve
 
 __all__ = ['describe_plan']
@@ -33,7 +34,7 @@ def describe_plan(plan: Plan, backbone: nn.Module) -> str:
     lines = [f'{plan.method}: {plan.num_trainable:,} of {total:,} backbone parameters are trained '
              f'({100 * plan.num_trainable / total:.3f} %)']  # fmt: skip
     if rows:
-        lines += ['', *_aligned([HEAD, *rows])]
+        lines += ['', aligned(HEAD, rows)]
     if plan.num_competing:
         share = f'{plan.num_sensitive:,} of {plan.num_competing:,}'
         lines += ['', f'{share} competing entries selected']
@@ -82,15 +83,3 @@ def _row(role: str, blocks: list[Block]) -> tuple[str, ...]:
         f'{100 * mean(block.density for block in adapted):.0f} %',
         f'{sum(block.num_params for block in adapted):,}',
     )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows = [rows[0], tuple('-' * width for width in widths), *rows[1:]]
-    return [
-        '  '.join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

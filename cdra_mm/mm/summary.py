@@ -14,7 +14,9 @@ from typing import Any
 from mmengine.logging import MMLogger
 from torch import nn
 
-from cdra_mm.core import CheckpointError, count_parameters, write_text
+from cdra_mm.core import count_parameters
+from cdra_mm.errors import CheckpointError
+from cdra_mm.storage import write_text
 
 __all__ = ['SUMMARY', 'parameter_summary', 'plain_values', 'update_summary']
 

@@ -17,8 +17,8 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, PlanError
-from cdra_mm.core.adapt import plan_of, planned_parameters
+from cdra_mm.core.adapters.apply import plan_of, planned_parameters
+from cdra_mm.errors import ConfigError, PlanError
 
 from .backbone import find_backbone
 from .checkpoints.record import Record

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 try:
     import fcntl
@@ -71,7 +71,8 @@ def _lock(path: Path, work_dir: str | Path) -> int | None:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0)
         handle = os.open(path, flags, 0o666)
     except OSError as error:
-        return _without(work_dir, error)
+        _without(work_dir, error)
+        return None
     try:
         if fcntl is None:
             raise OSError('this system has no file locks')
@@ -85,7 +86,8 @@ def _lock(path: Path, work_dir: str | Path) -> int | None:
         ) from None
     except OSError as error:
         os.close(handle)
-        return _without(work_dir, error)
+        _without(work_dir, error)
+        return None
     entry = {
         'host': socket.gethostname(),
         'process': os.getpid(),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdra_mm.core import Plan
+from cdra_mm.core.planning.plan import Block, Part, SparseMatrix, Vector
 
 from .places import Places
 from .style import INK, SEQUENCE, new_figure
@@ -49,8 +50,13 @@ def _ranks(plan: Plan) -> dict[str, float]:
 
 
 def _parameters(plan: Plan) -> dict[str, float]:
-    trained = (*plan.blocks, *plan.vectors, *plan.sparse, *plan.parts)
-    return {record.name: record.num_params for record in trained} | dict(plan.also_train)
+    trained: list[Block | Vector | SparseMatrix | Part] = [
+        *plan.blocks,
+        *plan.vectors,
+        *plan.sparse,
+        *plan.parts,
+    ]
+    return {**{record.name: record.num_params for record in trained}, **plan.also_train}
 
 
 # What can be mapped of every plan: title, unit, the number of each name.
@@ -105,7 +111,8 @@ def places_of(
         names: Further weights of its backbone.
         shapes: Shapes of such, by name.
     """
-    matrices = {r.name: r.shape for r in (*plan.blocks, *plan.dropped, *plan.sparse)}
+    blocks = {block.name: block.shape for block in (*plan.blocks, *plan.dropped)}
+    matrices = blocks | {matrix.name: matrix.shape for matrix in plan.sparse}
     vectors = {vector.name: (vector.length,) for vector in plan.vectors}
     known = [*(part.name for part in plan.parts), *plan.also_train, *names]
     return Places(known, {**matrices, **vectors, **(shapes or {})})

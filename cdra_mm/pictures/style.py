@@ -78,8 +78,9 @@ def styled() -> AbstractContextManager[None]:
     import matplotlib
 
     # The back end is of no concern to a figure that is only saved, and choosing one loads pyplot.
-    default = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith('backend')}
-    return matplotlib.rc_context(rc={**default, **STYLE})
+    rc: dict[Any, Any] = dict(matplotlib.rcParamsDefault)
+    rc = {k: v for k, v in rc.items() if not k.startswith('backend')}
+    return matplotlib.rc_context(rc=rc | STYLE)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,13 +1,14 @@
-"""The reader of files that others wrote: weights and checkpoints of torch, numpy and safetensors.
+"""The reader of files that others wrote: of torch, numpy and safetensors, and selection masks.
 
 Nothing in a file is executed: a pickle is run by a machine of our own, which builds plain values
 and inert records of what the file asks for. Nothing is allocated for what a file claims before it
 is known to be there. Every fault is a `CheckpointError` of one line.
 """
 
-from cdra_mm.core.safetensors_file import SafetensorsFile, open_safetensors, read_safetensors
+from cdra_mm.reading.safetensors_file import SafetensorsFile, open_safetensors, read_safetensors
 
 from .kinds import Kind, NamedFunction
+from .mask_file import read_masks
 from .numpy_file import read_npz
 from .torch_file import read_torch
 
@@ -16,6 +17,7 @@ __all__ = [
     'NamedFunction',
     'SafetensorsFile',
     'open_safetensors',
+    'read_masks',
     'read_npz',
     'read_safetensors',
     'read_torch',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .kinds import ForeignTypeError, Kind, Made, OrderedItems, ReadingError
@@ -101,7 +101,7 @@ class _Walk:
         return value
 
 
-_BUILDERS = {
+_BUILDERS: dict[type[Any], Callable[[_Walk, Any], Any]] = {
     dict: _Walk.mapping,
     OrderedItems: _Walk.ordered,
     list: lambda walk, raw: [walk.value(value) for value in raw],

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cdra_mm.core.errors import CheckpointError
-from cdra_mm.core.regular_file import open_regular
+from cdra_mm.errors import CheckpointError
+from cdra_mm.storage.regular_file import open_regular
 
 from .kinds import ReadingError
 from .numpy_kinds import plain_array, plain_dtype

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,8 +38,7 @@ def plain_dtype(code: Any, order: str = '') -> np.dtype[Any]:
     if not isinstance(code, str) or not PLAIN.fullmatch(code):
         raise ReadingError(f'numpy values of type {str(code)[:40]!r}, which are no plain numbers')
     try:
-        dtype = np.dtype(code)
-        return dtype.newbyteorder(order) if order in ('<', '>') else dtype
+        return np.dtype(order + code.lstrip('<>|=') if order in ('<', '>') else code)
     except (TypeError, ValueError) as error:
         raise ReadingError(f'numpy values of type {code[:40]!r}: {error}') from None
 
@@ -60,9 +59,9 @@ def plain_array(
         raise ReadingError(
             f'an array of {math.prod(shape):,} values of {dtype} in {len(data):,} bytes'
         )
-    order = 'F' if fortran else 'C'
-    array = np.frombuffer(data, dtype, math.prod(shape)) if data else np.empty(shape, dtype)
-    array = array.reshape(shape, order=order).astype(dtype.newbyteorder('='), order=order)
+    order: Literal['F', 'C'] = 'F' if fortran else 'C'
+    flat = np.frombuffer(data, dtype, math.prod(shape)) if data else np.empty(shape, dtype)
+    array = flat.reshape(shape, order=order).astype(dtype.newbyteorder('='), order=order)
     if dtype.kind == 'b' and data and np.frombuffer(data, np.uint8).max() > 1:
         raise ReadingError('truth values that are neither true nor false')
     return array

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from cdra_mm.core.errors import CheckpointError
-from cdra_mm.core.regular_file import open_regular
+from cdra_mm.errors import CheckpointError
+from cdra_mm.storage.regular_file import open_regular
 
 from .finishing import finish
 from .kinds import ForeignTypeError, Kind

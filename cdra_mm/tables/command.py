@@ -13,7 +13,8 @@ from typing import Any
 
 from mmengine.config import DictAction
 
-from cdra_mm.core import CDRAError, ConfigError, write_text
+from cdra_mm.errors import CDRAError, ConfigError
+from cdra_mm.storage import write_text
 
 from .checkpoints import drop_checkpoints
 from .formats import FORMATS, SUFFIXES

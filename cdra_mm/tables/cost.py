@@ -25,16 +25,10 @@ from cdra_mm.benchmark.inference import forward_of
 from cdra_mm.benchmark.memory import in_child, peak_above_rest
 from cdra_mm.benchmark.step import Step
 from cdra_mm.benchmark.timing import is_out_of_memory, measure
-from cdra_mm.core import (
-    CDRAError,
-    ConfigError,
-    Plan,
-    apply_plan,
-    estimate_scores,
-    merge_adapters,
-    write_text,
-)
+from cdra_mm.core import Plan, apply_plan, estimate_scores, merge_adapters
+from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.methods import Request, make_method
+from cdra_mm.storage import write_text
 
 from .formats import FORMATS, SUFFIXES
 from .grid import Row, pick
@@ -94,7 +88,7 @@ def build_classifier(name: str, image_size: int) -> nn.Module:
     check_vit(image_size)
     import timm
 
-    backbone = timm.create_model(TIMM_NAMES[name], img_size=image_size, num_classes=0)
+    backbone: Any = timm.create_model(TIMM_NAMES[name], img_size=image_size, num_classes=0)
     return Classifier(backbone, backbone.num_features)
 
 
@@ -130,7 +124,8 @@ def measure_costs(
         tell: Takes a line for each method that is left out.
     """
     runs: dict[str, Callable[[], Any]] = {}
-    merged, memory = {}, {}
+    merged: dict[str, bool] = {}
+    memory: dict[str, Any] = {}
     batch = case.make_batch(NUM_CLASSES)
     for row in rows:
         try:
@@ -149,7 +144,7 @@ def measure_costs(
     for name, reason in measured.failed.items():
         tell(f'left out: {name}: {reason}')
     return {
-        name: Cost(median(seconds) / case.batch, *memory[name], merged[name])
+        name: Cost(median(seconds) / case.batch, memory[name][0], memory[name][1], merged[name])
         for name, seconds in measured.seconds.items()
         if name not in measured.failed
     }

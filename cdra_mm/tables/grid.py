@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cdra_mm.core import ConfigError
-from cdra_mm.methods import did_you_mean, make_method
+from cdra_mm.errors import ConfigError
+from cdra_mm.methods import make_method
+from cdra_mm.spelling import did_you_mean
 
 __all__ = ['Grid', 'Row', 'Task', 'narrow', 'pick', 'read_seeds']
 

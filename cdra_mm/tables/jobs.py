@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .grid import Grid, Row, Task
 

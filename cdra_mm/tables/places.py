@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .runner import Slot
 

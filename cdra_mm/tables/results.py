@@ -17,8 +17,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from cdra_mm.core import ConfigError, write_text
-from cdra_mm.core.strict_json import strict_json
+from cdra_mm.errors import ConfigError
+from cdra_mm.storage import write_text
+from cdra_mm.storage.strict_json import strict_json
 
 from .grid import Grid
 from .jobs import Job

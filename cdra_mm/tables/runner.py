@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
-from cdra_mm.core import CDRAError, ConfigError
+from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.progress import time_left
 

@@ -16,7 +16,7 @@ DOCUMENT = Path(__file__).parents[2] / 'docs/analysis.md'
 
 
 def write_masks(path, masks):
-    """Masks by budget and name, as `cdra_mm.benchmark.mask_files` describes such a file."""
+    """Masks by budget and name, as `cdra_mm.reading.mask_file` describes such a file."""
     np.savez(
         path,
         **{

@@ -17,9 +17,9 @@ from cdra_mm.analysis.pictures_of_run import learnt_pictures, plan_pictures
 from cdra_mm.analysis.regions import middle_region, regions_of
 from cdra_mm.analysis.run import Run, read_run
 from cdra_mm.analysis.shares import shares
-from cdra_mm.analysis.updates import effective_rank, updates_of
+from cdra_mm.analysis.updates import updates_of
 from cdra_mm.core import ConfigError, select
-from cdra_mm.core.state_keys import adapter_prefix
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
 
 from .problems import PLANNED, learnt, plan_of_method, write_run
 
@@ -122,12 +122,6 @@ def test_change_is_relative_to_the_base(made):
     name = made[1].blocks[0].name
     (row,) = rows_of(change_picture(run, {name: 3.0}, {name: 12.0}))
     assert float(row['% of the base norm']) == 25.0
-
-
-def test_effective_rank_lies_between_one_and_all():
-    assert effective_rank((5.0,) * 7) == pytest.approx(7)
-    assert 1 < effective_rank((9.0, 1.0, 0.0)) < 2
-    assert effective_rank((1.0, 0.5)) == pytest.approx(effective_rank((10.0, 5.0)))
 
 
 @pytest.mark.parametrize('method', PLANNED)

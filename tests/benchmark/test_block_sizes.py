@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cdra_mm.benchmark.block_sizes import KINDS, Sizes, adapt, drawn_plan, make_block_plan
-from cdra_mm.benchmark.mask_files import read_masks
 from cdra_mm.core import ConfigError, DataError, Plan, adapters, find_targets
+from cdra_mm.reading import read_masks
 
 from .tiny import tiny_case
 

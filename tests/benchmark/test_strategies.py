@@ -7,7 +7,7 @@ import torch
 
 from cdra_mm.benchmark import strategies
 from cdra_mm.benchmark.strategies import STRATEGIES, compare_strategies, taking
-from cdra_mm.core import compact_linear as product
+from cdra_mm.core.adapters import compact_linear as product
 
 from .tiny import tiny_case
 

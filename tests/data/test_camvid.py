@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import check, prepare
 from cdra_mm.data.camvid import convert_camvid
+from cdra_mm.errors import DataError
 
 Image = pytest.importorskip('PIL.Image')
 

@@ -146,7 +146,7 @@ def test_check_reports_every_image_it_looks_at(voc: Path) -> None:
 
 def test_classes_are_a_table_when_few_and_a_summary_when_many() -> None:
     few = class_lines({'train': Tally(Counter({0: 5, 2: 1}), Counter({0: 30, 2: 10}))}, 3)
-    assert [line.split() for line in few] == [
+    assert [line.split() for line in few if '---' not in line] == [
         ['class', 'train'],
         ['0', '5', '(75.0', '%)'],
         ['1', '0', '(0.0', '%)'],

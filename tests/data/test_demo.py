@@ -13,10 +13,10 @@ pytest.importorskip('sklearn', reason='the demo data need scikit-learn')
 np = pytest.importorskip('numpy')
 Image = pytest.importorskip('PIL.Image')
 
-from cdra_mm.core.errors import DataError  # noqa: E402
 from cdra_mm.data import check, make_demo  # noqa: E402
 from cdra_mm.data import demo as demo_module  # noqa: E402
 from cdra_mm.data.demo import CLASSES, MIN_VISIBLE, PALETTE  # noqa: E402
+from cdra_mm.errors import DataError  # noqa: E402
 
 SPLITS = {'training': 24, 'validation': 12}
 

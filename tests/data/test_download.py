@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import download as download_module
 from cdra_mm.data.download import verify
+from cdra_mm.errors import DataError
 from cdra_mm.progress import progress_line
 
 from .archive_server import Behaviour, serve
@@ -232,5 +232,5 @@ def test_progress_line_is_drawn_on_a_terminal_only() -> None:
         show(0, 4 << 20)
         show(4 << 20, 4 << 20)
     assert log.getvalue() == ''
-    assert '4.0 of 4.0 MiB  100 %' in terminal.getvalue()
+    assert '4.00M/4.00M' in terminal.getvalue()
     assert terminal.getvalue().endswith('\n')

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip('scipy', reason='three publishers have MATLAB lists')
 pytest.importorskip('PIL.Image')
 
-from cdra_mm.core.errors import DataError  # noqa: E402
 from cdra_mm.data import SOURCES, check, prepare  # noqa: E402
 from cdra_mm.data.fgvc import hold_out  # noqa: E402
+from cdra_mm.errors import DataError
 
 from .archive_server import Behaviour, serve  # noqa: E402
 from .publishers import CLASSES, PUBLISHERS, TEST, TRAIN, birds, mat, tar  # noqa: E402

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import download as download_module
+from cdra_mm.errors import DataError
 
 from .archive_server import Behaviour, serve
 

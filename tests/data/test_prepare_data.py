@@ -49,18 +49,18 @@ def test_check_of_nothing_says_so_in_one_line(name: str, run, tmp_path: Path) ->
     assert code == 2
     assert len(errors) == 1
     assert errors[0].startswith(f'error: nothing of {name} is there ({tmp_path}')
-    assert f'python tools/prepare_data.py {name} {tmp_path}' in errors[0]
+    assert f'cdra data prepare {name} {tmp_path}' in errors[0]
     assert list(tmp_path.iterdir()) == []
 
 
 WRONG = {
     'a name that is nearly right': (
         ['camvd', 'x'],
-        "unknown data set 'camvd', did you mean 'camvid'?",
+        "unknown data set 'camvd' (did you mean 'camvid'?)",
     ),
     'a name like none': (
         ['zzz', 'x', '--check'],
-        "'zzz' (known: demo, ade20k, voc, camvid, vtab, cub",
+        "'zzz': known are demo, ade20k, voc, camvid, vtab, cub",
     ),
     'no root': (['demo'], 'expected NAME and ROOT, or --config CONFIG --check'),
     'nothing': ([], 'expected NAME and ROOT'),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import unpack as unpack_module
 from cdra_mm.data.unpack import DamagedArchiveError, unpack
+from cdra_mm.errors import DataError
 
 FILES = {'top/a.txt': b'a' * 5000, 'top/deep/er/b.txt': b'b', 'other/c.txt': b'c'}
 

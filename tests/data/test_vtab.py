@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import check, inspect_data, prepare
 from cdra_mm.data.vtab import TASKS
+from cdra_mm.errors import DataError
 
 pytest.importorskip('PIL.Image')
 

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cdra_mm.core import adapters, apply_plan, load_adapter, save_adapter
-from cdra_mm.core.files import _digest, read_adapter
+from cdra_mm.core.artifacts.files import _digest, read_adapter
 from tests.core.problems import move
 from tests.models import images
 

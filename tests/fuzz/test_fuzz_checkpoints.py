@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdra_mm.core.safetensors_file import read_safetensors
 from cdra_mm.reading import read_npz, read_torch
+from cdra_mm.reading.safetensors_file import read_safetensors
 from tests.reading.files import archive
 
 from .effort import FUZZ, assert_both, judged

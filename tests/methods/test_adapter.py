@@ -10,14 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cdra_mm.core import (
-    ConfigError,
-    PlanError,
-    adapters,
-    apply_plan,
-    find_targets,
-    merge_adapters,
-)
+from cdra_mm.core import ConfigError, PlanError, adapters, apply_plan, find_targets, merge_adapters
 from cdra_mm.methods import make_method
 from cdra_mm.methods.bottleneck import Bottleneck
 from tests.methods.adapted import (

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cdra_mm.core import ConfigError, Plan, PlanError, apply_plan, merge_adapters
-from cdra_mm.core.adapt import check_fits
+from cdra_mm.core.adapters.apply import check_fits
 from cdra_mm.methods import METHODS, Request, make_method
 from cdra_mm.methods.evolution import Choice
 from tests.core.problems import move
@@ -216,9 +216,9 @@ def test_noah_refuses_what_it_cannot_plan():
         (dict(population=0), 'population=0: expected a count of at least 1'),
         (dict(generations=-1), 'generations=-1: expected a count of at least 0'),
         (dict(supernet_iters=0), 'supernet_iters=0: expected a count'),
-        (dict(mutation_prob=1.5), 'mutation_prob=1.5: expected a number from 0 to 1'),
-        (dict(supernet_lr_mult=-1), 'supernet_lr_mult=-1: expected a number from 0'),
-        (dict(budget_percent=101), 'budget_percent=101: expected a number from 0 to 100'),
+        (dict(mutation_prob=1.5), 'mutation_prob=1.5: expected a probability in [0, 1]'),
+        (dict(supernet_lr_mult=-1), 'supernet_lr_mult=-1: expected a number of at least 0'),
+        (dict(budget_percent=101), 'budget_percent=101: expected a percentage in [0, 100]'),
         (dict(budget_percent=1, budget_params=1), 'budget_percent=1: give only one'),
         (dict(prompt_dim=[1]), "(did you mean 'prompt_dims'?)"),
     ],

@@ -21,7 +21,7 @@ import timm
 import torch
 
 from cdra_mm.core import find_blocks
-from cdra_mm.core.adapt import check_fits
+from cdra_mm.core.adapters.apply import check_fits
 from tests.methods.adapted import plan_for
 
 WIDTH, TASKS = 768, 19

@@ -9,14 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from cdra_mm.core import (
-    ConfigError,
-    PlanError,
-    adapters,
-    apply_plan,
-    merge_adapters,
-    save_adapter,
-)
+from cdra_mm.core import ConfigError, PlanError, adapters, apply_plan, merge_adapters, save_adapter
 from cdra_mm.methods import make_method
 from tests.methods.adapted import (
     EXACT,

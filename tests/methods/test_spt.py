@@ -10,14 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdra_mm.core import (
-    ConfigError,
-    Plan,
-    PlanError,
-    apply_plan,
-    count_parameters,
-    find_targets,
-)
+from cdra_mm.core import ConfigError, Plan, PlanError, apply_plan, count_parameters, find_targets
 from cdra_mm.methods import Request, make_method
 from tests.models import TinySwin, TinyViT
 from tests.reference.planning import thresholds
@@ -138,21 +131,24 @@ def problems(draw):
     kind=st.sampled_from(sorted(FORMULAS)),
 )
 def test_spt_within_a_budget_equals_trying_every_threshold(scores, budget, alpha, reserved, kind):
-    from cdra_mm.core.selection import masks_above
-    from cdra_mm.methods.spt_budget import threshold_for_budget
+    from cdra_mm.core.planning.budget import threshold_for_budget
+    from cdra_mm.core.planning.selection import masks_above
 
     method = make_method({'type': kind, 'rank': 1, 'alpha': alpha, 'beta': 2})
 
     def size(masks):
         return sum(n for _, n in expected_sizes(masks, kind, 1, alpha, 2).values()) + reserved
 
+    def size_at(name, _, number):
+        return method.num_params(tuple(scores[name].shape), number), (number > 0).long()
+
     sizes = [size(top_k(scores, count)) for count in thresholds(scores)]
     best = max((n for n in sizes if n <= budget), default=None)
     if best is None:
-        with pytest.raises(PlanError, match=rf'smallest plan trains {min(sizes)} parameters'):
-            threshold_for_budget(scores, budget, method.num_params, reserved=reserved)
+        with pytest.raises(PlanError, match=rf'smallest plan with an adapter trains {min(sizes)} '):
+            threshold_for_budget(scores, budget, size_at, reserved=reserved)
     else:
-        threshold = threshold_for_budget(scores, budget, method.num_params, reserved=reserved)
+        threshold = threshold_for_budget(scores, budget, size_at, reserved=reserved)
         masks = {name: mask.clone() for name, mask in masks_above(scores, threshold)}
         assert size(masks) == best
 
@@ -206,7 +202,7 @@ def test_spt_adapter_refuses_weights_that_no_layer_uses():
         (dict(beta=0), ConfigError, 'beta=0: expected a number of at least 1'),
         (dict(rank=1.5), ConfigError, r'rank=1\.5: expected an integer'),
         (dict(dropout=-1), ConfigError, 'dropout=-1: expected a probability'),
-        (dict(budget_params=1), PlanError, 'is too small .* smallest plan trains 9 parameters'),
+        (dict(budget_params=1), PlanError, 'is too small .* adapter trains 9 parameters'),
         (dict(rank=20, num_sensitive=900), PlanError, 'a rank of 20 is no low rank'),
     ],
 )

@@ -284,8 +284,8 @@ def test_vpt_does_not_merge_and_says_so(config):
         ('num_prompts', 0, 'num_prompts=0: expected a count'),
         ('num_prompts', 1.5, 'num_prompts=1.5: expected an integer'),
         ('num_prompts', True, 'num_prompts=True: expected an integer'),
-        ('dropout', 1.0, 'dropout=1.0: expected a share'),
-        ('dropout', -0.1, 'dropout=-0.1: expected a share'),
+        ('dropout', 1.0, 'dropout=1.0: expected a probability'),
+        ('dropout', -0.1, 'dropout=-0.1: expected a probability'),
         ('dropout', 'a', "dropout='a': expected a finite number"),
     ],
 )

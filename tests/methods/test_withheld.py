@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdra_mm.core import PlanError, adapters, apply_plan, find_targets
-from cdra_mm.core.adapter import CallAdapter
+from cdra_mm.core.adapters.adapter import CallAdapter
 from cdra_mm.methods import METHODS, Request, make_method
 from cdra_mm.methods.base import FROZEN, UNREACHED
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core import remove_adapters
 from cdra_mm.methods import METHODS
+from cdra_mm.mm import rate_watch
 from cdra_mm.mm.planning.scoring import score_backbone
 from cdra_mm.mm.planning.withheld import withheld_parameters
 from tests.mm import test_methods_runs, toy
@@ -213,3 +214,15 @@ def all_methods(folder: Path) -> dict[str, tuple[Weights, list[str]] | str]:
         trained = [n for n, p in plain(runner).named_parameters() if p.requires_grad]
         ends[name] = state(runner), trained
     return ends
+
+
+def ruinous_rate(folder: Path) -> dict[str, Any] | None:
+    """What the rate's watch has noted; it looks after the second iteration."""
+    cfg = toy.config(folder, 'cls', work_dir=str(folder / 'ruinous'))
+    cfg.optim_wrapper.optimizer.lr = 10.0
+    cfg.train_cfg.max_iters = 3
+    first, rate_watch.FIRST = rate_watch.FIRST, 2
+    try:
+        return toy.train(distributed(cfg)).message_hub.runtime_info.get(rate_watch.KEY)
+    finally:
+        rate_watch.FIRST = first

@@ -29,9 +29,9 @@ from cdra_mm.core import (
     plan_from_masks,
     remove_adapters,
 )
-from cdra_mm.core.families import FAMILIES as TABLE
+from cdra_mm.core.model.families import FAMILIES as TABLE
 from tests.core.problems import move
-from tests.core.test_scores import assert_scores
+from tests.core.scoring.test_scores import assert_scores
 from tests.models import spread
 from tests.reference.layers import dense_state
 from tests.reference.scores import mean_squares, one_by_one

@@ -12,7 +12,7 @@ from torch import nn
 
 from cdra_mm.core import estimate_scores, find_targets, merge_adapters, remove_adapters
 from tests.core.problems import move
-from tests.core.test_scores import assert_scores
+from tests.core.scoring.test_scores import assert_scores
 from tests.models import spread
 from tests.reference.layers import dense_state
 from tests.reference.scores import mean_squares

@@ -14,8 +14,9 @@ from mmengine.runner import Runner
 from mmpretrain.models import VisionTransformer
 from torch import nn
 
-from cdra_mm.core import CheckpointError, ConfigError, fingerprint_of, fingerprints, load_adapter
-from cdra_mm.core.files import read_adapter
+from cdra_mm.core import CheckpointError, ConfigError, fingerprint_of, load_adapter
+from cdra_mm.core.artifacts.files import read_adapter
+from cdra_mm.core.model import digests as fingerprints
 from cdra_mm.mm.backbone import attach_loader, keep_base
 from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.checkpoints.record import Record, base_state

@@ -12,7 +12,7 @@ import cv2
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmpretrain.registry import DATASETS
 
-from cdra_mm.core.errors import ConfigError, DataError
+from cdra_mm.errors import ConfigError, DataError
 from cdra_mm.mm.datasets import TASK_CLASSES, VTAB1k
 
 SPLITS = VTAB1k.SPLITS

@@ -13,7 +13,7 @@ pytest.importorskip('mmpretrain')
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from cdra_mm.core.errors import ConfigError, DataError
+from cdra_mm.errors import ConfigError, DataError
 from cdra_mm.mm.datasets import FGVC, FGVC_SETS
 
 # Ids with a gap, a class in one split only: only the union of all three numbers them right.

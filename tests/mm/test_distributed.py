@@ -29,6 +29,7 @@ PAIR = (
     'resumed_from_one',
     'all_methods',
     'early_out_indices',
+    'ruinous_rate',
     'probe_that_fails_on_one_process',
 )
 TRIPLE = (*SCORED, 'image_that_is_broken', 'training')
@@ -154,3 +155,8 @@ def test_processes_find_the_same_to_be_out_of_reach(folder):
 
 def test_a_probe_that_fails_on_one_process_withholds_nothing_on_any(folder):
     assert outcomes(folder, 'probe_that_fails_on_one_process', 2) == [{}, {}]
+
+
+def test_only_the_main_process_watches_the_rate(folder):
+    first, second = outcomes(folder, 'ruinous_rate', 2)
+    assert first['done'] and first['rate'] > 0 and second is None

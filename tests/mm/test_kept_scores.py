@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cdra_mm.core import CheckpointError, ConfigError, PlanError, make_plan, select
-from cdra_mm.core.plan import Plan, SparseMatrix
+from cdra_mm.core.planning.plan import Plan, SparseMatrix
 from cdra_mm.methods import GPS
 from cdra_mm.mm.planning import kept_scores
 from cdra_mm.mm.planning.kept_scores import SCORES_FILE, read_kept, selected_masks, write_kept

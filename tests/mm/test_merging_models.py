@@ -11,13 +11,7 @@ from mmseg.models import FCNHead
 from mmseg.registry import MODELS
 from torch.nn import functional as F
 
-from cdra_mm.core import (
-    CheckpointError,
-    ConfigError,
-    apply_plan,
-    plan_from_masks,
-    remove_adapters,
-)
+from cdra_mm.core import CheckpointError, ConfigError, apply_plan, plan_from_masks, remove_adapters
 from cdra_mm.mm.export import merging
 from cdra_mm.mm.export.formats import FORMATS, Export
 from cdra_mm.mm.export.outputs import Outputs, difference, outputs_of, random_image

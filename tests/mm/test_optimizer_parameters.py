@@ -9,8 +9,8 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch.optim import SGD
 
 from cdra_mm.core import adapters, apply_plan, find_targets, plan_of, remove_adapters
-from cdra_mm.core.adapt import planned_parameters
-from cdra_mm.core.entries import Entries
+from cdra_mm.core.adapters.apply import planned_parameters
+from cdra_mm.core.adapters.entries import Entries
 from cdra_mm.methods import Request, make_method
 from cdra_mm.methods.rlrr import Shift
 from cdra_mm.mm.optimizer_parameters import build_optimizer, named_optimizers

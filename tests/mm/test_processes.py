@@ -74,11 +74,11 @@ def test_first_node_of_a_slurm_list_is_the_address(joined, monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(('launcher', 'variables', 'message'), [
-    ('pytorch', {}, 'without RANK, WORLD_SIZE, LOCAL_RANK .*tools/dist_train.sh CONFIG GPUS'),
-    ('pytorch', dict(TORCHRUN, MASTER_ADDR=None), 'without MASTER_ADDR in .*dist_train.sh'),
+    ('pytorch', {}, 'without RANK, WORLD_SIZE, LOCAL_RANK .*torchrun .* -m cdra_mm train CONFIG'),
+    ('pytorch', dict(TORCHRUN, MASTER_ADDR=None), 'without MASTER_ADDR in .*torchrun'),
     ('pytorch', dict(TORCHRUN, RANK='one'), "RANK='one': expected a number"),
     ('pytorch', dict(TORCHRUN, RANK='2'), 'RANK=2 and WORLD_SIZE=2: expected a rank below'),
-    ('slurm', {}, 'without SLURM_PROCID, .*tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
+    ('slurm', {}, 'without SLURM_PROCID, .*srun --ntasks=GPUS python -m cdra_mm train'),
     ('slurm', dict(SLURM, SLURM_NODELIST='rack[3-4]'), 'without MASTER_ADDR .*host'),
     ('mpi', {}, 'without OMPI_COMM_WORLD_RANK, .*mpirun -np GPUS'),
     ('mpi', MPI, 'without MASTER_ADDR .*set MASTER_ADDR to its host$'),

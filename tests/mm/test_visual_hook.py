@@ -6,14 +6,13 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization.vis_backend import BaseVisBackend
 from PIL import Image
 
 from cdra_mm.core import Plan, adapters, merge_adapters, resolve
 from cdra_mm.mm import visual_hook
-from cdra_mm.mm.adapter_growth import AdapterGrowth, effective_rank, update_spectrum
+from cdra_mm.mm.adapter_growth import AdapterGrowth
 from cdra_mm.mm.backbone import find_backbone
 from cdra_mm.mm.rebuild import plain_model
 
@@ -149,16 +148,3 @@ def test_predictions_of_mmseg_come_through_the_same_back_end(tmp_path, monkeypat
     _, backend = run(tmp_path, 'ImageBackend', drawing=drawing, iterations=1)
     drawn = [name for name in backend.images if name.startswith('val_')]
     assert drawn and backend.images[drawn[0]].shape[0] == SIZE
-
-
-def test_update_spectrum_is_that_of_the_product():
-    up, down = torch.randn(9, 3), torch.randn(3, 7)
-    expected = torch.linalg.svdvals(2 * (up.double() @ down.double()))[:3]
-    torch.testing.assert_close(update_spectrum(up, down, 2.0), expected)
-
-
-@pytest.mark.parametrize(
-    ('spectrum', 'rank'), [([3.0, 3.0, 3.0, 3.0], 4), ([1.0, 0.0], 1), ([0.0, 0.0], 0)]
-)
-def test_effective_rank_counts_equal_directions(spectrum, rank):
-    assert effective_rank(torch.tensor(spectrum)) == pytest.approx(rank)

@@ -20,7 +20,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.weights import compare, convert, read_common, read_state_dict
 from tests.data.archive_server import Behaviour, serve
 

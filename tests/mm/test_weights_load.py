@@ -18,7 +18,7 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_checkpoint
 from safetensors.torch import load_file, save_file
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.backbone import attach_loader
 from cdra_mm.mm.checkpoints.base_weights import BaseSource, reproduced_names
 from cdra_mm.mm.weights import convert, convert_on_load

@@ -12,7 +12,7 @@ pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 pytest.importorskip('timm')
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.backbone import attach_loader
 from cdra_mm.mm.weights import convert
 from cdra_mm.mm.weights.positions import resize_geometric

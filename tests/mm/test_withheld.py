@@ -12,6 +12,7 @@ from mmpretrain.models import VisionTransformer
 
 from cdra_mm.core import PlanError, adapters, find_targets
 from cdra_mm.methods.base import FROZEN, UNREACHED
+from cdra_mm.mm.planning import withheld as withheld_module
 from cdra_mm.mm.planning.withheld import withheld_parameters
 from cdra_mm.mm.rebuild import plain_model
 
@@ -174,6 +175,19 @@ def test_gamma_is_of_what_competes(tmp_path):
     backbone = toy.train(cfg).model.backbone
     targets = [t for t in find_targets(backbone).values() if not t.path.startswith('layers.2.')]
     assert backbone._cdra_plan.num_competing == sum(target.numel for target in targets)
+
+
+@pytest.mark.parametrize(('name', 'asks'), [('full', False), ('linear', False), ('lora', True)])
+def test_only_methods_that_train_inside_ask_what_the_loss_reaches(
+    tmp_path, name, asks, monkeypatch
+):
+    asked = []
+    reached = withheld_module._reached
+    monkeypatch.setattr(
+        withheld_module, '_reached', lambda *args: asked.append(args) or reached(*args)
+    )
+    toy.train(config(tmp_path, name))
+    assert bool(asked) == asks
 
 
 @pytest.mark.parametrize('wrapper', ['plain', 'with_cp', 'checkpointed'])

@@ -20,7 +20,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from safetensors.torch import load_file
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.weights import read_common, read_state_dict
 from cdra_mm.mm.weights.architectures import backbone_config
 from tests.mm import weights_peers as peers

@@ -191,10 +191,10 @@ def test_every_folder_and_list_of_nested_data_sets_is_looked_for(tmp_path):
 @pytest.mark.parametrize(
     ('root', 'command'),
     [
-        ('data/ade/ADEChallengeData2016', 'python tools/prepare_data.py ade20k data/ade'),
-        ('x/VOCdevkit/VOC2012', 'python tools/prepare_data.py voc x'),
-        ('VOCdevkit/VOC2012/', 'python tools/prepare_data.py voc .'),
-        ('data/camvid', 'python tools/prepare_data.py camvid data/camvid'),
+        ('data/ade/ADEChallengeData2016', 'cdra data prepare ade20k data/ade'),
+        ('x/VOCdevkit/VOC2012', 'cdra data prepare voc x'),
+        ('VOCdevkit/VOC2012/', 'cdra data prepare voc .'),
+        ('data/camvid', 'cdra data prepare camvid data/camvid'),
     ],
 )
 def test_missing_data_set_that_is_known_names_its_command(root, command, tmp_path, monkeypatch):
@@ -220,15 +220,16 @@ def test_part_of_a_data_set_that_is_missing_is_left_to_the_check(tmp_path, monke
     (tmp_path / 'data/VOCdevkit/VOC2012/JPEGImages').mkdir(parents=True)
     parts = dict(img_path='JPEGImages', seg_map_path='SegmentationClassAug')
     cfg = config(test_dataloader=loader(data_root='data/VOCdevkit/VOC2012', data_prefix=parts))
-    with pytest.raises(DataError, match='Aug .* missing with .*prepare_data.py voc data --check'):
+    with pytest.raises(DataError, match='Aug .* missing with cdra data prepare voc data --check'):
         check_inputs(cfg, 'test')
 
 
 def test_command_that_the_config_states_comes_first(tmp_path):
     root = str(tmp_path / 'gone')
-    cfg = config(test_dataloader=loader(data_root=root), prepare_data='make data')
-    with pytest.raises(DataError, match='gone .*make it with make data'):
-        check_inputs(cfg, 'test')
+    for stated, told in ('make data', 'make data'), (['demo', root], 'cdra data prepare demo '):
+        cfg = config(test_dataloader=loader(data_root=root), prepare_data=stated)
+        with pytest.raises(DataError, match=f'gone .*make it with {told}'):
+            check_inputs(cfg, 'test')
 
 
 def test_other_stages_data_are_not_looked_for(tmp_path):

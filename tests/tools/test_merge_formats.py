@@ -15,7 +15,7 @@ pytest.importorskip('mmengine')
 from mmengine.registry import MODELS, DefaultScope
 
 from cdra_mm.core import NamedAdapters, load_adapter
-from cdra_mm.core.files import read_adapter
+from cdra_mm.core.artifacts.files import read_adapter
 from cdra_mm.mm.export.merging import open_adapted
 from cdra_mm.mm.weights import read_common
 from tests.mm.toy import CLASSES, SIZE, config, train

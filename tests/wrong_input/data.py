@@ -58,7 +58,7 @@ def vit(height, width):
 
 with heading('Data sets and lists') as (refused, taken):
 
-    @refused('a data folder that is not there', DataError, 'tools/prepare_data.py vtab unpacks it')
+    @refused('a data folder that is not there', DataError, 'cdra data prepare vtab unpacks it')
     def _(folder):
         VTAB1k(str(folder / 'dtd'), 'train800')
 

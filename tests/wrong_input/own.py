@@ -1,4 +1,4 @@
-"""Folders of a user's own, for tools/new_config.py and tools/predict.py."""
+"""Folders of a user's own, for `cdra new` and `cdra predict`."""
 
 from __future__ import annotations
 

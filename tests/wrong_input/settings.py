@@ -18,7 +18,7 @@ from cdra_mm.core import (
     plan_from_masks,
     save_adapter,
 )
-from cdra_mm.core.exclusion import exclude_targets
+from cdra_mm.core.model.exclusion import exclude_targets
 from cdra_mm.methods import make_method
 from cdra_mm.mm.inputs import check_inputs
 from cdra_mm.mm.launch import load_config, prepare_config

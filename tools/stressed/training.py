@@ -90,7 +90,7 @@ class StressedRun:
 
     def best_faults(self) -> list[str]:
         """What is wrong with the best checkpoint: one has to be there, and whole."""
-        from cdra_mm.core import CheckpointError
+        from cdra_mm.errors import CheckpointError
         from cdra_mm.mm.checkpoints.resuming import check_whole
 
         found = sorted(self.work_dir.glob('best_*.pth'))

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import DataError
-from ...core.writing import write_folder
+from cdra_mm.errors import DataError
+from cdra_mm.storage.writing import write_folder
+
 from ..optional import optional_module
 from .labels import VOID
 from .looking import Value
@@ -57,7 +58,7 @@ def convert_masks(
         for target in {target.parent for _, target in jobs}:
             target.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda job: _convert(*job, table), jobs):
+            for _ in pool.map(lambda job: _convert(job[0], job[1], table), jobs):
                 pass
 
     write_folder(folder, write)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...core.errors import ConfigError, DataError
+from cdra_mm.errors import ConfigError, DataError
+
 from .looking import MOST_VALUES, Seen, Value
 
 __all__ = ['VOID', 'Meaning', 'interpret', 'value_of', 'written']
@@ -155,7 +156,7 @@ def _values(seen: Seen) -> list[Value]:
             f'some masks hold colours and some numbers ({dict(seen.mask_modes)} by the layout of '
             'their pixels): bring them all in one way'
         )
-    return sorted(found)  # type: ignore[type-var]
+    return sorted(found)
 
 
 def _named(text: str) -> tuple[str, Value | None]:
@@ -192,7 +193,9 @@ def _by_order(
             if gaps:
                 listed = ', '.join(map(str, gaps[:10]))
                 notes.append(f'no mask holds {listed}: a class that never occurs')
-            return names or [f'class_{number}' for number in range(len(ids))], dict(ids)
+            return names or [f'class_{number}' for number in range(len(ids))], {
+                value: number for value, number in ids.items()
+            }
     if names and len(names) != len(kept):
         raise ConfigError(
             f'--classes gives {len(names)} names, and the masks hold {len(kept)} values that '
@@ -203,7 +206,7 @@ def _by_order(
     return names or default, {value: number for number, value in enumerate(kept)}
 
 
-def _ids_as_they_are(numbers: Sequence[int], num_names: int) -> dict[int, int]:
+def _ids_as_they_are(numbers: Sequence[int], num_names: int) -> dict[Value, int]:
     """Ids that begin at 0 or at 1; none where the numbers are no ids.
 
     A class that never occurs leaves a gap; numbers that are mostly gaps are no ids.

@@ -160,7 +160,8 @@ class _opened:  # noqa: N801  a context like `open`
     """A decoded picture; None, and a fault, where there is none."""
 
     def __init__(self, path: Path, faults: list[Fault]) -> None:
-        self.path, self.faults, self.picture = path, faults, None
+        self.path, self.faults = path, faults
+        self.picture: Any = None
 
     def __enter__(self) -> Any:
         pillow = optional_module('PIL.Image', 'pillow')

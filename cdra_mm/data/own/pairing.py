@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.errors import DataError
+from cdra_mm.errors import DataError
+
 from ..image_files import find_images
 
 __all__ = ['Endings', 'Pair', 'Part', 'Pairing', 'find_pairs']

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Hashable, Sequence
 
-from ...core.errors import ConfigError
+from cdra_mm.errors import ConfigError
 
 __all__ = ['detect_groups', 'groups_by', 'split_by_share']
 

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models import VisionTransformer
 from torch import Tensor
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 __all__ = ['MultiLayerViT']
 
@@ -31,6 +31,8 @@ class MultiLayerViT(VisionTransformer):
     Raises:
         ConfigError: With ``final_norm=False``.
     """
+
+    final_norm: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

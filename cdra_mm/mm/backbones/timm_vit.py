@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,7 +9,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
+from cdra_mm.spelling import did_you_mean
 
 from .timm_weights import ADDRESS, import_timm, load_weights
 
@@ -59,6 +59,8 @@ class TimmViT(BaseModule):
         ConfigError: If timm is missing, the model is unknown or none of this family, or a
             setting does not fit it.
     """
+
+    _is_init: bool
 
     def __init__(
         self,
@@ -194,10 +196,9 @@ def _build(model_name: str, settings: dict[str, Any]) -> Any:
     architecture, _, tag = model_name.partition('.')
     known = timm.list_models(pretrained=True) if tag else timm.list_models()
     if not timm.is_model(architecture) or (tag and model_name not in known):
-        near = difflib.get_close_matches(model_name, known, 3, 0.5)
         raise ConfigError(
             f'timm {timm.__version__} has no model {model_name!r}'
-            + (f': did you mean {", ".join(near)}?' if near else '; see timm.list_models()')
+            f'{did_you_mean(model_name, known)}: see timm.list_models()'
         )
     try:
         try:

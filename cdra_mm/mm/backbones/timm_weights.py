@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, ConfigError
+from cdra_mm.errors import CheckpointError, ConfigError
 
 from ..checkpoints.record import base_state
 from ..weights import read_state_dict

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 __all__ = [
     'BaseSource',
@@ -257,7 +258,7 @@ def _replay(backbone: nn.Module, source: BaseSource) -> None:
         load_state_dict(backbone, state, strict=False)
 
 
-def _replay_init_cfg(backbone: nn.Module, source: BaseSource) -> None:
+def _replay_init_cfg(backbone: BaseModule, source: BaseSource) -> None:
     init_cfg = {'type': 'Pretrained', 'checkpoint': source.path}
     if source.prefix:
         init_cfg['prefix'] = source.prefix

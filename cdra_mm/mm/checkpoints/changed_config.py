@@ -15,7 +15,9 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
-from cdra_mm.core import CheckpointError, Plan
+from cdra_mm.command_line import command
+from cdra_mm.core import Plan
+from cdra_mm.errors import CheckpointError
 
 from ..planning.run_plan import read_plan
 from .record import Record
@@ -51,7 +53,8 @@ def check_asked(
     if save_base and record.left_out:
         MMLogger.get_current_instance().warning(
             'save_base=True is not followed: the checkpoint that is gone on from names its base '
-            'weights, and so do those that follow; tools/merge.py writes a file with everything'
+            'weights, and so do those that follow; a file with everything is written by '
+            + command('merge')
         )
 
 
@@ -102,8 +105,8 @@ def _groups(state: Any, name: str) -> list[Mapping[str, Any]]:
     """The parameter groups of an optimizer's state, as far as they are such (see `checked`)."""
     for key in (name, 'param_groups') if name else ('param_groups',):
         state = state.get(key) if isinstance(state, Mapping) else None
-    groups = [group for group in state if isinstance(group, Mapping)] if type(state) is list else []
-    return groups or [{}]
+    groups = state if type(state) is list else []
+    return [group for group in groups if isinstance(group, Mapping)] or [{}]
 
 
 def _own_settings(group: Mapping[str, Any]) -> set[str]:

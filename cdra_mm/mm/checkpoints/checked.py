@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.reading import NamedFunction
 
 __all__ = ['check_checkpoint', 'check_fields', 'check_optimizer']
@@ -120,7 +120,7 @@ def check_optimizer(checkpoint: Mapping[str, Any], wrapper: Any) -> None:
 
 
 def _check_groups(state: Mapping[str, Any], optimizer: Optimizer, what: str) -> None:
-    groups = state.get('param_groups')
+    groups: Any = state.get('param_groups')
     _require(isinstance(groups, list), f'param_groups of {what}', groups)
     for group in groups:
         _require(isinstance(group, Mapping), f'a parameter group of {what}', group)
@@ -234,7 +234,7 @@ def _check_schedulers(given: Any, own: Any) -> None:
         _require(isinstance(state, Mapping), what, state)
         functions = [key for key, value in state.items() if isinstance(value, NamedFunction)]
         for key in functions:
-            del state[key]  # type: ignore[attr-defined]
+            del state[key]
         held = vars(scheduler)
         unknown = next((key for key in state if key not in held or callable(held[key])), None)
         if unknown is not None:

@@ -17,7 +17,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 from ..rebuild import plain_model
 

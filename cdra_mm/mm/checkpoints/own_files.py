@@ -22,7 +22,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 from .index import is_of_a_run, is_run_checkpoint, read_index
 

@@ -21,7 +21,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.reading.finishing import DEEPEST, finish
 from cdra_mm.reading.kinds import ReadingError
 from cdra_mm.reading.pickle_machine import run_pickle
@@ -42,7 +42,7 @@ def check_can_be_saved(runner: Runner) -> None:
         CheckpointError: Names the setting that is at fault.
     """
     parts: dict[str, Any] = {'meta': {}, 'message_hub': runner.message_hub.state_dict()}
-    dataset = getattr(runner.train_dataloader, 'dataset', None)
+    dataset: Any = getattr(runner.train_dataloader, 'dataset', None)
     if hasattr(dataset, 'metainfo'):
         parts['meta'] = {'dataset_meta': dataset.metainfo}
     schedulers = runner.param_schedulers or []
@@ -125,9 +125,10 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    for kind in (bool, int, float, str, bytes):  # an enumeration, a text with a class of its own
-        if isinstance(value, kind):
-            return kind(value)
+    scalars: tuple[type[Any], ...] = (bool, int, float, str, bytes)
+    for scalar in scalars:  # an enumeration, a text with a class of its own
+        if isinstance(value, scalar):
+            return scalar(value)
     if isinstance(value, slice | bytearray):
         return value
     raise _refused(where, f'a {type(value).__module__}.{type(value).__qualname__}')

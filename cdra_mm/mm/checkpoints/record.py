@@ -19,20 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    CheckpointError,
-    Plan,
-    base_state,
-    digests_of,
-    fingerprint_of,
-)
-from cdra_mm.core.fingerprints import (
+from cdra_mm.core import Plan, base_state, digests_of, fingerprint_of
+from cdra_mm.core.model.digests import (
     base_buffers,
     differences,
     fingerprint_of_digests,
     list_differences,
 )
-from cdra_mm.core.strict_json import strict_json
+from cdra_mm.errors import CheckpointError
+from cdra_mm.storage.strict_json import strict_json
 
 from .base_weights import BaseSource
 

@@ -12,9 +12,11 @@ from dataclasses import replace
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, base_state, build_adapters, digests_of
-from cdra_mm.core.fingerprints import base_buffers
-from cdra_mm.core.state_keys import adapter_prefix
+from cdra_mm.core import base_state, build_adapters, digests_of
+from cdra_mm.core.artifacts.state_keys import adapter_prefix
+from cdra_mm.core.model.digests import base_buffers
+from cdra_mm.core.planning.plan import Block, Part, SparseMatrix
+from cdra_mm.errors import CheckpointError
 
 from .base_weights import is_replaying, load_base
 from .record import RECORD_KEY, Record, read_record
@@ -116,7 +118,7 @@ def _check_complete(
         )
     plan = record.read_plan()
     if plan is not None:
-        carried = (*plan.blocks, *plan.sparse, *plan.parts)
+        carried: list[Block | SparseMatrix | Part] = [*plan.blocks, *plan.sparse, *plan.parts]
         names = {record.name for record in carried}
         names |= {vector.name for vector in plan.vectors if vector.indices is not None}
         keys = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from cdra_mm.command_line import one_line
-from cdra_mm.core import CheckpointError, DataError
+from cdra_mm.errors import CheckpointError, DataError
 from cdra_mm.last_checkpoint import POINTER, pointed_at, pointer_text
 
 from ..backbone import PREFIX

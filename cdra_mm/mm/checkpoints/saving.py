@@ -20,9 +20,10 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from cdra_mm.core import CheckpointError, write_atomically, write_text
-from cdra_mm.core.leftovers import clear_leftovers
+from cdra_mm.errors import CheckpointError
 from cdra_mm.last_checkpoint import POINTER, pointed_at
+from cdra_mm.storage import write_atomically, write_text
+from cdra_mm.storage.leftovers import clear_leftovers
 
 from ..divergence import check_finite
 from .own_files import OwnFiles, remove_own
@@ -32,6 +33,8 @@ __all__ = ['OrderedCheckpointHook', 'clear_folders', 'save_safely']
 
 class OrderedCheckpointHook(CheckpointHook):
     """mmengine's hook, which removes nothing before its successor is on the disk."""
+
+    file_backend: Any
 
     @classmethod
     def replacing(cls, hook: CheckpointHook) -> OrderedCheckpointHook:

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from cdra_mm.core.fingerprints import base_buffers
+from cdra_mm.core.model.digests import base_buffers
 
 from ..backbone import PREFIX, find_backbone
 from ..rebuild import plain_model

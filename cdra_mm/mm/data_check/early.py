@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from torch import Tensor
 
-from cdra_mm.core import DataError
+from cdra_mm.errors import DataError
 
 from ..planning.scoring_state import kept_random_state
 from .causes import likely_mistakes
@@ -83,7 +83,7 @@ def _check(place: Place, dataset: Any, rule: LabelRule | None, advice: str) -> l
         for name, other in walked_twice(infos):
             remarks.append(f'{place.where}: {name} is the same folder as {other}: read twice')
     _check_labels(place, infos, rule, advice)
-    steps = getattr(dataset, 'pipeline', None)
+    steps: Any = getattr(dataset, 'pipeline', None)
     if infos and type(steps) is Compose and steps.transforms:
         remarks += _check_samples(place, dataset, infos, rule, advice)
     return remarks
@@ -139,8 +139,8 @@ def _check_samples(
     for index in chosen:
         if pipeline(dataset.get_data_info(index)) is None and dataset.test_mode:
             raise DataError(f'{where}: the pipeline gives nothing for sample {index}{advice}')
-        data = load(dataset.get_data_info(index), dataset.pipeline.transforms)
-        labels = data.get('gt_seg_map') if data is not None else None
+        data = load(dataset.get_data_info(index), dataset.pipeline.transforms) or {}
+        labels = data.get('gt_seg_map')
         if labels is None or labels.dtype.kind not in 'iu':
             continue
         ids, pixels = np.unique(labels, return_counts=True)

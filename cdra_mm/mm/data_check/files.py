@@ -69,7 +69,7 @@ def lonely_masks(dataset: Any, infos: Sequence[Mapping[str, Any]]) -> list[str]:
     prefix = getattr(dataset, 'data_prefix', None) or {}
     folder = prefix.get('seg_map_path') if isinstance(prefix, Mapping) else None
     suffix = getattr(dataset, 'seg_map_suffix', None)
-    if not folder or not suffix or getattr(dataset, 'ann_file', '') or not os.path.isdir(folder):
+    if not folder or not suffix or getattr(dataset, 'ann_file', None) or not os.path.isdir(folder):
         return []
     known = {
         os.path.normpath(str(info['seg_map_path'])) for info in infos if 'seg_map_path' in info
@@ -100,7 +100,7 @@ def _cause(path: str, info: Mapping[str, Any], dataset: Any) -> str:
     """Why a file that is listed is not there; '' where nothing is near."""
     if dataset is None:
         return ''
-    listed = getattr(dataset, 'ann_file', '')
+    listed = getattr(dataset, 'ann_file', None)
     from_list = f' (listed in {listed})' if listed else ''
     if '\ufeff' in path:
         return f'{from_list}: the list begins with a byte order mark; store it as UTF-8 without one'

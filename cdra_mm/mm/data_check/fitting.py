@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .label_rule import LabelRule
 from .places import Place, places

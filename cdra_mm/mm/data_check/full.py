@@ -11,8 +11,8 @@ import numpy as np
 from mmengine.config import Config
 from torch.utils.data import DataLoader, Dataset
 
-from cdra_mm.core import CDRAError, DataError
 from cdra_mm.data.layout import Fault
+from cdra_mm.errors import CDRAError, DataError
 from cdra_mm.progress import Progress, progress_line
 
 from .causes import likely_mistakes

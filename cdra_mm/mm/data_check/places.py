@@ -14,7 +14,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
-from cdra_mm.core import CDRAError, ConfigError, DataError
+from cdra_mm.command_line import command
+from cdra_mm.errors import CDRAError, ConfigError, DataError
 
 from .registered import class_of, default_of
 
@@ -51,7 +52,7 @@ def places(cfg: Config, loaders: tuple[str, ...] = tuple(SPLITS)) -> list[Place]
 
 def check_command(cfg: Config) -> str:
     """The command that looks at every file of a config's data."""
-    return f'python tools/prepare_data.py --config {cfg.filename or "CONFIG"} --check'
+    return command('data check', cfg.filename or 'CONFIG')
 
 
 @contextmanager

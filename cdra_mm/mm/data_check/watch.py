@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cdra_mm.core import CDRAError, ConfigError, DataError
+from cdra_mm.errors import CDRAError, ConfigError, DataError
 
 from .label_rule import LabelRule, label_rule, last_head
 from .one_sample import files_of, mask_trouble, packed_ids, reason, step_name, wrong_ids
@@ -148,7 +148,7 @@ def leaf_datasets(dataset: Any) -> Iterator[Any]:
 
 def _require_one_size(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Before a preprocessor stacks images: with its padding they must have one size."""
-    data = args[0] if args else kwargs.get('data')
+    data: Any = args[0] if args else kwargs.get('data')
     training = args[1] if len(args) > 1 else kwargs.get('training', False)
     inputs = data.get('inputs') if isinstance(data, Mapping) else None
     # `size` and `size_divisor` are those of mmseg; others pad to the largest image of the batch.

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 from mmengine.registry import DATASETS
 
-from cdra_mm.core.errors import DataError
 from cdra_mm.data import SOURCES
 from cdra_mm.data.listed import JsonSplit
+from cdra_mm.errors import DataError
 
 from .json_labels import read_labels
 from .listed_images import ListedImages
@@ -60,7 +60,7 @@ class FGVC(ListedImages):
     TITLE: ClassVar[str] = 'FGVC'
     SPLITS: ClassVar[tuple[str, ...]] = (*FILES, *JOINED)
     WHERE_FROM: ClassVar[str] = (
-        'tools/prepare_data.py makes the folder (NAME ROOT: cub, nabirds, oxford_flowers, '
+        'cdra data prepare makes the folder (NAME ROOT: cub, nabirds, oxford_flowers, '
         'stanford_dogs, stanford_cars): point data_root, or CDRA_FGVC_ROOT for the shipped '
         'configs, to it'
     )
@@ -74,7 +74,7 @@ class FGVC(ListedImages):
         """The labels as names: ids of the lists stand for classes that the lists do not name."""
         if folder not in FGVC_SETS:
             return None
-        return tuple(map(str, range(FGVC_SETS[folder].num_classes)))
+        return tuple(map(str, range(FGVC_SETS[folder].num_classes or 0)))
 
     def read_split(self, root: Path) -> tuple[Path, list[tuple[str, int]]]:
         """Reads and checks all three lists; see `ListedImages.read_split`."""

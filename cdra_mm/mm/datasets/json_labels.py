@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cdra_mm.core.errors import DataError
+from cdra_mm.errors import DataError
 
 from .listed_images import check_relative, read_text
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from mmpretrain.datasets import BaseDataset
 
-from cdra_mm.core.errors import ConfigError, DataError
+from cdra_mm.command_line import worded
+from cdra_mm.errors import ConfigError, DataError
 
 __all__ = ['ListedImages', 'check_relative', 'read_text']
 
@@ -99,7 +100,7 @@ class ListedImages(BaseDataset):
         """
         root = Path(self.data_root)
         if not root.is_dir():
-            raise DataError(f'{self.TITLE} folder {root} does not exist. {self.WHERE_FROM}')
+            raise DataError(f'{self.TITLE} folder {root} does not exist. {worded(self.WHERE_FROM)}')
         images, samples = self.read_split(root)
         if self.check_images:
             self._require_images(images, [path for path, _ in samples])
@@ -109,7 +110,7 @@ class ListedImages(BaseDataset):
         """The error for a list file that is not there; names those that are."""
         present = sorted(path.name for path in file.parent.glob(f'*{file.suffix}')) or 'none'
         return DataError(
-            f'list file {file} does not exist (lists there: {present}). {self.WHERE_FROM}'
+            f'list file {file} does not exist (lists there: {present}). {worded(self.WHERE_FROM)}'
         )
 
     def _class_names(
@@ -140,7 +141,7 @@ class ListedImages(BaseDataset):
             rest = f' and {len(missing) - NAMED_IMAGES} more' if len(missing) > NAMED_IMAGES else ''
             raise DataError(
                 f'{len(missing)} of {len(paths)} listed images are missing under {folder}: '
-                f'{named}{rest}. {self.WHERE_FROM}'
+                f'{named}{rest}. {worded(self.WHERE_FROM)}'
             )
 
 

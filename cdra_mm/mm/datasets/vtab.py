@@ -17,15 +17,16 @@ from typing import ClassVar
 
 from mmengine.registry import DATASETS
 
-from cdra_mm.core.errors import DataError
+from cdra_mm.command_line import worded
 from cdra_mm.data import SOURCES
+from cdra_mm.errors import DataError
 
 from .listed_images import ListedImages, check_relative, read_text
 
 __all__ = ['TASK_CLASSES', 'VTAB1k']
 
 # Classes of each VTAB-1k task, by folder name.
-TASK_CLASSES = {split.part: split.num_classes for split in SOURCES['vtab'].splits}
+TASK_CLASSES = {split.part: split.num_classes or 0 for split in SOURCES['vtab'].splits}
 
 NAMES = Path(__file__).parent / 'class_names'
 NAMELESS = {'dmlab'}
@@ -43,7 +44,7 @@ class VTAB1k(ListedImages):
     SPLITS: ClassVar[tuple[str, ...]] = ('train800', 'val200', 'train800val200', 'test')
     WHERE_FROM: ClassVar[str] = (
         'VTAB-1k in this layout is the archive that the NOAH and SPT repositories link to (one '
-        'folder per task; tools/prepare_data.py vtab unpacks it): point data_root, or '
+        'folder per task; cdra data prepare vtab unpacks it): point data_root, or '
         'CDRA_VTAB_ROOT for the shipped configs, to it'
     )
 
@@ -75,7 +76,7 @@ class VTAB1k(ListedImages):
             line_of[key] = number
             samples.append((path, label))
         if not samples:
-            raise DataError(f'{file} lists no image. {self.WHERE_FROM}')
+            raise DataError(f'{file} lists no image. {worded(self.WHERE_FROM)}')
         return root, samples
 
 

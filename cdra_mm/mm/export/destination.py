@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from cdra_mm.core import CheckpointError
-from cdra_mm.core.files import FORMAT as ADAPTER_FORMAT
+from cdra_mm.core.artifacts.files import FORMAT as ADAPTER_FORMAT
+from cdra_mm.errors import CheckpointError
 
 from ..checkpoints.index import holds, is_run_checkpoint, read_index
 

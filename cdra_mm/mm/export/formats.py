@@ -1,4 +1,4 @@
-"""What `tools/merge.py` can make of a checkpoint with adapters: one function a format.
+"""What `cdra merge` can make of a checkpoint with adapters: one function a format.
 
 Each writes its file or folder whole or not at all, and returns what is to be told about it.
 """
@@ -13,16 +13,10 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from cdra_mm.core import (
-    ConfigError,
-    base_state,
-    digests_of,
-    plan_of,
-    save_adapter,
-    trained_whole,
-    write_atomically,
-)
-from cdra_mm.core.files import read_adapter
+from cdra_mm.core import base_state, digests_of, plan_of, save_adapter, trained_whole
+from cdra_mm.core.artifacts.files import read_adapter
+from cdra_mm.errors import ConfigError
+from cdra_mm.storage import write_atomically
 
 from ..checkpoints.record import record_of, relied_on, stored_names
 from ..inputs import named_files

@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    CheckpointError,
-    adapters,
-    freeze_rest,
-    merge_adapters,
-    remove_adapters,
-)
+from cdra_mm.core import adapters, freeze_rest, merge_adapters, remove_adapters
+from cdra_mm.errors import CheckpointError
 
 from ..backbone import attach_loader, find_backbone
 from ..checkpoints.base_weights import named_bases
@@ -48,8 +44,8 @@ class Adapted:
         provenance: Where it comes from, plain types.
     """
 
-    model: nn.Module
-    backbone: nn.Module
+    model: BaseModel
+    backbone: BaseModule
     config: Config
     meta: Mapping[str, Any]
     provenance: dict[str, Any]
@@ -75,7 +71,7 @@ class Merged:
     """
 
     checkpoint: dict[str, Any]
-    model: nn.Module
+    model: BaseModel
     num_adapters: int
     image: Tensor
     compared: str
@@ -175,13 +171,13 @@ def _adapted_state(loaded: Any, path: str) -> tuple[dict[str, Tensor], Record | 
     )
 
 
-def _build(config: Mapping[str, Any]) -> nn.Module:
+def _build(config: Mapping[str, Any]) -> BaseModel:
     """A model; of a copy, as mmseg writes `pretrained` into the backbone's part of the config."""
-    model: nn.Module = MODELS.build(copy.deepcopy(config))
+    model: BaseModel = MODELS.build(copy.deepcopy(config))
     return model
 
 
-def build_backbone(cfg: Config) -> nn.Module:
+def build_backbone(cfg: Config) -> BaseModule:
     """The plain backbone of a config, as yet without weights."""
     return attach_loader(find_backbone(_build(cfg.model)))
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from cdra_mm.core import CDRAError, CheckpointError, ConfigError, write_atomically
+from cdra_mm.errors import CDRAError, CheckpointError, ConfigError
+from cdra_mm.storage import write_atomically
 
 from .outputs import first_line
 
@@ -33,7 +35,7 @@ BATCHES = (2, 1, 3)  # exported with the first; the others prove that the size i
 class _Logits(nn.Module):
     """Normalised images ``[B, C, H, W]`` to logits: of a class, or of every pixel."""
 
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+    def __init__(self, model: BaseModel, size: tuple[int, int]) -> None:
         super().__init__()
         self.model, self.size = model, size
 
@@ -98,7 +100,7 @@ def export_onnx(
     batch = torch.export.Dim('batch', min=1)
     try:
         with _quiet():
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 module,
                 (images,),
                 input_names=[INPUT],

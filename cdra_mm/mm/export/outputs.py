@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdra_mm.core import CheckpointError, ConfigError
+from cdra_mm.errors import CheckpointError, ConfigError
 
 __all__ = ['Outputs', 'difference', 'first_line', 'image_size', 'outputs_of', 'random_image']
 
@@ -135,7 +135,7 @@ def _channels(model: nn.Module) -> list[int]:
 
 def _features(model: nn.Module, image: Tensor) -> list[Tensor]:
     # A whole model may do something to the images before its backbone sees them.
-    extract = getattr(model, 'extract_feat', None) or getattr(model, 'backbone', model)
+    extract: Any = getattr(model, 'extract_feat', None) or getattr(model, 'backbone', model)
     return _run(lambda: extract(image))
 
 

@@ -28,21 +28,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdra_mm.core import (
-    ConfigError,
-    ParameterAdapter,
-    PlanError,
-    adapters,
-    base_state,
-    plan_of,
-    resolve,
-    trained_whole,
-    write_folder,
-)
-from cdra_mm.core.entries import Entries
-from cdra_mm.core.layers import AdapterSet
-from cdra_mm.core.low_rank import LowRank
-from cdra_mm.core.targets import parameter_of
+from cdra_mm.core import ParameterAdapter, adapters, base_state, plan_of, resolve, trained_whole
+from cdra_mm.core.adapters.compact_linear import wide_factors
+from cdra_mm.core.adapters.entries import Entries
+from cdra_mm.core.adapters.layers import AdapterSet
+from cdra_mm.core.adapters.low_rank import LowRank
+from cdra_mm.core.model.targets import parameter_of
+from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.storage import write_folder
 
 from ..weights.destinations import destination_of
 from ..weights.layouts import MMSEG_VIT, OPENMMLAB_VIT, TIMM_VIT, Layout
@@ -244,20 +237,14 @@ def _timm_name(layout: Layout, name: str) -> str:
     return f'{gated[1]}{SWIGLU[gated[2]]}{gated[3]}' if gated else own
 
 
-def _joined(blocks: list[LowRank], shape: torch.Size) -> tuple[Tensor, Tensor, float]:
-    """The blocks of a matrix as one LoRA: A ``[r, I]``, B ``[O, r]``, and the scale of both."""
-    rank = sum(len(block.down) for block in blocks)
-    scales = {block.scale for block in blocks}
+@torch.no_grad()
+def _joined(adapters: list[LowRank], shape: torch.Size) -> tuple[Tensor, Tensor, float]:
+    """The adapters of a matrix as one LoRA: A ``[r, I]``, B ``[O, r]``, and the scale of both."""
+    scales = {adapter.scale for adapter in adapters}
     scale = scales.pop() if len(scales) == 1 else 1.0
-    like = blocks[0].down
-    down, up = like.new_zeros(rank, shape[1]), like.new_zeros(shape[0], rank)
-    at = 0
-    for block in blocks:
-        part = slice(at, at + len(block.down))
-        down[part, block.cols] = block.down.detach()
-        up[block.rows + block.start, part] = block.up.detach() * (block.scale / scale)
-        at = part.stop
-    return down, up, scale
+    blocks = [(rows, cols, own / scale) for rows, cols, own in (a.block for a in adapters)]
+    factors = [factor for a in adapters for factor in (a.down, a.up)]
+    return *wide_factors(factors[0].new_empty(1).expand(shape), blocks, factors), scale
 
 
 def _config(

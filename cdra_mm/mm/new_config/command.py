@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cdra_mm.core import ConfigError, DataError, write_folder, write_text
 from cdra_mm.data.own.conversion import check_new_folder, convert_masks
 from cdra_mm.data.own.labels import Meaning, interpret
 from cdra_mm.data.own.looking import Seen, look_at
 from cdra_mm.data.own.pairing import Pairing, find_pairs
+from cdra_mm.errors import ConfigError, DataError
 from cdra_mm.progress import logged_progress
+from cdra_mm.storage import write_folder, write_text
 
 from .facts import Facts
 from .listing import Splits, make_splits, sources_of

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cdra_mm.core import DataError
-from cdra_mm.data.own.pairing import Pair, Pairing, Part
+from cdra_mm.data.own.pairing import SPLITS, Pair, Pairing, Part
 from cdra_mm.data.own.splitting import detect_groups, groups_by, split_by_share
+from cdra_mm.errors import DataError
 
 from .facts import Source
 
@@ -34,7 +34,7 @@ class Splits:
         """The same pairs with masks elsewhere."""
         by_split = {part.split: part for part in pairing.parts}
         parts = {split: by_split[part.split] for split, part in self.parts.items()}
-        names = {}
+        names: dict[str, Sequence[Pair]] = {}
         for split, pairs in self.names.items():
             chosen = {pair.name for pair in pairs}
             names[split] = [pair for pair in parts[split].pairs if pair.name in chosen]
@@ -62,7 +62,7 @@ def make_splits(pairing: Pairing, share: float, seed: int, group_by: str | None)
         )
     names: dict[str, Sequence[Pair]] = {split: part.pairs for split, part in parts.items()}
     if 'val' in parts:
-        order = {s: names[s] for s in ('train', 'val', 'test') if s in names}
+        order = {s: names[s] for s in SPLITS if s in names}
         counts = ', '.join(f'{len(pairs)} {split}' for split, pairs in order.items())
         return Splits(parts, order, (f'splits by folder: {counts}',))
     pairs = parts['train'].pairs
@@ -74,7 +74,7 @@ def make_splits(pairing: Pairing, share: float, seed: int, group_by: str | None)
     names['train'] = [pair for pair, val in zip(pairs, drawn, strict=True) if not val]
     names['val'] = [pair for pair, val in zip(pairs, drawn, strict=True) if val]
     parts['val'] = parts['train']
-    order = {split: names[split] for split in ('train', 'val', 'test') if split in names}
+    order = {split: names[split] for split in SPLITS if split in names}
     lines = [
         f'split by share: {len(names["train"])} train, {len(names["val"])} val (seed {seed}, '
         f'--val-share {share:g})'

@@ -8,8 +8,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from cdra_mm.core import ConfigError
-from cdra_mm.methods import did_you_mean
+from cdra_mm.errors import ConfigError
+from cdra_mm.spelling import did_you_mean
 
 from ..inputs import check_weight_file
 from ..packages import CONFIGS

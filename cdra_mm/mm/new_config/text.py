@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cdra_mm.command_line import command
 from cdra_mm.pictures.style import class_palette
 
 from .code import Code, statement
@@ -28,14 +29,15 @@ def config_text(facts: Facts) -> str:
 
 def _head(facts: Facts) -> str:
     weights = facts.model.download
+    predict = command('predict', facts.config, 'CHECKPOINT', 'IMAGES')
     lines = [
         f'"""{facts.title}',
         '',
         f'Written by: {facts.command}',
-        f'Check:      python tools/prepare_data.py --config {facts.config} --check',
-        f'Train:      python tools/train.py {facts.config}',
-        f'Test:       python tools/test.py {facts.config} CHECKPOINT',
-        f'Predict:    python tools/predict.py {facts.config} CHECKPOINT IMAGES --out DIR',
+        f'Check:      {command("data check", facts.config)}',
+        f'Train:      {command("train", facts.config)}',
+        f'Test:       {command("test", facts.config, "CHECKPOINT")}',
+        f'Predict:    {predict} --out DIR',
         f'Weights:    {f"downloaded on the first run, from {weights}" if weights else "see model"}',
         '"""',
         '',

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-from cdra_mm.core import ConfigError, DataError
+from cdra_mm.errors import ConfigError, DataError
 
 from ..data_check import check_config_data
 from ..inputs import check_inputs

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cdra_mm.core import ConfigError
 from cdra_mm.data.own.labels import interpret
 from cdra_mm.data.own.looking import Seen
+from cdra_mm.errors import ConfigError
 
 from .models import ModelPart, find_model
 
@@ -78,7 +78,7 @@ class Wanted:
     mask_suffix: str = ''
     convert: Path | None = None
     force: bool = False
-    command: str = 'tools/new_config.py'
+    command: str = 'cdra new'
 
 
 def model_of(wanted: Wanted) -> ModelPart:
@@ -97,25 +97,27 @@ def answered(wanted: Wanted, seen: Seen, ask: Ask | None) -> Wanted:
         changes['ignore'] = ask('values that are ignored (Enter: 255 where it occurs)', '').split()
     if wanted.classes is None:
         values = interpret(seen, (), changes.get('ignore') or wanted.ignore or ())
-        default = ' '.join(values.classes)
-        changes['classes'] = ask('names of the classes in this order', default).split()
+        names = ' '.join(values.classes)
+        changes['classes'] = ask('names of the classes in this order', names).split()
     if wanted.backbone is None and not wanted.weights:
         changes['backbone'] = ask('backbone', DEFAULT_BACKBONE)
     if wanted.head is None:
         changes['head'] = ask('head', DEFAULT_HEAD)
     wanted = replace(wanted, **changes)
     model = model_of(wanted)
-    for name, question, default, kind in (
+    questions: tuple[tuple[str, str, float, type[int] | type[float]], ...] = (
         ('crop', 'side of the crops in pixels', model.size, int),
         ('batch_size', 'images a step', DEFAULT_BATCH, int),
         ('budget', 'percent of the backbone that is trained', DEFAULT_BUDGET, float),
-    ):
+    )
+    for name, question, default, kind in questions:
         if getattr(wanted, name) is None:
             answer = ask(question, str(default))
             try:
-                wanted = replace(wanted, **{name: kind(answer)})
+                number: dict[str, Any] = {name: kind(answer)}
             except ValueError:
                 raise ConfigError(f'{question}: {answer!r} is no number') from None
+            wanted = replace(wanted, **number)
     check_numbers(wanted)
     return wanted
 

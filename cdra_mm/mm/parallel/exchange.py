@@ -14,7 +14,7 @@ from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_siz
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from cdra_mm.core import ScoreError
+from cdra_mm.errors import ScoreError
 
 from ..planning.scoring_state import patched
 

@@ -17,7 +17,8 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from cdra_mm.core import ConfigError
+from cdra_mm.command_line import program, script
+from cdra_mm.errors import ConfigError
 
 __all__ = ['is_first_process', 'start_processes']
 
@@ -27,12 +28,11 @@ VARIABLES = {
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
+# How a training is started; the shell scripts of a checkout do the same.
 START = {
-    'pytorch': 'start with tools/dist_train.sh CONFIG GPUS, or with '
-    'torchrun --nproc_per_node=GPUS tools/train.py CONFIG --launcher pytorch',
-    'slurm': 'start with tools/slurm_train.sh PARTITION JOB_NAME CONFIG, or with srun '
-    '--ntasks=GPUS python tools/train.py CONFIG --launcher slurm',
-    'mpi': 'start with mpirun -np GPUS python tools/train.py CONFIG --launcher mpi',
+    'pytorch': ('dist_train.sh', 'CONFIG GPUS', 'torchrun --nproc_per_node=GPUS'),
+    'slurm': ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG', 'srun --ntasks=GPUS python'),
+    'mpi': ('', '', 'mpirun -np GPUS python'),
 }
 DEFAULT_PORT = 29500  # torch's own
 # Where mmengine selects a device and joins the processes itself.
@@ -70,8 +70,8 @@ def start_processes(cfg: Config, launcher: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(local_rank))
     dist_cfg = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
     seconds = dist_cfg.get('timeout')
-    options = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
-    torch.distributed.init_process_group('gloo', **options)
+    timeout = None if seconds is None else timedelta(seconds=seconds)
+    torch.distributed.init_process_group('gloo', timeout=timeout)
     wrapper = cfg.get('model_wrapper_cfg') or {
         'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,
@@ -103,20 +103,29 @@ def _places(launcher: str) -> tuple[int, int, int]:
     if missing:
         raise ConfigError(
             f'--launcher {launcher} without {", ".join(missing)} in the environment: '
-            + START[launcher]
+            + _how_to_start(launcher)
         )
     values = []
     for name in names:
         if not os.environ[name].isdigit():
-            raise ConfigError(f'{name}={os.environ[name]!r}: expected a number; {START[launcher]}')
+            raise ConfigError(
+                f'{name}={os.environ[name]!r}: expected a number; {_how_to_start(launcher)}'
+            )
         values.append(int(os.environ[name]))
     rank, count, local_rank = values
     if rank >= count:
         raise ConfigError(
             f'{names[0]}={rank} and {names[1]}={count}: expected a rank below the number of '
-            f'processes; {START[launcher]}'
+            f'processes; {_how_to_start(launcher)}'
         )
     return rank, count, local_rank
+
+
+def _how_to_start(launcher: str) -> str:
+    shell_script, arguments, launch = START[launcher]
+    known = script(shell_script) if shell_script else ''
+    either = f'{known} {arguments}, or with ' if known else ''
+    return f'start with {either}{launch} {program("train")} CONFIG --launcher {launcher}'
 
 
 def _set_address(launcher: str, cfg: Config) -> None:
@@ -131,7 +140,7 @@ def _set_address(launcher: str, cfg: Config) -> None:
         raise ConfigError(
             f'--launcher {launcher} without {" and ".join(missing)} in the environment: the '
             'processes do not know where process 0 listens; set MASTER_ADDR to its host'
-            + ('' if launcher == 'mpi' else f', or {START[launcher]}')
+            + ('' if launcher == 'mpi' else f', or {_how_to_start(launcher)}')
         )
 
 

@@ -21,7 +21,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 __all__ = ['check_strategy', 'refuse_sharding']
 

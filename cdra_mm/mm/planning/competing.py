@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from cdra_mm.core import Target
-from cdra_mm.core.exclusion import exclude_targets
+from cdra_mm.core.model.exclusion import exclude_targets
 
 __all__ = ['competing_targets']
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from mmengine.model import BaseModel
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .labels import check_labels
 
@@ -44,7 +45,7 @@ def supervised_contrastive(
     return -(log_probability.where(same, 0).sum(1) / same.sum(1)).mean()
 
 
-def contrastive_loss(model: nn.Module, data: Any) -> tuple[Tensor, int]:
+def contrastive_loss(model: BaseModel, data: Any) -> tuple[Tensor, int]:
     """The mean loss of a batch of image pairs, and the number of images.
 
     The features are the backbone's last output: the class token, or the mean of the map.

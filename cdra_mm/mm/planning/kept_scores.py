@@ -25,11 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdra_mm.core import CheckpointError, Plan, PlanError, write_atomically
-from cdra_mm.core.safetensors_file import open_safetensors
-from cdra_mm.core.selection import kth_largest, masks_above
-from cdra_mm.core.strict_json import strict_json
-from cdra_mm.core.threads import one_thread
+from cdra_mm.core import Plan
+from cdra_mm.core.planning.plan import Block, Vector
+from cdra_mm.core.planning.selection import kth_largest, masks_above
+from cdra_mm.core.planning.threads import one_thread
+from cdra_mm.errors import CheckpointError, PlanError
+from cdra_mm.reading.safetensors_file import open_safetensors
+from cdra_mm.storage import write_atomically
+from cdra_mm.storage.strict_json import strict_json
 
 __all__ = ['KEEP', 'SCORES_FILE', 'Kept', 'read_kept', 'selected_masks', 'write_kept']
 
@@ -110,11 +113,14 @@ def selected_masks(plan: Plan, scores: Mapping[str, Tensor]) -> Iterator[tuple[s
             mask.view(-1)[torch.tensor(listed.get(name, ()), dtype=torch.int64)] = True
             yield name, mask
         return
-    records = {record.name: record for record in (*plan.blocks, *plan.dropped, *plan.vectors)}
+    blocks: dict[str, Block | Vector] = {b.name: b for b in (*plan.blocks, *plan.dropped)}
+    records = blocks | {vector.name: vector for vector in plan.vectors}
     for name, mask in masks_above(scores, kth_largest(scores, plan.num_sensitive)):
         record = records.get(name)
         if record is not None:
-            inside = mask if mask.dim() == 1 else mask[list(record.rows)][:, list(record.cols)]
+            inside = mask
+            if isinstance(record, Block):
+                inside = mask[list(record.rows)][:, list(record.cols)]
             if int(torch.count_nonzero(inside)) != record.num_sensitive:
                 raise PlanError(
                     f'{name}: the plan of {plan.method} has not selected the entries with the '

@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import all_gather_object
 from torch import Tensor, nn
 
-from cdra_mm.core import CDRAError, DataError
+from cdra_mm.errors import CDRAError, DataError
 
 from ..data_check.causes import likely_mistakes
 from ..data_check.label_rule import label_rule, last_head

@@ -12,12 +12,14 @@ import torch
 from mmengine.dist import broadcast, get_rank, is_main_process
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError, Plan, PlanError, fingerprint
-from cdra_mm.core.scores import require_finite
-from cdra_mm.methods import Method, Request, did_you_mean
+from cdra_mm.core import Plan, fingerprint
+from cdra_mm.core.scoring.scores import require_finite
+from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.methods import Method, Request
 from cdra_mm.progress import silent
+from cdra_mm.spelling import did_you_mean
 
 from .competing import competing_targets
 from .kept_scores import KEEP, SCORES_FILE, selected_masks, write_kept
@@ -73,7 +75,7 @@ class RunPlanner:
             if value is not None and value < least:
                 raise ConfigError(f'{name}={value!r}: expected a count of at least {least}')
         if self.statistic is None:
-            self.statistic = getattr(self.method, 'statistic', 'per_sample')
+            self.statistic = self.method.statistic
         if self.statistic not in ('per_sample', 'per_batch'):
             raise ConfigError(f'statistic={self.statistic!r}: expected per_sample or per_batch')
         if self.path is not None and (not str(self.path) or '\0' in str(self.path)):
@@ -88,14 +90,14 @@ class RunPlanner:
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs train the same thing; plain types."""
-        settings = {f'method.{key}': value for key, value in asdict(self.method).items()}  # type: ignore[call-overload]
+        settings = {f'method.{key}': value for key, value in asdict(self.method).items()}
         if self.method.needs_scores:
             settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
             settings |= {'also_train': list(self.also_train), 'seed': self.seed}
             settings |= self._excluded
             if not self.also_train_in_budget:  # runs of releases without the setting go on
                 settings |= {'also_train_in_budget': False}
-        if self._needs_search:
+        if self.method.needs_search:
             settings |= {'seed': self.seed}
         return {'method': self.method.name, **settings}
 
@@ -130,13 +132,16 @@ class RunPlanner:
                     else f'{self.method.name} has no scores'
                 )
             )
-        request = Request(backbone, withheld=withheld_parameters(runner, backbone, self.seed))
+        probe = bool(self.path) or self.method.trains_inside
+        withheld = withheld_parameters(runner, backbone, self.seed, probe=probe)
+        request = Request(backbone, withheld=withheld)
         also_train = self._trained_whole(request)
         if self.path:
-            plan = read_plan(self.path)
-            request.check(plan)
-            return plan
-        scores, num_samples = {}, 0
+            given = read_plan(self.path)
+            request.check(given)
+            return given
+        scores: dict[str, Tensor] = {}
+        num_samples = 0
         if self.method.needs_scores:
             begin = time.time()
             scores, num_samples = score_backbone(
@@ -146,11 +151,15 @@ class RunPlanner:
                 batch_size=self.batch_size,
                 statistic=str(self.statistic),
                 seed=self.seed,
-                score_loss=getattr(self.method, 'score_loss', 'task'),
+                score_loss=self.method.score_loss,
                 targets=competing_targets(backbone, request.targets(), self.exclude),
             )
             self.seconds = time.time() - begin
-        how = {'statistic': self.statistic, 'num_samples': num_samples, 'seed': self.seed}
+        how: dict[str, Any] = {
+            'statistic': self.statistic,
+            'num_samples': num_samples,
+            'seed': self.seed,
+        }
         how |= self._excluded
         if not self.also_train_in_budget:
             how['also_train_in_budget'] = False
@@ -194,13 +203,9 @@ class RunPlanner:
         """The setting where it is given: records from before there was one stay comparable."""
         return {'exclude': list(self.exclude)} if self.exclude else {}
 
-    @property
-    def _needs_search(self) -> bool:
-        return getattr(self.method, 'needs_search', False)
-
     def _decide(self, runner: Runner, request: Request) -> Plan | None:
         """The method's plan; one that searches has the run to try plans in."""
-        if not self._needs_search:
+        if not self.method.needs_search:
             return self.method.plan(request)
         begin = time.time()
         with trials_in(runner, request.backbone, self.seed) as trials:
@@ -212,9 +217,7 @@ class RunPlanner:
     def _keep(self, work_dir: str | Path, request: Request, plan: Plan) -> None:
         """Writes the scores of what competed, and what the plan has selected of it."""
         logger = MMLogger.get_current_instance()
-        scores = request.scores
-        if hasattr(self.method, 'competing'):
-            scores = self.method.competing(request.backbone, scores)
+        scores = self.method.competing(request.backbone, request.scores)
         path = Path(work_dir) / SCORES_FILE
         how = {
             **request.settings,

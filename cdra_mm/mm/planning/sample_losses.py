@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from cdra_mm.core import ConfigError
+from cdra_mm.errors import ConfigError
 
 from .labels import check_labels, named_loss
 from .scoring_state import outputs_for_loss, patched
 from .unlabelled import Unlabelled
 
-__all__ = ['per_sample_losses', 'prepared']
+__all__ = ['per_sample_losses', 'prepared', 'tensors_of']
 
 
-def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None = None) -> Tensor:
+def per_sample_losses(model: BaseModel, data: Any, unlabelled: Unlabelled | None = None) -> Tensor:
     """The training loss of each sample of a batch, ``[B]``.
 
     Args:
@@ -52,9 +53,9 @@ def per_sample_losses(model: nn.Module, data: Any, unlabelled: Unlabelled | None
     return (unlabelled or Unlabelled()).stacked(model, losses, samples)
 
 
-def _check_features(model: nn.Module, features: Any, count: int) -> None:
+def _check_features(model: BaseModel, features: Any, count: int) -> None:
     """The features of a sample are cut out of those of its batch."""
-    for tensor in _tensors(features):
+    for tensor in tensors_of(features):
         if count > 1 and (tensor.dim() == 0 or len(tensor) != count):
             raise ConfigError(
                 f'extract_feat of {type(model).__name__} gives features of shape '
@@ -63,15 +64,16 @@ def _check_features(model: nn.Module, features: Any, count: int) -> None:
             )
 
 
-def _tensors(features: Any) -> Iterator[Tensor]:
+def tensors_of(features: Any) -> Iterator[Tensor]:
+    """The tensors of a model's output, however it is nested."""
     if isinstance(features, Tensor):
         yield features
     elif isinstance(features, Mapping | list | tuple):
         for value in features.values() if isinstance(features, Mapping) else features:
-            yield from _tensors(value)
+            yield from tensors_of(value)
 
 
-def prepared(model: nn.Module, data: Any) -> Any:
+def prepared(model: BaseModel, data: Any) -> Any:
     """A collated batch as the model's ``loss`` takes it, with labels that fit.
 
     Raises:

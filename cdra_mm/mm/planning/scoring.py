@@ -21,16 +21,10 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from cdra_mm.core import (
-    CDRAError,
-    ConfigError,
-    DataError,
-    ScoreError,
-    estimate_scores,
-    find_targets,
-)
-from cdra_mm.core.evaluation import evaluation_mode
-from cdra_mm.core.scores import LossFn
+from cdra_mm.core import estimate_scores, find_targets
+from cdra_mm.core.model.evaluation import evaluation_mode
+from cdra_mm.core.scoring.scores import LossFn
+from cdra_mm.errors import CDRAError, ConfigError, DataError, ScoreError
 from cdra_mm.progress import logged_progress
 
 from ..parallel.exchange import Meeting, as_single_process, own_share

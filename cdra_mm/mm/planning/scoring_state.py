@@ -14,6 +14,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..backbone import find_backbone
 from ..recompute import recomputed
 
 __all__ = [
@@ -103,7 +104,7 @@ def outputs_for_loss(model: nn.Module) -> Iterator[None]:
     its stages. So modules outside of the backbone that have a ``loss`` are in training mode
     themselves; the layers in them, which draw random numbers or mix samples, are not.
     """
-    inside = {id(module) for module in model.backbone.modules()}
+    inside = {id(module) for module in find_backbone(model).modules()}
     owners = [
         (module, module.training)
         for module in model.modules()

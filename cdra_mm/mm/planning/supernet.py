@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cdra_mm.core import ConfigError, DataError, Plan, ScoreError, adapters, remove_adapters
-from cdra_mm.core.evaluation import evaluation_mode
+from cdra_mm.core import Plan, adapters, remove_adapters
+from cdra_mm.core.model.evaluation import evaluation_mode
+from cdra_mm.errors import ConfigError, DataError, ScoreError
 from cdra_mm.methods import SharedAdapters
 
 from ..parallel.exchange import Meeting, as_single_process
@@ -210,7 +212,7 @@ class RunTrials:
         return wrapper
 
 
-def _worth(model: nn.Module, data: Any) -> Tensor:
+def _worth(model: BaseModel, data: Any) -> Tensor:
     """1 or 0 for each image where all have one label, otherwise each negative loss, ``[B]``."""
     if not all('gt_label' in s and s.gt_label.numel() == 1 for s in data['data_samples']):
         return -per_sample_losses(model, data).cpu()

@@ -15,7 +15,7 @@ from mmengine.dist import all_gather_object
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from cdra_mm.core import DataError
+from cdra_mm.errors import DataError
 
 __all__ = ['Unlabelled']
 

@@ -24,8 +24,8 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import DataError
-from cdra_mm.core.evaluation import evaluation_mode
+from cdra_mm.core.model.evaluation import evaluation_mode
+from cdra_mm.errors import DataError
 from cdra_mm.methods.base import FROZEN, UNREACHED
 
 from ..parallel.exchange import as_single_process
@@ -40,13 +40,17 @@ PROBED = 2  # samples: enough for a loss, and fewer than any training step holds
 NAMED = 3
 
 
-def withheld_parameters(runner: Runner, backbone: nn.Module, seed: int) -> dict[str, str]:
+def withheld_parameters(
+    runner: Runner, backbone: nn.Module, seed: int, *, probe: bool = True
+) -> dict[str, str]:
     """The parameters of a run's backbone that cannot be trained, the same on every rank.
 
     Args:
         runner: A runner whose training loop is built and weights are loaded.
         backbone: The plain backbone inside ``runner.model``.
         seed: Seed of the samples drawn.
+        probe: Whether to ask what the training loss depends on; otherwise only the frozen are
+            found (see `Method.trains_inside`).
 
     Returns:
         Name -> why: `FROZEN` or `UNREACHED`.
@@ -62,8 +66,9 @@ def withheld_parameters(runner: Runner, backbone: nn.Module, seed: int) -> dict[
             parameter.requires_grad_(name not in frozen)
         frozen |= set(frozen_by_train(plain_model(runner), backbone))
     withheld = dict.fromkeys(sorted(frozen), FROZEN)
-    reached = _reached(runner, {n: p for n, p in own.items() if n not in frozen}, seed, logger)
-    withheld |= dict.fromkeys([n for n in own if n not in frozen and n not in reached], UNREACHED)
+    left = {name: parameter for name, parameter in own.items() if name not in frozen}
+    reached = _reached(runner, left, seed, logger) if probe else left
+    withheld |= dict.fromkeys([name for name in left if name not in reached], UNREACHED)
     for why in (FROZEN, UNREACHED):
         names = [name for name in own if withheld.get(name) == why]
         if names:

@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +16,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from PIL import Image
 
-from cdra_mm.core import ConfigError, DataError, write_atomically, write_text
 from cdra_mm.data.image_files import ImageFiles, find_images, unique_names
+from cdra_mm.errors import ConfigError, DataError
 from cdra_mm.progress import logged_progress
+from cdra_mm.storage import write_atomically, write_text
 
 from ..backbone import keep_base, wrap_backbone
 from ..inputs import check_weight_file, named_downloads
@@ -141,9 +143,7 @@ def predict_folder(
             predictor.write(sample, out / predictor.folder / names[name])
         if overlays:
             picture = Image.fromarray(predictor.picture(path, sample))
-            write_atomically(
-                out / OVERLAYS / names[name], lambda file, p=picture: p.save(file, format='PNG')
-            )
+            write_atomically(out / OVERLAYS / names[name], partial(picture.save, format='PNG'))
     show(len(found.names), len(found.names))
     if not rows:
         raise DataError(
@@ -168,7 +168,7 @@ def _kind(cfg: Config) -> str:
     )
 
 
-def _predictor(kind: str) -> type:
+def _predictor(kind: str) -> Any:
     """The class for a kind of model; its package alone is loaded."""
     if kind == 'segmentor':
         from .segmentation import Segmentation

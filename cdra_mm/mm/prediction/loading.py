@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from torch import nn
 
-from cdra_mm.core import CheckpointError, ConfigError
+from cdra_mm.errors import CheckpointError, ConfigError
 
 __all__ = ['class_names', 'dataset_of', 'load_weights']
 

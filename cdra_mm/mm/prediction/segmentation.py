@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmseg.apis import MMSegInferencer
 from PIL import Image
 from torch import nn
 
-from cdra_mm.core import ConfigError, write_atomically
+from cdra_mm.errors import ConfigError
 from cdra_mm.pictures.style import class_palette
+from cdra_mm.storage import write_atomically
 
 from .loading import class_names, dataset_of, load_weights
 
@@ -29,7 +31,7 @@ class _Inferencer(MMSegInferencer):
         self.path = path
         super().__init__(*args, **kwargs)
 
-    def _load_weights_to_model(self, model: nn.Module, checkpoint: Any, cfg: Any) -> None:
+    def _load_weights_to_model(self, model: BaseModel, checkpoint: Any, cfg: Any) -> None:
         load_weights(model, checkpoint, self.path)
         meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
         names, palette = class_names(cfg, meta, _num_classes(model))
@@ -117,7 +119,7 @@ def _ids(sample: Any) -> np.ndarray:
     return ids
 
 
-def _num_classes(model: nn.Module) -> int:
-    head = model.decode_head
+def _num_classes(model: BaseModel) -> int:
+    head: Any = model.decode_head
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     return int(head.num_classes)

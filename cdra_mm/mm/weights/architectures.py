@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 from .common import CommonWeights
 from .layouts import OWN_TABLE, SHARED_TABLE

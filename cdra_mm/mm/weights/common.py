@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 from .layouts import OPENMMLAB_BEIT, OPENMMLAB_SWIN, OPENMMLAB_VIT, Layout, recognise
 from .matching import list_names

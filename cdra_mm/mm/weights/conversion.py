@@ -9,9 +9,10 @@ from math import isqrt
 from typing import Any
 
 from mmengine.logging import print_log
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 from .common import HINTS, hint_for, read_common, write_as
 from .destinations import DESTINATIONS, Destination, destination_of
@@ -113,7 +114,7 @@ def compare(state_dict: Mapping[str, Any], backbone: nn.Module) -> Converted:
     )
 
 
-def convert(state_dict: Mapping[str, Any], backbone: nn.Module) -> Converted:
+def convert(state_dict: Mapping[str, Any], backbone: BaseModule) -> Converted:
     """Weights of a known project under the names of a backbone that takes them whole.
 
     Args:

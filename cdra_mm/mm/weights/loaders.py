@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 from .common import read_common, write_openmmlab
 from .layouts import OPENMMLAB_BEIT, OPENMMLAB_SWIN, OPENMMLAB_VIT, recognise

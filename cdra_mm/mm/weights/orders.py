@@ -30,7 +30,7 @@ def tidy_tokens(weights: Weights) -> Weights:
     for name, fc2 in weights.items():
         block = re.fullmatch(r'(blocks\.\d+\.mlp\.)fc2\.weight', name)
         fc1 = weights.get(f'{block[1]}fc1.weight') if block else None
-        if fc1 is not None and fc1.shape[0] == 2 * fc2.shape[-1]:
+        if block and fc1 is not None and fc1.shape[0] == 2 * fc2.shape[-1]:
             for old, new in (('fc1', 'w12'), ('fc2', 'w3')):
                 for kind in ('weight', 'bias'):
                     if f'{block[1]}{old}.{kind}' in tidy:
@@ -100,6 +100,6 @@ def from_jax(weights: Weights) -> Weights:
     for name in list(torched):
         block = re.fullmatch(r'(blocks\.\d+\.attn\.)query\.(weight|bias)', name)
         parts = [f'{block[1]}{part}.{block[2]}' for part in QKV] if block else []
-        if parts and all(part in torched for part in parts):
+        if block and all(part in torched for part in parts):
             torched[f'{block[1]}qkv.{block[2]}'] = torch.cat([torched.pop(p) for p in parts])
     return tidy_tokens(torched)

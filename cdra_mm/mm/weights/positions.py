@@ -13,10 +13,11 @@ from math import isqrt
 import numpy as np
 import torch
 from mmengine.logging import print_log
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 
 __all__ = ['check_grid', 'resize_bicubic', 'resize_geometric', 'resize_mmseg_positions',
            'resize_tables_bicubic', 'resize_tables_geometric']  # fmt: skip
@@ -69,7 +70,7 @@ def resize_mmpretrain_beit(backbone: nn.Module, weights: Weights, prefix: str = 
     resize_tables_geometric(backbone, weights, prefix)
 
 
-def resize_mmseg_positions(backbone: nn.Module, weights: Weights, prefix: str = '') -> None:
+def resize_mmseg_positions(backbone: BaseModule, weights: Weights, prefix: str = '') -> None:
     """Brings ``pos_embed`` to the image size of mmseg's ViT, with its own function."""
     add_extra_positions(backbone, weights, prefix)
     name = f'{prefix}pos_embed'

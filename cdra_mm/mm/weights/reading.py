@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdra_mm.core.errors import CheckpointError
+from cdra_mm.errors import CheckpointError
 from cdra_mm.reading import read_npz, read_safetensors, read_torch
 
 from ..cached_files import cached_file, is_http

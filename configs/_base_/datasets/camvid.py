@@ -8,7 +8,7 @@ Void stays 11: a config that uses this sets ``ignore_index=11`` in its head and 
 """
 
 data_root = '{{$CDRA_CAMVID_ROOT:data/camvid}}'
-prepare_data = f'python tools/prepare_data.py camvid {data_root}'
+prepare_data = ['camvid', data_root]  # for `cdra data prepare`
 ignore_index = 11
 metainfo = dict(
     classes=(

@@ -6,7 +6,7 @@ No flips: a mirrored digit is another sign.
 """
 
 data_root = '{{$CDRA_DEMO_ROOT:data/demo}}'
-prepare_data = f'python tools/prepare_data.py demo {data_root}'
+prepare_data = ['demo', data_root]  # for `cdra data prepare`
 metainfo = dict(
     classes=('photo', *map(str, range(10))),
     palette=[

@@ -1,0 +1,11 @@
+"""What trains a plan: adapters on the model's own weights.
+
+==================  ==========================================================
+`adapter`           what an adapter is, and which kinds there are
+`low_rank`          Eq. 6: the low-rank adapter of a compact block
+`compact_linear`    its forward and backward
+`entries`           single trained entries
+`layers`            the modules that carry adapters
+`apply`             plan + model: apply, merge, unmerge
+==================  ==========================================================
+"""

@@ -1,0 +1,179 @@
+"""Single trained entries of a weight, as compact values.
+
+    W'.flat[index] = W.flat[index] + value
+
+Of a vector: SPT's rule for sparse vectors (design D9). Of a matrix: SPT's
+unstructured tuning and GPS. No gradient of the whole matrix is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..model.targets import Target
+from .adapter import ParameterAdapter, register_kind
+from .low_rank import check_index, master_dtype
+
+__all__ = ['Entries', 'entries_linear', 'pass_entries_gradient']
+
+# Products of single entries are summed over the tokens in pieces of this many numbers.
+SCRATCH_NUMBERS = 2**22
+
+
+@register_kind
+class Entries(ParameterAdapter):
+    """Single trained entries of a vector or a matrix.
+
+    Args:
+        target: The vector or matrix.
+        like: Its parameter, which gives device and floating type of the values.
+        index: Trained entries, positions in the flattened target, int64 ``[n]``.
+    """
+
+    kind = 'entries'
+    tensors = frozenset({'index', 'value'})
+    trains_entries = True
+
+    index: Tensor
+
+    def __init__(self, target: Target, like: Tensor, index: Tensor) -> None:
+        super().__init__(target.parameter)
+        check_index(index, target.numel, 'index')
+        self.offset = target.start * (target.shape[1] if len(target.shape) == 2 else 1)
+        self.register_buffer('index', index.to(like.device))
+        self.value = nn.Parameter(
+            torch.zeros(len(index), device=like.device, dtype=master_dtype(like))
+        )
+
+    @classmethod
+    def sizes_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `Adapter.sizes_of`."""
+        return {'index': tensors['index']}
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """All zero: the entries start at their base values."""
+        self.value.zero_()
+
+    @property
+    def flat(self) -> Tensor:
+        """Positions in the flattened parameter, ``[n]``."""
+        return self.index + self.offset if self.offset else self.index
+
+    def added_to(self, base: Tensor) -> Tensor:
+        """See `ParameterAdapter.added_to`."""
+        added = base.reshape(-1).index_add(0, self.flat, self.value.to(base.dtype))
+        return added.view(base.shape)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f'{self.parameter}, entries={len(self.index)}'
+
+
+def entries_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, value: Tensor
+) -> Tensor:
+    """``F.linear`` with single trained entries of the weight.
+
+    Args:
+        x: ``[..., I]``.
+        weight: Base weight ``[O, I]``; it gets no gradient.
+        bias: ``[O]`` or None.
+        index: Positions in the flattened weight, int64 ``[n]``.
+        value: What is added there, ``[n]``.
+
+    Returns:
+        ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            bias = None if bias is None else bias.to(dtype)
+            return _apply(x.to(dtype), weight, bias, index, value)
+    return _apply(x, weight, bias, index, value)
+
+
+def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, value: Tensor) -> Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    y: Tensor = _EntriesLinear.apply(flat, weight, bias, index, value)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+class _EntriesLinear(torch.autograd.Function):
+    """Added in the values' precision, then rounded to the input's: no value is lost before."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, value: Tensor
+    ) -> Tensor:
+        cols, at = torch.unique(index % weight.shape[1], return_inverse=True)
+        ctx.save_for_backward(weight, index, value, x.index_select(1, cols), at)
+        return F.linear(x, _with_entries(weight, index, value).to(x.dtype), bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, index, value, x_c, at = ctx.saved_tensors
+        dx = d_value = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ _with_entries(weight, index, value).to(dy.dtype)
+        if ctx.needs_input_grad[4]:
+            d_value = _value_gradient(dy, x_c, index // weight.shape[1], at).to(value.dtype)
+        bias = dy.sum(0) if ctx.needs_input_grad[2] else None
+        return dx, None, bias, None, d_value
+
+
+def pass_entries_gradient(
+    y: Tensor, x: Tensor, index: Tensor, value: Tensor, shape: tuple[int, ...]
+) -> Tensor:
+    """``y`` itself, with the gradient of entries that its weight holds already.
+
+    Args:
+        y: ``F.linear(x, W')`` by other means, without a gradient of the entries. ``[..., O]``.
+        x: ``[..., I]``; gets no gradient here.
+        index: Positions of the entries in the flattened weight, ``[n]``.
+        value: The entries, ``[n]``.
+        shape: ``(O, I)``.
+    """
+    out: Tensor = _EntriesGradient.apply(y, x.detach(), index, value, shape[1])
+    return out
+
+
+class _EntriesGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, index: Tensor, value: Tensor, width: int) -> Tensor:
+        cols, at = torch.unique(index % width, return_inverse=True)
+        x_c = x.reshape(-1, x.shape[-1]).index_select(1, cols).to(y.dtype)
+        ctx.save_for_backward(x_c, at, index // width)
+        ctx.dtype = value.dtype
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x_c, at, rows = ctx.saved_tensors
+        d_value = _value_gradient(dy.reshape(-1, dy.shape[-1]), x_c, rows, at)
+        return dy, None, None, d_value.to(ctx.dtype), None
+
+
+def _with_entries(weight: Tensor, index: Tensor, value: Tensor) -> Tensor:
+    wide = weight.to(torch.promote_types(weight.dtype, value.dtype))
+    return wide.reshape(-1).index_add(0, index, value.to(wide.dtype)).view(weight.shape)
+
+
+def _value_gradient(dy: Tensor, x_c: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """``sum_t dy[t, rows] * x_c[t, cols]``: through the block where it is small. ``[n]``."""
+    used, at = torch.unique(rows, return_inverse=True)
+    # A product of the whole block runs at many times the speed of gathered single products.
+    if len(used) * x_c.shape[1] <= 64 * len(rows):
+        block = dy.index_select(1, used).t() @ x_c
+        return block[at, cols]
+    step = max(1, SCRATCH_NUMBERS // max(1, len(dy)))
+    pieces = zip(torch.split(rows, step), torch.split(cols, step), strict=True)
+    return torch.cat([(dy[:, r] * x_c[:, c]).sum(0, dtype=torch.float32) for r, c in pieces])

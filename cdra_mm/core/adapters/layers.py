@@ -1,0 +1,231 @@
+"""The modules that carry adapters.
+
+An adapted module keeps its identity, its base parameters and their names; only
+its class changes to a subclass made here, and a child ``cdra`` holds the
+adapters. Reading ``module.weight`` gives the effective weight W', so that code
+that uses the weight without calling the module (attention implemented
+functionally, say) is adapted too; ``named_parameters()`` and ``state_dict()``
+give the base W under its unchanged key. Calling the module takes a path that
+makes no gradient of the whole weight.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
+
+from ..model.attention import attend
+from .adapter import Adapter, CallAdapter, ParameterAdapter
+from .compact_linear import compact_linear
+from .entries import Entries, entries_linear, pass_entries_gradient
+from .low_rank import LowRank
+
+__all__ = ['PLAIN_LINEAR', 'AdapterSet', 'adapt_module']
+
+# Linear classes whose forward is nothing but F.linear: they take the fast path. Other subclasses
+# keep their own forward and read the effective weight. A framework adds its own here.
+PLAIN_LINEAR: set[type[nn.Module]] = {nn.Linear, NonDynamicallyQuantizableLinear}
+
+
+class AdapterSet(nn.Module):
+    """The adapters of one module, by parameter (``weight``, ``weight:q`` ...) or kind.
+
+    Attributes:
+        borrowed: Adapters of another module whose parameter this one shares (a tied weight), by
+            the name that the parameter has here. They are the other's children, not this one's:
+            a state dict holds them once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.borrowed: dict[str, list[ParameterAdapter]] = {}
+
+    def of(self, parameter: str) -> Iterator[ParameterAdapter]:
+        """The unmerged adapters of one base parameter."""
+        own = (a for a in self._modules.values() if isinstance(a, ParameterAdapter))
+        mine = (a for a in own if a.parameter == parameter)
+        for adapter in (*mine, *self.borrowed.get(parameter, ())):
+            if not adapter.merged:
+                yield adapter
+
+    def calls(self) -> Iterator[CallAdapter]:
+        """The unmerged adapters of what the module computes."""
+        for adapter in self._modules.values():
+            if isinstance(adapter, CallAdapter) and not adapter.merged:
+                yield adapter
+
+    def effective(self, parameter: str, base: Tensor) -> Tensor:
+        """The base parameter with its adapters added."""
+        for adapter in self.of(parameter):
+            base = adapter.added_to(base)
+        return base
+
+
+def adapt_module(model: nn.Module, path: str, suffix: str, adapter: Adapter) -> None:
+    """Puts an adapter on a module of a model, in place; the module keeps its identity.
+
+    An adapter of a parameter that other modules of the model share acts there too: merged, it
+    would.
+    """
+    module = model.get_submodule(path)
+    adapter.train(module.training)
+    _adapter_set(module).add_module(suffix, adapter)
+    _choose_class(module)
+    if not isinstance(adapter, ParameterAdapter):
+        return
+    shared = module._parameters[adapter.parameter]
+    for other in model.modules():
+        if other is module or isinstance(other, Adapter | AdapterSet):
+            continue
+        for name in [name for name, value in other._parameters.items() if value is shared]:
+            _adapter_set(other).borrowed.setdefault(name, []).append(adapter)
+            _choose_class(other)
+
+
+def _adapter_set(module: nn.Module) -> AdapterSet:
+    if not hasattr(type(module), 'base_class'):
+        module.add_module('cdra', AdapterSet())
+    return cast(AdapterSet, module.cdra)
+
+
+def _choose_class(module: nn.Module) -> None:
+    """Gives a module the class that its adapters ask for."""
+    adapters = cast(AdapterSet, module.cdra)
+    children = list(adapters.children())
+    names = {a.parameter for a in children if isinstance(a, ParameterAdapter)}
+    calls = any(isinstance(a, CallAdapter) for a in children)
+    base = getattr(type(module), 'base_class', type(module))
+    names |= set(adapters.borrowed)
+    module.__class__ = _adapted_class(cast(Hashable, base), tuple(sorted(names)), calls)
+
+
+@functools.cache
+def _adapted_class(base: type[nn.Module], names: tuple[str, ...], calls: bool) -> type[nn.Module]:
+    """The subclass of `base` whose `names` read as effective parameters."""
+    namespace: dict[str, Any] = {name: _effective_parameter(name) for name in names}
+    namespace['base_class'] = base
+    namespace['__module__'] = base.__module__
+    # A class made at run time cannot be found by name: copy and pickle rebuild it.
+    namespace['__reduce_ex__'] = lambda self, _: (
+        _new_adapted,
+        (base, names, calls),
+        self.__dict__,
+    )
+    forward: Callable[..., Any] | None = None
+    if base in PLAIN_LINEAR:
+        forward = _linear_forward
+    elif base is nn.MultiheadAttention:
+        forward = _attention_forward
+    if calls:
+        forward = _adapted_call(forward or cast(Any, base).forward)
+    if forward is not None:
+        namespace['forward'] = forward
+    return type(f'Adapted{base.__name__}', (base,), namespace)
+
+
+def _new_adapted(base: type[nn.Module], names: tuple[str, ...], calls: bool) -> nn.Module:
+    cls = _adapted_class(cast(Hashable, base), names, calls)
+    return cls.__new__(cls)
+
+
+def _effective_parameter(name: str) -> property:
+    def get(module: nn.Module) -> Tensor:
+        base = module._parameters[name]
+        assert base is not None
+        return cast(AdapterSet, module.cdra).effective(name, base)
+
+    return property(get, doc=f'The effective {name}: base plus adapters.')
+
+
+def _linear_forward(module: nn.Module, x: Tensor) -> Tensor:
+    return _adapted_product(module, 'weight', x, cast('Tensor | None', module.bias))
+
+
+def _adapted_call(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward `plain` of a module inside those of its call adapters."""
+
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        inner = functools.partial(plain, module)
+        for adapter in cast(AdapterSet, module.cdra).calls():
+            inner = functools.partial(adapter.call, inner)
+        return inner(*args, **kwargs)
+
+    return forward
+
+
+def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear(x, module.<name>, bias)`` without making the effective weight's gradient."""
+    weight = cast(Tensor, module._parameters[name])
+    adapters = list(cast(AdapterSet, module.cdra).of(name))
+    entries = [a for a in adapters if isinstance(a, Entries)]
+    low_rank = [a for a in adapters if isinstance(a, LowRank)]
+    if len(entries) + len(low_rank) < len(adapters):
+        return F.linear(x, cast(Tensor, getattr(module, name)), bias)
+    index = torch.cat([a.flat for a in entries]) if entries else None
+    value = torch.cat([a.value for a in entries]) if entries else None
+    if index is None or value is None:
+        return (
+            _low_rank_product(x, weight, bias, low_rank) if low_rank else F.linear(x, weight, bias)
+        )
+    if not low_rank:
+        return entries_linear(x, weight, bias, index, value)
+    with torch.no_grad():
+        base = weight
+        for adapter in entries:
+            base = adapter.added_to(base)
+    y = _low_rank_product(x, base, bias, low_rank)
+    return pass_entries_gradient(y, x, index, value, weight.shape)
+
+
+def _low_rank_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, adapters: list[LowRank]
+) -> Tensor:
+    blocks = [a.block for a in adapters]
+    factors = [factor for a in adapters for factor in (a.down, a.up)]
+    dropouts = [a.dropout if a.training else 0.0 for a in adapters]
+    return compact_linear(x, weight, bias, blocks, factors, dropouts)
+
+
+def _attention_forward(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Self-attention by one product for q, k and v; what is not plain by torch's own forward."""
+    is_plain = (
+        query is key is value
+        and query.dim() == 3
+        and key_padding_mask is attn_mask is module.bias_k is module.bias_v is None
+        and not (is_causal or module.add_zero_attn)
+    )
+    if not (is_plain and torch.is_grad_enabled()):  # without gradients torch has kernels of its own
+        own: Callable[..., tuple[Tensor, Tensor | None]] = cast(
+            Any, type(module)
+        ).base_class.forward
+        masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        return own(module, query, key, value, *masks)
+    x = query if module.batch_first else query.transpose(0, 1)
+    q, k, v = _adapted_product(module, 'in_proj_weight', x, module.in_proj_bias).chunk(3, -1)
+    out, weights = attend(
+        q,
+        k,
+        v,
+        module.num_heads,
+        dropout_p=module.dropout if module.training else 0.0,
+        need_weights=need_weights,
+        average_weights=average_attn_weights,
+    )
+    out = cast(Tensor, module.out_proj(out))
+    return out if module.batch_first else out.transpose(0, 1), weights

@@ -1,0 +1,250 @@
+"""Several adapters on one base: named, and switched in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cdra_mm.errors import PlanError
+from cdra_mm.spelling import did_you_mean
+
+from ..adapters.apply import (
+    Place,
+    adapters,
+    check_fits,
+    planned_adapters,
+    remove_adapters,
+    trained_whole,
+)
+from ..model.digests import base_buffers, base_state
+from ..planning.plan import Plan
+from .files import read_adapter
+from .loading import build_from_file, put_on, replaced_values
+
+__all__ = ['NamedAdapters']
+
+
+@dataclass
+class _Entry:
+    """What one name stands for.
+
+    Attributes:
+        plan: Its plan.
+        places: Its adapters; they live here while others are on the model.
+        whole: Values of the model's own tensors that it replaces, while it is not in use: what it
+            trains whole or brings along, and buffers that have changed while it was in use.
+        beside: Names of what was trained beside its plan.
+    """
+
+    plan: Plan
+    places: list[Place]
+    whole: dict[str, Tensor]
+    beside: tuple[str, ...] = ()
+
+
+class NamedAdapters:
+    """Adapters of one base model by name, of which one at a time is on the model.
+
+    Switching takes the adapters off and puts others on: it costs as much as the
+    adapters are large. The base weights are never copied, but for buffers and the parameters that
+    an adapter trains whole (vectors, tokens): their base values come back when it is taken off.
+    The model computes, bit for bit, what it computes after `load_adapter` of the
+    same file on a fresh base.
+
+    Args:
+        model: A plain model with its base weights.
+
+    Raises:
+        PlanError: If it is adapted already.
+
+    Example:
+        >>> from cdra_mm.core import NamedAdapters, plan_from_masks
+        >>> from torch import nn
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> model = nn.Sequential(layer)
+        >>> plan = plan_from_masks({'0.linear1.weight': torch.ones(16, 8).bool()}, rank_rule=1)
+        >>> named = NamedAdapters(model)
+        >>> named.add('city', plan)
+        >>> named.use('city')
+        >>> named.current, named.names
+        ('city', ('city',))
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if adapters(model):
+            raise PlanError(
+                f'{type(model).__name__} is adapted already: expected a plain model with its base '
+                'weights; remove its adapters first, and add them by their file'
+            )
+        self.model = model
+        self._entries: dict[str, _Entry] = {}
+        self._current: str | None = None
+        self._base: dict[str, Tensor] = {}  # of what the current one replaces, and of all buffers
+        self._trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in the order in which they were added."""
+        return tuple(self._entries)
+
+    @property
+    def current(self) -> str | None:
+        """The name of the adapter on the model; None where it is the plain base."""
+        return self._current
+
+    def add(
+        self,
+        name: str,
+        source: str | Path | Plan,
+        *,
+        check_base: bool = True,
+        may_differ: str | Iterable[str] = (),
+        seed: int = 0,
+    ) -> None:
+        """Adds an adapter; the one in use stays in use.
+
+        Args:
+            name: Its name.
+            source: A file of `save_adapter`, or a plan for one to be trained.
+            check_base: Refuse other base weights than those it was made for.
+            may_differ: Names of those that may be others; see `load_adapter`.
+            seed: Seed of the initial values of a plan's adapters.
+
+        Raises:
+            PlanError: If there is one of that name, or it does not fit the model.
+            CheckpointError: If the file is missing, damaged or of other base weights.
+        """
+        if not name or name in self._entries:
+            raise PlanError(
+                f'there is an adapter {name!r} already: remove it first, or use another name'
+                if name
+                else 'the name of an adapter is empty'
+            )
+        file = None if isinstance(source, Plan) else read_adapter(source)
+        with self._plain():
+            if file is not None:
+                places = build_from_file(
+                    self.model, file, check_base=check_base, may_differ=may_differ
+                )
+                # A copy: what is read is mapped, and the file may be written over meanwhile.
+                whole = {k: value.clone() for k, value in replaced_values(file, may_differ).items()}
+                self._entries[name] = _Entry(file.plan, places, whole, file.beside)
+            elif isinstance(source, Plan):
+                self._entries[name] = self._planned(source, seed)
+
+    def use(self, name: str | None) -> None:
+        """Puts an adapter on the model in the place of the one that is there.
+
+        What the plan of the adapter trains is trainable then, everything else frozen.
+
+        Args:
+            name: Its name; None gives the plain base, trainable as it was at first.
+
+        Raises:
+            PlanError: If there is none of that name, or the one in use is merged, or the
+                adapters of the model were changed by other means. Nothing is changed then.
+        """
+        entry = None if name is None else self._find(name)
+        self._check_present()
+        if name == self._current:
+            return
+        self._take_off()
+        if name is None or entry is None:
+            return
+        state = base_state(self.model)
+        self._base = {k: state[k].clone() for k in {*entry.whole, *base_buffers(self.model)}}
+        for path, _, adapter in entry.places:
+            # The model may have been moved while this one was not on it.
+            like = next(self.model.get_submodule(path).parameters(), None)
+            if like is not None:
+                adapter.to(like.device)
+        put_on(self.model, entry.plan, entry.places, entry.whole, entry.beside)
+        entry.whole = dict.fromkeys(entry.whole, torch.empty(0))  # the model holds them now
+        self._current = name
+
+    def remove(self, name: str) -> None:
+        """Drops an adapter; the model is plain afterwards where it was the one in use.
+
+        Raises:
+            PlanError: As `use` does.
+        """
+        self._find(name)
+        if name == self._current:
+            self.use(None)
+        del self._entries[name]
+
+    def plan_of(self, name: str) -> Plan:
+        """The plan of an adapter.
+
+        Raises:
+            PlanError: If there is none of that name.
+        """
+        return self._find(name).plan
+
+    def _find(self, name: str) -> _Entry:
+        if name not in self._entries:
+            known = ', '.join(map(repr, self._entries)) or 'none'
+            raise PlanError(
+                f'there is no adapter {name!r}{did_you_mean(name, self._entries)}: those added are '
+                f'{known}'
+            )
+        return self._entries[name]
+
+    def _planned(self, plan: Plan, seed: int) -> _Entry:
+        check_fits(self.model, plan)
+        places = planned_adapters(self.model, plan)
+        generator = torch.Generator().manual_seed(seed)
+        for _, _, adapter in places:
+            adapter.reset(generator)
+        state = base_state(self.model)
+        return _Entry(plan, places, {key: state[key].clone() for key in trained_whole(plan)})
+
+    def _check_present(self) -> None:
+        present = adapters(self.model)
+        merged = [name for name, adapter in present.items() if adapter.merged]
+        if merged:
+            raise PlanError(
+                f'{len(merged)} adapters of {self._current!r} are merged into the base weights: '
+                'call unmerge_adapters first'
+            )
+        entry = self._entries.get(self._current or '')
+        own = {id(adapter) for _, _, adapter in entry.places} if entry else set()
+        if {id(adapter) for adapter in present.values()} != own:
+            raise PlanError(
+                f'the adapters of {type(self.model).__name__} were changed by other means than '
+                f'this {type(self).__name__}: use one way only'
+            )
+
+    def _take_off(self) -> None:
+        if self._current is None:
+            return
+        entry = self._entries[self._current]
+        state = base_state(self.model)
+        # They may have been trained while they were in use.
+        entry.whole = {
+            key: state[key].clone()
+            for key, value in self._base.items()
+            if key in entry.whole or not torch.equal(state[key], value)
+        }
+        remove_adapters(self.model, discard=True)
+        with torch.no_grad():
+            for key, value in self._base.items():
+                state[key].copy_(value)
+        self._base, self._current = {}, None
+        for key, parameter in self.model.named_parameters():
+            parameter.requires_grad_(key in self._trainable)
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """The model without its adapter, which is put on again afterwards."""
+        before = self._current
+        self.use(None)
+        try:
+            yield
+        finally:
+            self.use(before)

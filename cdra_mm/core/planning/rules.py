@@ -1,0 +1,47 @@
+"""What a plan follows beside the masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cdra_mm.errors import PlanError
+from cdra_mm.settings import check_settings, setting
+
+from .ablations import NO_ABLATION, Ablation
+from .ranks import check_rank_rule
+
+__all__ = ['Rules']
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings of `make_plan` that decide about a target.
+
+    Raises:
+        PlanError: If a setting is out of range.
+    """
+
+    rank_rule: str | int = 'eq7'
+    min_rank: int = 0
+    beta: float = setting(5, above=0)
+    ablation: Ablation = NO_ABLATION
+
+    def __post_init__(self) -> None:
+        check_rank_rule(self.rank_rule, self.min_rank)
+        check_settings(self, PlanError)
+
+    @property
+    def monotone(self) -> bool:
+        """Whether no plan is smaller than one of fewer entries.
+
+        It can be with ``'count'``, as n / (|R| + |C|) can fall; where the block is not R x C, as
+        the others shrink when it grows; where CDRA follows on single entries, of which it
+        may train fewer; and where LoRA follows on a block of a higher rank than its own.
+        """
+        ablation = self.ablation
+        if not ablation.case1:
+            return not ablation.case2
+        if self.rank_rule == 'count' or ablation.quadrant != '10':
+            return False
+        least = max(self.min_rank, self.rank_rule if isinstance(self.rank_rule, int) else 0)
+        return ablation.case2 or least <= ablation.lora_rank

@@ -1,0 +1,165 @@
+"""Sensitivity of every competing entry (CDRA-SPT, Eq. 3).
+
+    s_ij = 1/N sum_n ( dL_n / dW_ij )^2
+
+One forward and one backward of a batch give the exact squares of all its
+samples: `parameter_watch` puts an operation of `scored_ops` in the place of each
+use of a competing parameter, whose backward adds the squares. Every parameter that has a
+gradient has a score: `batch_scores` finds out what cannot be scored so, and scores it one sample
+at a time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdra_mm.errors import ScoreError
+
+from ..model.evaluation import evaluation_mode
+from ..model.targets import find_targets, parameter_of, resolve, view_of
+from .batch_scores import BatchScores, LossFn, require_finite
+from .square_sink import SquareSink
+
+__all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'require_finite']
+
+STATISTICS = ('per_sample', 'per_batch')
+Combine = Callable[[Sequence[Tensor], int], int]
+# Entries: sums begin where an allocation of their own would, at multiples of 256 bytes.
+ALIGNMENT = 64
+
+
+def estimate_scores(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: LossFn,
+    *,
+    targets: Iterable[str] | None = None,
+    statistic: str = 'per_sample',
+    progress: Callable[[int], None] | None = None,
+    combine: Combine | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> dict[str, Tensor]:
+    """Mean squared per-sample gradient of every target (CDRA-SPT, Eq. 3).
+
+    The model runs in ``eval()`` mode, so that dropout is off and batch norms do
+    not mix samples, and is left exactly as it was found.
+
+    Args:
+        model: Any module. Weights may be frozen; no ``.grad`` is touched.
+        batches: Batches, each whatever ``loss_fn`` takes.
+        loss_fn: Called as ``loss_fn(model, batch)``. Returns the losses of the
+            batch's samples ``[B]``, each depending on its own sample only, or
+            ``(mean loss of the batch, B)`` where the loss is a plain mean. It is called again
+            on the same batch where a weight turns out to be used in an unknown way.
+        targets: Names to score. Default: `find_targets(model)`.
+        statistic: ``'per_sample'`` (Eq. 3), or ``'per_batch'``: the mean over
+            batches of the squared gradient of the batch's mean loss (SPT's
+            released code).
+        progress: Called after each batch with the number of samples so far.
+        combine: For several processes that each score a share. Called once after the last batch
+            as ``combine(sums, count)``: adds every process's `sums` up in place (one flat tensor,
+            more only where the model lies on several devices) and returns the sum of their counts
+            (of samples; of batches for ``per_batch``). A process may then have no batch.
+        warn: Called with one line where parameters have to be scored one sample at a time.
+            Default: ``warnings.warn``.
+
+    Returns:
+        fp32 scores by target name, in the target's shape, all views of one tensor per device.
+
+    Raises:
+        ScoreError: If there is no batch, a loss or gradient is not finite, all gradients are
+            zero, or the model carries adapters; or, where the loss is the mean of several
+            samples, a weight is used twice, in an unknown way, or on activations that are not
+            ``[B, ...]``.
+        PlanError: If a name does not fit the model.
+    """
+    if statistic not in STATISTICS:
+        raise ScoreError(f'statistic={statistic!r}: expected one of {", ".join(STATISTICS)}')
+    if targets is None:
+        chosen = find_targets(model)
+    else:
+        chosen = {name: resolve(model, name) for name in targets}
+    for target in chosen.values():
+        if hasattr(type(model.get_submodule(target.module)), 'base_class'):
+            raise ScoreError(
+                f'{target.module} is adapted: its plain weights no longer get their gradients; '
+                'score the model before its plan is applied, or merge and remove the adapters'
+            )
+    sink = SquareSink(statistic == 'per_sample')
+    parameters = {target.path: parameter_of(model, target) for target in chosen.values()}
+    # Modules that share a parameter share its sums, under the first one's name.
+    names: dict[int, str] = {}
+    for path, parameter in parameters.items():
+        names.setdefault(id(parameter), path)
+    scored = {path: p for path, p in parameters.items() if names[id(p)] == path}
+    sink.sums, flat = _zero_sums(scored)
+
+    with evaluation_mode(model), _requiring_grad(list(scored.values())):
+        scores = BatchScores(model, loss_fn, scored, sink, warn or _warn)
+        for batch in batches:
+            scores.add(batch)
+            if progress is not None:
+                progress(scores.num_samples)
+    count = scores.num_samples if sink.per_sample else scores.num_batches
+    if combine is not None:
+        count = combine(flat, count)
+    if not count:
+        raise ScoreError('no sample to score: `batches` is empty; give at least one batch')
+
+    for total in flat:
+        total.div_(count)
+    if not any(bool(total.any()) for total in flat):
+        unit = 'samples' if sink.per_sample else 'batches'
+        raise ScoreError(
+            f'the gradients of all {len(chosen)} targets are exactly zero over {count} {unit}: '
+            'the loss does not depend on the backbone. Is the last layer of the head all zeros, '
+            'or is the backbone run under no_grad?'
+        )
+    return {
+        name: view_of(target, sink.sums[names[id(parameters[target.path])]])
+        for name, target in chosen.items()
+    }
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=6)  # where estimate_scores was called
+
+
+def _zero_sums(
+    parameters: Mapping[str, nn.Parameter],
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """fp32 zeros in the shape of each parameter, cut from one flat tensor per device.
+
+    So that processes add theirs up with one call and without a copy of what may be 1.1 G entries.
+    """
+    lengths: dict[torch.device, int] = {}
+    begins: dict[str, int] = {}
+    for path, parameter in parameters.items():
+        begins[path] = lengths.get(parameter.device, 0)
+        padded = -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+        lengths[parameter.device] = begins[path] + padded
+    flat = {device: torch.zeros(length, device=device) for device, length in lengths.items()}
+    sums = {
+        path: flat[p.device][begins[path] : begins[path] + p.numel()].view(p.shape)
+        for path, p in parameters.items()
+    }
+    return sums, list(flat.values())
+
+
+@contextmanager
+def _requiring_grad(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """An unknown use of a weight shows in a result that requires grad: so must the weight."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

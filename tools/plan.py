@@ -1,0 +1,6 @@
+"""`cdra plan` for a checkout: python tools/plan.py --help says what it does."""
+
+from cdra_mm.commands import run_command
+
+if __name__ == '__main__':
+    run_command('plan')
