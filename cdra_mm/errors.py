@@ -42,6 +42,10 @@ class CheckpointError(CDRAError):
     """A checkpoint or adapter file is damaged, foreign, or lacks its base weights."""
 
 
+class HostError(CDRAError):
+    """An installed package is of a release whose inner names are not known here."""
+
+
 class DivergedError(CDRAError):
     """A run has ended because what it trains is no longer finite; its input was not wrong."""
 

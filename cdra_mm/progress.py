@@ -1,4 +1,8 @@
-"""Progress of long work: tqdm's line on a terminal; some whole lines, or nothing, in a log."""
+"""Progress of long work: tqdm's line on a terminal; some whole lines, or nothing, in a log.
+
+What computes draws nothing: it tells of its phases (`phase`, `counted`), and who calls it says
+where they go (`reported_to`).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,28 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ['Progress', 'counted', 'logged_progress', 'progress_line', 'silent', 'time_left']
+__all__ = [
+    'Phases',
+    'Progress',
+    'counted',
+    'late_line',
+    'logged_progress',
+    'phase',
+    'progress_line',
+    'reported_to',
+    'time_left',
+]
 
 Progress = Callable[[int, 'int | None'], None]
 """Called with the amount done and the total (``None`` when unknown)."""
 
+Phases = Callable[[str, str], Progress]
+"""Called with a label and a unit where a phase of work begins; gives its `Progress`."""
+
 LOG_LINE = '{desc}  {n_fmt} of {total_fmt}{unit}  {percentage:.0f} %'
 
 Item = TypeVar('Item')
-_SILENT: ContextVar[bool] = ContextVar('silent', default=False)
+_START: ContextVar[Phases | None] = ContextVar('start', default=None)
 
 
 def progress_line(
@@ -42,7 +59,7 @@ def progress_line(
         >>> show(0, 2**20)
     """
     out = sys.stderr if stream is None else stream
-    if _SILENT.get() or not out.isatty():
+    if not out.isatty():
         return lambda done, total: None
     line: Any = None
 
@@ -110,7 +127,7 @@ def logged_progress(
 
     def show(done: int, total: int | None) -> None:
         nonlocal reported
-        if _SILENT.get() or not total or done * parts // total <= reported:
+        if not total or done * parts // total <= reported:
             return
         reported = done * parts // total
         left = (time.monotonic() - first) * (total - done) / done
@@ -122,33 +139,50 @@ def logged_progress(
     return show
 
 
-def counted(
-    items: Collection[Item], label: str, *, unit: str, stream: TextIO | None = None
-) -> Iterator[Item]:
-    """The items, with a `progress_line` of how many are done where they take over a second.
+def late_line(label: str, unit: str) -> Progress:
+    """A `progress_line` for what may be over at once: it appears after a second."""
+    return progress_line(label, unit=unit, after=1.0)
+
+
+@contextmanager
+def reported_to(start: Phases | None) -> Iterator[None]:
+    """Work inside reports to this; with None to whatever it reports to already.
+
+    Args:
+        start: Gets a label and a unit at the beginning of each phase.
+    """
+    token = _START.set(_START.get() if start is None else start)
+    try:
+        yield
+    finally:
+        _START.reset(token)
+
+
+def phase(label: str, unit: str) -> Progress:
+    """The function to call with (done, total) of a phase of work; it shows nothing by itself.
+
+    Args:
+        label: What is under way.
+        unit: The plural of what is counted.
+    """
+    start = _START.get()
+    return (lambda done, total: None) if start is None else start(label, unit)
+
+
+def counted(items: Collection[Item], label: str, *, unit: str) -> Iterator[Item]:
+    """The items, as a `phase` of how many are done.
 
     Args:
         items: What is worked on.
         label: What is under way.
         unit: The plural of what is counted.
-        stream: See `progress_line`.
 
     Example:
         >>> list(counted([3, 4], 'planning', unit='matrices'))
         [3, 4]
     """
-    show = progress_line(label, unit=unit, stream=stream, after=1.0)
+    show = phase(label, unit)
     for done, item in enumerate(items):
         show(done, len(items))
         yield item
     show(len(items), len(items))
-
-
-@contextmanager
-def silent(value: bool = True) -> Iterator[None]:
-    """No progress is shown inside: of several processes that do the same, one shows it."""
-    token = _SILENT.set(value)
-    try:
-        yield
-    finally:
-        _SILENT.reset(token)

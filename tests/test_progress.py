@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from cdra_mm import progress
 from cdra_mm.core import make_plan
 from cdra_mm.core.planning import budget
-from cdra_mm.progress import counted, logged_progress, progress_line, silent
+from cdra_mm.progress import counted, late_line, logged_progress, progress_line, reported_to
 
 
 class Terminal(io.StringIO):
@@ -55,7 +56,6 @@ def test_progress_line_writes_nothing_into_a_log():
     show = progress_line('scoring', unit='samples', stream=log)
     show(0, 2)
     show(2, 2)
-    assert list(counted([1, 2], 'planning', unit='weights', stream=log)) == [1, 2]
     assert log.getvalue() == ''
 
 
@@ -79,26 +79,42 @@ def test_logged_progress_draws_one_line_on_a_terminal():
     assert lines == [] and '10/10' in terminal.getvalue()
 
 
-def test_counted_shows_only_what_takes_long(clock):
-    quick, slow = Terminal(), Terminal()
-    for terminal, seconds in ((quick, 0.01), (slow, 0.9)):
-        for _ in counted(range(4), 'planning', unit='weights', stream=terminal):
-            clock[0] += seconds
-    assert quick.getvalue() == ''
-    assert '2/4' in slow.getvalue() and slow.getvalue().endswith('\n')
+def test_late_line_shows_only_what_takes_long(monkeypatch, clock):
+    shown = []
+    for seconds in (0.01, 0.9):
+        terminal = Terminal()
+        monkeypatch.setattr(progress.sys, 'stderr', terminal)
+        with reported_to(late_line):
+            for _ in counted(range(4), 'planning', unit='weights'):
+                clock[0] += seconds
+        shown.append(terminal.getvalue())
+    assert shown[0] == ''
+    assert '2/4' in shown[1] and shown[1].endswith('\n')
 
 
-def test_silent_processes_show_nothing():
-    terminal, lines = Terminal(), []
-    with silent():
-        progress_line('a', stream=terminal)(1, 1)
-        logged_progress('a', lines.append, unit='samples', stream=io.StringIO())(1, 1)
-    assert terminal.getvalue() == '' and lines == []
-    progress_line('a', stream=terminal)(1, 1)
-    assert terminal.getvalue()
+def test_phases_are_reported_to_the_innermost_that_asks_for_them():
+    told = []
+
+    def start(name):
+        return lambda label, unit: lambda done, total: told.append((name, label, unit, done, total))
+
+    def work():
+        assert list(counted([7], 'planning', unit='weights')) == [7]
+
+    work()
+    assert not told
+    with reported_to(start('outer')):
+        with reported_to(start('inner')):
+            work()
+        with reported_to(None):
+            work()
+    work()
+    assert told == [
+        (name, 'planning', 'weights', done, 1) for name in ('inner', 'outer') for done in (0, 1)
+    ]
 
 
-def test_budget_search_shows_its_progress(monkeypatch, clock):
+def test_budget_search_draws_nothing_unless_progress_is_handed_in(monkeypatch, clock):
     terminal = Terminal()
     monkeypatch.setattr(progress.sys, 'stderr', terminal)
     scores = {str(i): torch.rand(20, 20) for i in range(3)}
@@ -110,4 +126,20 @@ def test_budget_search_shows_its_progress(monkeypatch, clock):
     histograms = budget.coarse_histogram
     monkeypatch.setattr(budget, 'coarse_histogram', slow)
     make_plan(scores, budget_params=100, rank_rule='count')
+    assert terminal.getvalue() == ''
+    make_plan(scores, budget_params=100, rank_rule='count', progress=late_line)
     assert '2/3' in terminal.getvalue()
+
+
+DRAWS = {'progress_line', 'late_line', 'logged_progress', 'print', 'stderr', 'stdout'}
+
+
+def test_what_computes_draws_nothing_by_itself(repository):
+    paths = [
+        p for room in ('core', 'methods') for p in (repository / 'cdra_mm' / room).rglob('*.py')
+    ]
+    assert len(paths) > 40
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, 'id', None) or getattr(node, 'attr', None)
+            assert name not in DRAWS, f'{path.name}:{node.lineno} uses {name}'

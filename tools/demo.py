@@ -233,7 +233,7 @@ def paint(root: Path, predictions: dict[str, Path], out: Path) -> None:
     from matplotlib.patches import Patch
     from PIL import Image
 
-    from cdra_mm.data.demo import CLASSES, PALETTE
+    from cdra_mm.data.demo_images import CLASSES, PALETTE
 
     names = sorted(path.stem for path in (root / 'annotations/validation').glob('*.png'))
     names = names[:: max(1, len(names) // PICTURES)][:PICTURES]

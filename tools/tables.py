@@ -26,15 +26,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from cdra_mm.command_line import run
-from cdra_mm.tables.arguments import parser
+from cdra_mm.tables.study_options import parser
 
 
 def main() -> None:
     arguments = parser(__doc__).parse_args()
 
-    from cdra_mm.tables import command, cost
+    from cdra_mm.tables import cost, study
 
-    main_of = cost.main if arguments.table == 'cost' else command.main
+    main_of = cost.main if arguments.table == 'cost' else study.main
     main_of(arguments, Path(__file__).resolve().parent)
 
 

@@ -71,7 +71,7 @@ def block_grid_picture(run: Run, regions: list[Region]) -> Picture:
              'selected entries', 'share of block selected', 'rank', 'trainable parameters',
              'shown'),
             [
-                (r.name, r.place.layer, r.place.kind, *r.shape, len(r.rows), len(r.cols),
+                (r.name, r.position.layer, r.position.role, *r.shape, len(r.rows), len(r.cols),
                  r.num_selected, r.density, r.rank, r.num_params, r in chosen)
                 for r in regions
             ],
@@ -87,10 +87,10 @@ def spread(regions: list[Region], count: int) -> list[Region]:
         count: How many to choose.
     """
     trained = [region for region in regions if region.rank != 0]
-    by_kind: dict[str, list[Region]] = {}
+    by_role: dict[str, list[Region]] = {}
     for region in trained if len(trained) >= COLUMNS else regions:
-        by_kind.setdefault(region.place.kind, []).append(region)
-    kinds = list(by_kind.values())
+        by_role.setdefault(region.position.role, []).append(region)
+    kinds = list(by_role.values())
     chosen: set[str] = set()
     for i in range(count):
         members = [region for region in kinds[i % len(kinds)] if region.name not in chosen]
@@ -106,8 +106,8 @@ def _with_rest(first: tuple[int, ...], size: int) -> list[int]:
 
 
 def _two_lines(region: Region) -> str:
-    place = region.place
-    return f'layer {place.layer}\n{place.kind}' if place.layer else place.kind
+    position = region.position
+    return f'layer {position.layer}\n{position.role}' if position.layer else position.role
 
 
 def _label(region: Region) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from mmengine.registry import MODELS
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from cdra_mm.core import resolve
@@ -15,6 +14,7 @@ from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.backbone import PREFIX, attach_loader
 from cdra_mm.mm.checkpoints.base_weights import named_bases
 from cdra_mm.mm.checkpoints.restoring import ensure_base
+from cdra_mm.mm.compatibility import load_checkpoint
 from cdra_mm.mm.launch import plain_config
 from cdra_mm.mm.packages import set_default_scope
 from cdra_mm.pictures.plan_map import map_values
@@ -78,7 +78,7 @@ def _fill(backbone: nn.Module, run: Run) -> None:
         attach_loader(backbone, named_bases(run.config or {}))
         ensure_base(backbone, record)
         return
-    loaded = CheckpointLoader.load_checkpoint(str(run.checkpoint), map_location='cpu')['state_dict']
+    loaded = load_checkpoint(str(run.checkpoint))['state_dict']
     own = {key.removeprefix('module.').removeprefix(PREFIX): v for key, v in loaded.items()}
     missing = backbone.load_state_dict(own, strict=False).missing_keys
     if missing:
@@ -106,8 +106,8 @@ def change_picture(run: Run, changes: dict[str, float], norms: dict[str, float])
         largest = f'{values[most]:.2g}'
     return map_picture(
         'map_change',
-        map_values(values, title, unit, run.places),
+        map_values(values, title, unit, run.positions),
         f'The Frobenius norm of what training has added to each matrix, {of}. The largest is '
-        f'{largest}, in {run.places[most]}.',
+        f'{largest}, in {run.positions[most]}.',
         'training',
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .block_sizes import block_sizes_picture
+from .block_size_chart import block_sizes_picture
 from .frontier import frontier_picture
 from .overlap import overlap_picture
 from .picture import Picture
@@ -38,7 +38,7 @@ def comparison_pictures(
         pictures.append(block_sizes_picture(compared, 'comparison'))
     if len(compared) > 1:
         pictures.append(overlap_picture({name: runs[name] for name in compared}, compared))
-        layers = max((runs[name].places.layers for name in compared), key=len)
+        layers = max((runs[name].positions.layers for name in compared), key=len)
         pictures.append(rank_comparison_picture(compared, layers))
     scatter, left_out = frontier_picture(runs)
     pictures += [scatter] if scatter is not None else []

@@ -56,7 +56,7 @@ def density_picture(region: Region, mask: Tensor) -> Picture:
     denser = [100 * sum(d > whole for d in values) / len(values) for values in (in_rows, in_cols)]
     return Picture(
         'density',
-        f'How dense rows and columns are: {region.place}',
+        f'How dense rows and columns are: {region.position}',
         f'The share of selected entries in each row and each column of {region.name}, sorted; the '
         f'dashed line is the share in the whole matrix ({100 * whole:.2f} %). {denser[0]:.0f} % of '
         f'the rows and {denser[1]:.0f} % of the columns are denser than the whole.',

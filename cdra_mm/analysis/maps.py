@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from cdra_mm.core import Plan
-from cdra_mm.mm.planning.kept_scores import Kept
+from cdra_mm.mm.run_planning.kept_scores import Kept
 from cdra_mm.pictures import PlanMap, draw_map, map_of
-from cdra_mm.pictures.places import Places
 from cdra_mm.pictures.plan_map import map_values
+from cdra_mm.pictures.weight_positions import WeightPositions
 
 from .picture import Picture, Table
 
 __all__ = ['map_picture', 'parameter_map', 'rank_map', 'sensitivity_map']
 
 
-def rank_map(plan: Plan, places: Places) -> Picture:
+def rank_map(plan: Plan, positions: WeightPositions) -> Picture:
     """Where the ranks went."""
-    plan_map = map_of(plan, 'ranks', places)
+    plan_map = map_of(plan, 'ranks', positions)
     return map_picture(
         'map_ranks',
         plan_map,
@@ -26,9 +26,9 @@ def rank_map(plan: Plan, places: Places) -> Picture:
     )
 
 
-def parameter_map(plan: Plan, places: Places) -> Picture:
+def parameter_map(plan: Plan, positions: WeightPositions) -> Picture:
     """Where the trainable parameters are."""
-    plan_map = map_of(plan, 'parameters', places)
+    plan_map = map_of(plan, 'parameters', positions)
     outside = (
         f' Another {plan_map.outside:,.0f} belong to no layer (tokens, embeddings).'
         if plan_map.outside
@@ -41,10 +41,10 @@ def parameter_map(plan: Plan, places: Places) -> Picture:
     )
 
 
-def sensitivity_map(kept: Kept, places: Places) -> Picture:
+def sensitivity_map(kept: Kept, positions: WeightPositions) -> Picture:
     """Where the sensitivity is; asks for kept scores."""
     title, unit = 'Summed sensitivity', 'squared gradient'
-    plan_map = map_values(kept.totals, title, unit, places)
+    plan_map = map_values(kept.totals, title, unit, positions)
     return map_picture(
         'map_sensitivity',
         plan_map,
@@ -63,10 +63,10 @@ def map_picture(name: str, plan_map: PlanMap, caption: str, group: str = 'plan')
         group: Where it belongs.
     """
     rows: list[tuple[Any, ...]] = [
-        (kind, layer, value)
-        for kind in plan_map.kinds
+        (role, layer, value)
+        for role in plan_map.roles
         for layer in plan_map.layers
-        if (value := plan_map.values.get((kind, layer))) is not None
+        if (value := plan_map.values.get((role, layer))) is not None
     ]
     if plan_map.outside:
         rows.append(('outside the layers', None, plan_map.outside))

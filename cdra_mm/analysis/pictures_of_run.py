@@ -5,7 +5,7 @@ from __future__ import annotations
 from cdra_mm.errors import ConfigError
 
 from .block_grid import block_grid_picture
-from .block_sizes import block_sizes_picture
+from .block_size_chart import block_sizes_picture
 from .change import base_norms, change_picture, matrix_changes
 from .density import density_picture
 from .maps import parameter_map, rank_map, sensitivity_map
@@ -44,13 +44,13 @@ def plan_pictures(run: Run, regions: list[Region], matrix: str | None = None) ->
         pictures += _of_one_matrix(run, chosen)
         pictures += [block_grid_picture(run, regions), block_sizes_picture({run.name: regions})]
     if any(region.rank is not None for region in regions):
-        pictures.append(rank_map(run.plan, run.places))
+        pictures.append(rank_map(run.plan, run.positions))
     if run.plan.num_trainable:
-        pictures.append(parameter_map(run.plan, run.places))
+        pictures.append(parameter_map(run.plan, run.positions))
     else:
         run.missing.append(f'Nothing of the backbone is trained by {run.method}: there is no map.')
     if run.kept is not None and run.kept.totals:
-        pictures.append(sensitivity_map(run.kept, run.places))
+        pictures.append(sensitivity_map(run.kept, run.positions))
     return pictures
 
 
@@ -76,7 +76,7 @@ def learnt_pictures(run: Run, regions: list[Region]) -> list[Picture]:
     pictures = []
     updates = updates_of(run, regions)
     if updates:
-        pictures.append(spectrum_picture(updates, run.places.layers))
+        pictures.append(spectrum_picture(updates, run.positions.layers))
     changes = matrix_changes(run, regions, updates)
     if changes:
         pictures.append(change_picture(run, changes, base_norms(run, list(changes))))

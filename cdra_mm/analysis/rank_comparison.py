@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cdra_mm.pictures import INK, SEQUENCE, new_figure
-from cdra_mm.pictures.places import kind_order
 from cdra_mm.pictures.plan_map import LABELLED_CELLS, LABELLED_LAYERS
+from cdra_mm.pictures.weight_positions import role_order
 
 from .picture import Picture, Table
 from .regions import Region
@@ -24,9 +24,9 @@ def rank_comparison_picture(
         regions: Regions of each run by its name.
         layers: All layers, first to last.
     """
-    kinds = sorted({r.place.kind for own in regions.values() for r in own}, key=kind_order)
+    kinds = sorted({r.position.role for own in regions.values() for r in own}, key=role_order)
     ranks = {
-        (name, r.place.kind, r.place.layer): r.rank
+        (name, r.position.role, r.position.layer): r.rank
         for name, own in regions.items()
         for r in own
         if r.rank is not None

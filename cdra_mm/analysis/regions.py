@@ -10,12 +10,12 @@ from torch import Tensor
 
 from cdra_mm.core import compact
 from cdra_mm.errors import ConfigError
-from cdra_mm.pictures import Place, Places
+from cdra_mm.pictures import WeightPosition, WeightPositions
 from cdra_mm.spelling import did_you_mean
 
 from .run import Run
 
-__all__ = ['Region', 'find_region', 'mask_of', 'middle_region', 'position_of', 'regions_of']
+__all__ = ['Region', 'find_region', 'mask_of', 'middle_region', 'regions_of']
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Region:
 
     Attributes:
         name: Target name.
-        place: Its layer and kind.
+        position: Its layer and role.
         shape: ``(O, I)`` of the matrix.
         rows: Indices, most selected first.
         cols: Likewise.
@@ -34,7 +34,7 @@ class Region:
     """
 
     name: str
-    place: Place
+    position: WeightPosition
     shape: tuple[int, int]
     rows: tuple[int, ...]
     cols: tuple[int, ...]
@@ -60,11 +60,11 @@ def regions_of(run: Run) -> list[Region]:
     plan = run.plan
     if plan is None:
         return []
-    places = run.places
+    positions = run.positions
     found = [
         Region(
             block.name,
-            places[block.name],
+            positions[block.name],
             block.shape,
             block.rows,
             block.cols,
@@ -79,15 +79,15 @@ def regions_of(run: Run) -> list[Region]:
             tuple(side.tolist()) for side in compact(_listed(matrix.indices, matrix.shape))
         )
         size = len(matrix.indices)
-        place = places[matrix.name]
-        found.append(Region(matrix.name, place, matrix.shape, rows, cols, size, None, size))
-    return sorted(found, key=lambda region: position_of(region.place, places))
+        position = positions[matrix.name]
+        found.append(Region(matrix.name, position, matrix.shape, rows, cols, size, None, size))
+    return sorted(found, key=lambda region: _position_key(region.position, positions))
 
 
-def position_of(place: Place, places: Places) -> tuple[int, int]:
-    """Sorts places from the first layer to the last, within a layer by kind."""
-    layer = places.layers.index(place.layer) if place.layer in places.layers else -1
-    return layer, places.kinds.index(place.kind) if place.kind in places.kinds else -1
+def _position_key(position: WeightPosition, positions: WeightPositions) -> tuple[int, int]:
+    """Sorts positions from the first layer to the last, within a layer by role."""
+    layer = positions.layers.index(position.layer) if position.layer in positions.layers else -1
+    return layer, positions.roles.index(position.role) if position.role in positions.roles else -1
 
 
 def mask_of(run: Run, name: str) -> Tensor | None:

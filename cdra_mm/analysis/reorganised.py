@@ -52,7 +52,7 @@ def reorganised_picture(region: Region, mask: Tensor) -> Picture:
 
     return Picture(
         'reorganised_matrix',
-        f'Where the sensitive entries lie: {region.place}',
+        f'Where the sensitive entries lie: {region.position}',
         f'Each dot is a selected entry of {region.name} ({height:,} x {width:,}); {count:,} of its '
         f'{height * width:,} entries are selected ({100 * count / (height * width):.2f} %). First '
         'as they lie in the weight, then with the rows and columns that hold most in front. All '

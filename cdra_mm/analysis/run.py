@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from cdra_mm.core import Plan
@@ -20,13 +19,15 @@ from cdra_mm.errors import CheckpointError, ConfigError
 from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.mm.backbone import PREFIX
 from cdra_mm.mm.checkpoints.record import Record, read_record
-from cdra_mm.mm.hook import ADAPTER_FILE, PLAN_FILE
+from cdra_mm.mm.compatibility import load_checkpoint
+from cdra_mm.mm.hook import PLAN_FILE
 from cdra_mm.mm.inputs import check_weight_file
 from cdra_mm.mm.launch import load_config
-from cdra_mm.mm.planning.kept_scores import SCORES_FILE, Kept, read_kept
+from cdra_mm.mm.run_planning.kept_scores import SCORES_FILE, Kept, read_kept
+from cdra_mm.mm.run_results import ADAPTER_FILE
 from cdra_mm.mm.summary import SUMMARY
-from cdra_mm.pictures import Places
-from cdra_mm.pictures.plan_map import places_of
+from cdra_mm.pictures import WeightPositions
+from cdra_mm.pictures.plan_map import positions_of
 from cdra_mm.storage.strict_json import strict_json
 
 from .mask_run import AT, read_mask_file
@@ -76,10 +77,10 @@ class Run:
     missing: list[str] = field(default_factory=list)
 
     @cached_property
-    def places(self) -> Places:
+    def positions(self) -> WeightPositions:
         """Where the weights of its backbone sit, from all names that are known."""
         left_out = self.base_record.left_out if self.base_record else ()
-        return places_of(self.plan or Plan(), left_out, self.kept.shapes if self.kept else None)
+        return positions_of(self.plan or Plan(), left_out, self.kept.shapes if self.kept else None)
 
 
 def read_run(path: str | Path, config: str | Path | None = None) -> Run:
@@ -218,7 +219,7 @@ def _check_learnt(run: Run, path: Path) -> None:
 
 def _read_checkpoint(run: Run, path: Path) -> None:
     check_weight_file(str(path))
-    loaded = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    loaded = load_checkpoint(path)
     state = loaded.get('state_dict') if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping):
         raise CheckpointError(f'{path} has no state_dict: it is no checkpoint of an OpenMMLab run')

@@ -8,7 +8,7 @@ from typing import Any
 
 from cdra_mm.core.adapters.spectrum import effective_rank, update_spectrum
 from cdra_mm.core.artifacts.state_keys import adapter_prefix
-from cdra_mm.pictures import Place, new_figure
+from cdra_mm.pictures import WeightPosition, new_figure
 
 from .picture import Picture, Table
 from .regions import Region
@@ -23,12 +23,12 @@ class Update:
 
     Attributes:
         name: Target name.
-        place: Its layer and kind.
+        position: Its layer and role.
         values: Singular values of ``scale * up @ down``, largest first; as many as its rank.
     """
 
     name: str
-    place: Place
+    position: WeightPosition
     values: tuple[float, ...]
 
     @property
@@ -46,7 +46,7 @@ def updates_of(run: Run, regions: list[Region]) -> list[Update]:
         up, down = (run.adapter.get(prefix + side) for side in ('up', 'down'))
         if region.rank and up is not None and down is not None:
             values = update_spectrum(up, down, scales[region.name])
-            found.append(Update(region.name, region.place, tuple(values.tolist())))
+            found.append(Update(region.name, region.position, tuple(values.tolist())))
     return found
 
 
@@ -68,7 +68,9 @@ def spectrum_picture(updates: list[Update], layers: list[str]) -> Picture:
         figure = new_figure(7.5, 3.4)
         left, right = figure.subplots(1, 2)
         shade: Any = ScalarMappable(Normalize(0, max(1, len(layers) - 1)), colormaps['viridis'])
-        depth = [layers.index(u.place.layer) if u.place.layer in layers else 0 for u in updates]
+        depth = [
+            layers.index(u.position.layer) if u.position.layer in layers else 0 for u in updates
+        ]
         # The last layers are pale: drawn first, they hide nothing.
         for update, at in sorted(zip(updates, depth, strict=True), key=lambda pair: -pair[1]):
             top = update.values[0] or 1.0
@@ -113,7 +115,7 @@ def spectrum_picture(updates: list[Update], layers: list[str]) -> Picture:
             ('matrix', 'layer', 'kind', 'rank', 'effective rank', 'Frobenius norm', 'direction',
              'singular value'),
             [
-                (u.name, u.place.layer, u.place.kind, len(u.values), count, u.norm, i, value)
+                (u.name, u.position.layer, u.position.role, len(u.values), count, u.norm, i, value)
                 for u, count in zip(updates, used, strict=True)
                 for i, value in enumerate(u.values, 1)
             ],

@@ -10,7 +10,7 @@
 `adapted`                    models whose training steps are compared
 `scores`, `step`,            the benchmarks
 `strategies`, `inference`,
-`planning`, `growth`
+`planning_time`, `growth`
 `report`                     tables, the machine, the JSON file
 ===========================  ====================================================
 

@@ -23,7 +23,7 @@ from .case import Case, build_vit, check_vit
 from .growth import Point, compare_growth, points
 from .inference import compare_inference
 from .peers import PEERS
-from .planning import compare_planning
+from .planning_time import compare_planning
 from .report import Results, machine_line, render
 from .scores import compare_scores
 from .step import compare_steps

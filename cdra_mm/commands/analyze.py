@@ -64,6 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Writes the report."""
-    from cdra_mm.analysis.command import analyze
+    from cdra_mm.analysis.full_report import analyze
 
     analyze(arguments)

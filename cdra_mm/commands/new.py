@@ -107,11 +107,11 @@ def _ask(question: str, default: str) -> str:
 
 def main(args: argparse.Namespace) -> None:
     """Writes the config."""
-    from cdra_mm.mm.new_config import Wanted, new_config
+    from cdra_mm.mm.new_config import NewConfigOptions, new_config
 
     others = ('yes', 'convert_masks', 'command_line')
     options = {k: v for k, v in vars(args).items() if k not in others}
-    wanted = Wanted(
+    wanted = NewConfigOptions(
         **options,
         convert=args.convert_masks,
         command=args.command_line,

@@ -14,10 +14,10 @@ from typing import Any
 from cdra_mm.progress import Progress, progress_line
 
 from .classes import Tally, class_lines
+from .completeness import Report, SplitState, check
 from .layout import Fault
 from .optional import optional_module
 from .pairs import PairSplit
-from .report import Report, SplitState, check
 
 __all__ = ['Inspection', 'inspect_data']
 

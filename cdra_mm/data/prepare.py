@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cdra_mm.errors import DataError
 
+from .completeness import Report, check
 from .download import download
 from .optional import optional_module
-from .report import Report, check
 from .source import Source
 from .staging import staged
 from .unpack import DamagedArchiveError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .fitting import Fitting
+from .expected_contents import ExpectedContents
 from .layout import Split
 
 __all__ = ['Archive', 'Convert', 'Source']
@@ -59,7 +59,7 @@ class Source:
     by_hand: str = ''
     packages: tuple[tuple[str, str], ...] = ()
     kept: tuple[str, ...] = ()
-    fit: Callable[[tuple[Split, ...], Path], Fitting] | None = None
+    fit: Callable[[tuple[Split, ...], Path], ExpectedContents] | None = None
 
     def fitted(self, root: Path) -> tuple[Source, tuple[str, ...]]:
         """The data set as the folder calls for, and notes on it.
@@ -72,6 +72,6 @@ class Source:
         """
         if self.fit is None:
             return self, ()
-        fitting = self.fit(self.splits, root)
-        entries = self.entries if fitting.entries is None else fitting.entries
-        return replace(self, splits=fitting.splits, entries=entries), fitting.notes
+        expected = self.fit(self.splits, root)
+        entries = self.entries if expected.entries is None else expected.entries
+        return replace(self, splits=expected.splits, entries=entries), expected.notes

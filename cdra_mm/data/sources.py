@@ -22,9 +22,9 @@ from cdra_mm.spelling import did_you_mean
 
 from .birds import convert_birds
 from .camvid import VOID, convert_camvid
-from .demo import CLASSES, make_demo
+from .demo_images import CLASSES, make_demo
+from .expected_contents import fit_demo, fit_voc
 from .fgvc import LISTS, fgvc_splits
-from .fitting import fit_demo, fit_voc
 from .matlab import CARS_TEST, convert_cars, convert_dogs, convert_flowers
 from .pairs import PairSplit
 from .plain import install

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cdra_mm.errors import DataError
 
-from .fitting import Fitting
+from .expected_contents import ExpectedContents
 from .layout import Split
 from .listed import ListSplit
 from .unpack import DamagedArchiveError, unpack
@@ -67,7 +67,7 @@ def task_splits(task: str, part: str) -> tuple[ListSplit, ...]:
     )
 
 
-def fit_vtab(splits: tuple[Split, ...], root: Path) -> Fitting:
+def fit_vtab(splits: tuple[Split, ...], root: Path) -> ExpectedContents:
     """One task where the folder is a task's; otherwise the known tasks and whatever else is there.
 
     Args:
@@ -80,12 +80,12 @@ def fit_vtab(splits: tuple[Split, ...], root: Path) -> Fitting:
     if (root / MARK).is_file():
         task = root.resolve().name
         notes = () if task in TASKS else (_unknown(task),)
-        return Fitting(task_splits(task, ''), entries=('.',), notes=notes)
+        return ExpectedContents(task_splits(task, ''), entries=('.',), notes=notes)
     found = sorted(path.parent.name for path in root.glob(f'*/{MARK}'))
     known = {split.part for split in splits}
     others = [task for task in found if task not in known and not task.startswith('.')]
     extra = tuple(split for task in others for split in task_splits(task, task))
-    return Fitting((*splits, *extra), notes=tuple(map(_unknown, others)))
+    return ExpectedContents((*splits, *extra), notes=tuple(map(_unknown, others)))
 
 
 def _unknown(task: str) -> str:

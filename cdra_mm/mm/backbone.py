@@ -19,6 +19,9 @@ from cdra_mm.errors import CheckpointError, ConfigError
 from .checkpoints.base_weights import BaseSource, named_bases
 from .checkpoints.record import RECORD_KEY
 from .checkpoints.restoring import restore
+from .guards import set_guards
+from .host.model_patches import is_initialising
+from .host.runner_parts import config_dict
 from .weights.conversion import convert_on_load
 from .weights.destinations import destination_of
 
@@ -62,6 +65,7 @@ class CDRABackbone:
         pretrained: str | None = None,
     ) -> nn.Module:
         """Builds the inner backbone, which is what is returned."""
+        set_guards()
         if pretrained is not None:
             backbone = {**backbone, 'pretrained': pretrained}
         bases = named_bases({'model': {'backbone': {'base': base}}})
@@ -115,7 +119,7 @@ def wrap_config(runner: Runner, base: BaseSource | None = None) -> None:
         runner: A runner in training.
         base: Where its base weights came from.
     """
-    named = _name_types(runner.cfg._cfg_dict)
+    named = _name_types(config_dict(runner.cfg))
     if wrap_backbone(runner.cfg, base) or named:
         runner.dump_config()
 
@@ -181,7 +185,7 @@ def _name_types(config: Any) -> bool:
 def _prepare(
     backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    if prefix + RECORD_KEY in state_dict and '_params_init_info' in backbone.__dict__:
+    if prefix + RECORD_KEY in state_dict and is_initialising(backbone):
         raise CheckpointError(
             'init_cfg names a checkpoint with adapters, and weights are initialised before '
             f'adapters can be built: name it in load_from, or merge it first ({command("merge")})'

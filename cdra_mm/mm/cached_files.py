@@ -61,7 +61,7 @@ def cached_file(address: str, check: Callable[[Path], object]) -> Path:
     Raises:
         CheckpointError: If it cannot be had, or is not what its name says.
     """
-    file = _place(address)
+    file = _cache_path(address)
     try:
         if is_main_process():
             _fetch(address, file, check)
@@ -72,7 +72,7 @@ def cached_file(address: str, check: Callable[[Path], object]) -> Path:
     return file
 
 
-def _place(address: str) -> Path:
+def _cache_path(address: str) -> Path:
     """Where the file of an address belongs."""
     name = PurePosixPath(urlsplit(address).path).name
     if name in ('', '.', '..') or '\0' in name:

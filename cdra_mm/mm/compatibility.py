@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from mmengine.runner import CheckpointLoader, checkpoint
+from mmengine.runner import CheckpointLoader
 
 from cdra_mm.errors import CheckpointError
 from cdra_mm.reading import read_torch
-from cdra_mm.reading.torch_file import Place, read_torch_stream
+from cdra_mm.reading.torch_file import MapLocation, read_torch_stream
 
 from .cached_files import cached_file
-from .checkpoint_kinds import CHECKPOINT_KINDS
+from .checkpoint_types import CHECKPOINT_TYPES
 from .checkpoints.checked import check_checkpoint
+from .host.checkpoint_loaders import plain_loaders, replace_loader, replace_readers
 
-__all__ = ['TRUST', 'guard_checkpoints', 'read_checkpoint']
+__all__ = ['TRUST', 'guard_checkpoints', 'load_checkpoint', 'read_checkpoint']
 
 # torch's own switches: the first lets files run code, the second overrides every argument.
 TRUST, FORCE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -41,7 +42,8 @@ OTHERWISE = (
 def guard_checkpoints() -> None:
     """Lets mmengine read its own checkpoint files, and nothing that could run code.
 
-    It holds for the process, and for every reader that goes through mmengine's
+    The hook, the wrapper of a backbone and the tools call it; importing this package changes
+    nothing. It holds for the process, and for every reader that goes through mmengine's
     ``CheckpointLoader``: its loaders are registered anew, the way mmengine provides for, and two
     functions that these call (``load_from_http``, ``_safe_torch_load``) are replaced in mmengine's
     module. ``torch.load`` itself stays as it is. To call it again changes nothing. Nothing is done
@@ -49,21 +51,30 @@ def guard_checkpoints() -> None:
     """
     if _is_trusted():
         return
-    checkpoint.load_from_http = read_address
-    if hasattr(checkpoint, '_safe_torch_load'):
-        checkpoint._safe_torch_load = _read_any
-    for prefix, loader in list(CheckpointLoader._schemes.items()):
-        if hasattr(loader, 'is_strict') or loader.__module__ != checkpoint.__name__:
-            continue  # ours, or registered by somebody on purpose
+    replace_readers(_read_any, read_address)
+    for prefix, loader in plain_loaders().items():
+        if hasattr(loader, 'is_strict'):
+            continue  # ours
         strict = _strict(loader)
         if prefix == '':
             strict = read_checkpoint
         elif prefix in ADDRESSES:
             strict = read_address
-        CheckpointLoader.register_scheme(prefixes=prefix, loader=strict, force=True)
+        replace_loader(prefix, strict)
 
 
-def read_checkpoint(filename: str | Path, map_location: Place = None) -> Any:
+def load_checkpoint(path: str | Path) -> Any:
+    """What a checkpoint file or address holds, on the CPU, by whatever loader mmengine has for it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: See `read_checkpoint`.
+    """
+    guard_checkpoints()
+    return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+
+
+def read_checkpoint(filename: str | Path, map_location: MapLocation = None) -> Any:
     """What mmengine's loader of local files is replaced with.
 
     Args:
@@ -83,7 +94,7 @@ def read_checkpoint(filename: str | Path, map_location: Place = None) -> Any:
     return _read_any(path, map_location)
 
 
-def read_address(filename: str, map_location: Place = None) -> Any:
+def read_address(filename: str, map_location: MapLocation = None) -> Any:
     """What mmengine's loader of addresses is replaced with.
 
     Raises:
@@ -93,17 +104,19 @@ def read_address(filename: str, map_location: Place = None) -> Any:
 
 
 def _read_any(
-    file: str | Path | BinaryIO, map_location: Place = None, name: str = '', **_: Any
+    file: str | Path | BinaryIO, map_location: MapLocation = None, name: str = '', **_: Any
 ) -> Any:
     """Reads a path or bytes; takes what mmengine's own function takes."""
     if isinstance(file, str | Path):
-        found = read_torch(file, kinds=CHECKPOINT_KINDS, place=map_location, otherwise=OTHERWISE)
+        found = read_torch(
+            file, types=CHECKPOINT_TYPES, map_location=map_location, otherwise=OTHERWISE
+        )
         return check_checkpoint(found, name or str(file))
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     name = name or 'the checkpoint'
     found = read_torch_stream(
-        file, size, name, kinds=CHECKPOINT_KINDS, place=map_location, otherwise=OTHERWISE
+        file, size, name, types=CHECKPOINT_TYPES, map_location=map_location, otherwise=OTHERWISE
     )
     return check_checkpoint(found, name)
 

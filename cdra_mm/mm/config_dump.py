@@ -12,6 +12,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from .host.runner_parts import set_config_filename
+
 __all__ = ['choose_name']
 
 
@@ -36,8 +38,7 @@ def choose_name(cfg: Config, *, keep_others: bool) -> str | None:
         return None
     for name in (f'{stem}{suffix}.py', *(next(numbered) for _ in range(1000))):
         if _may_be_replaced(folder / name, Path(given), cfg, keep_others=False):
-            # What mmengine names the dump, and the experiment, by.
-            object.__setattr__(cfg, '_filename', str(folder / name))
+            set_config_filename(cfg, str(folder / name))
             return name
     return None
 

@@ -21,8 +21,9 @@ from cdra_mm.core.adapters.entries import Entries
 from cdra_mm.core.adapters.low_rank import LowRank
 from cdra_mm.core.model.evaluation import evaluation_mode
 
-from .planning.sample_losses import tensors_of
-from .planning.scoring_state import autocast, computed_once, kept_random_state
+from .host.model_patches import without_recomputation
+from .run_planning.sample_losses import tensors_of
+from .run_planning.scoring_state import autocast, preserved_random_state
 
 __all__ = ['FeatureDrift', 'without_updates']
 
@@ -73,7 +74,12 @@ class FeatureDrift:
             return 0.0
         args, kwargs = self._inputs
         model = self.backbone
-        with kept_random_state(), evaluation_mode(model), computed_once(model), autocast(runner):
+        with (
+            preserved_random_state(),
+            evaluation_mode(model),
+            without_recomputation(model),
+            autocast(runner),
+        ):
             moved = list(tensors_of(model(*args, **kwargs)))
             with without_updates(model):
                 base = list(tensors_of(model(*args, **kwargs)))

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor
+
+from .host.mmseg_names import OpenDecodeHead
 
 
 @MODELS.register_module()
-class LinearBNHead(BaseDecodeHead):
+class LinearBNHead(OpenDecodeHead):
     """Batch norm and a 1x1 convolution: DINOv2's "linear" segmentation head.
 
     mmseg's ``FCNHead(num_convs=0)`` is the convolution alone. The norm is what lets one learning
@@ -44,4 +45,4 @@ class LinearBNHead(BaseDecodeHead):
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Class scores of each patch, ``[B, num_classes, H / patch, W / patch]``."""
-        return self.cls_seg(self.norm(self._transform_inputs(inputs)))
+        return self.cls_seg(self.norm(self.chosen_features(inputs)))

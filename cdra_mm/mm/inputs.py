@@ -11,7 +11,6 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from cdra_mm.command_line import command
@@ -19,11 +18,13 @@ from cdra_mm.data import SOURCES
 from cdra_mm.data.pairs import PairSplit
 from cdra_mm.errors import CheckpointError, ConfigError, DataError
 from cdra_mm.reading import open_safetensors
-from cdra_mm.reading.kinds import ForeignTypeError, ReadingError
+from cdra_mm.reading.allowed_types import ForeignTypeError, ReadingError
 from cdra_mm.reading.torch_archive import archive_places
 from cdra_mm.storage.regular_file import open_regular
 
 from .cached_files import DownloadError
+from .compatibility import load_checkpoint
+from .dataset_configs import LOADERS, dataset_configs
 
 __all__ = [
     'check_inputs',
@@ -42,7 +43,6 @@ PARTS = {
 }
 # mmengine's words about a file that has nothing under a prefix.
 NOTHING_BELOW = ' is not in the pretrained model'
-LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
 
 def check_inputs(cfg: Config, stage: str) -> None:
@@ -75,7 +75,7 @@ def check_inputs(cfg: Config, stage: str) -> None:
                 f'{", ".join(keys)}, or none (no {name} stage then)'
             )
     for loader in LOADERS[stage]:
-        for where, dataset in _datasets(cfg.get(loader), loader):
+        for where, dataset in _located(cfg.get(loader), loader):
             _check_dataset(cfg, where, dataset)
     if cfg.get('load_from'):
         check_weight_file(cfg.load_from, 'load_from')
@@ -107,7 +107,7 @@ def check_output_folder(cfg: Config, folder: str, option: str) -> None:
         ConfigError: If it is a folder of the data set, or lies in one.
     """
     out = Path(folder).expanduser().resolve()
-    for where, dataset in _datasets(cfg.get('test_dataloader'), 'test_dataloader'):
+    for where, dataset in _located(cfg.get('test_dataloader'), 'test_dataloader'):
         root = dataset.get('data_root') or ''
         prefix = dataset.get('data_prefix') or {}
         for part in prefix.values() if isinstance(prefix, Mapping) else [prefix]:
@@ -133,20 +133,17 @@ def check_weight_file(path: str, where: str = 'checkpoint') -> None:
     if '://' in str(path):
         return
     file = Path(path).expanduser()
-    if not file.exists() or file.is_dir():
-        what = 'is a folder' if file.exists() else 'does not exist'
-        raise CheckpointError(f'weight file {path} ({where}) {what}: put it there or name another')
+    stream, size = open_regular(file, 'weight file', where)
     try:
-        if file.suffix == '.safetensors':
-            open_safetensors(file)
-            return
-        stream, size = open_regular(file, 'weight file')
         with stream:
+            if file.suffix == '.safetensors':
+                open_safetensors(file)
+                return
             is_archive = stream.read(2) == b'PK'
             if is_archive and file.suffix != '.npz':
                 archive_places(stream, size)
         if not is_archive:
-            CheckpointLoader.load_checkpoint(str(file), map_location='cpu')
+            load_checkpoint(file)
     except CheckpointError as error:
         raise CheckpointError(f'weight file ({where}): {error}') from None
     except ForeignTypeError as error:
@@ -211,16 +208,11 @@ def refuse_foreign_weights(model: nn.Module) -> None:
     model.register_load_state_dict_pre_hook(check)
 
 
-def _datasets(config: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every data set config inside a loader's, also inside wrappers of data sets."""
-    if isinstance(config, Mapping):
-        if any(config.get(key) for key in ('data_root', 'data_prefix', 'ann_file')):
-            yield where, config
-        for key in ('dataset', 'datasets'):
-            yield from _datasets(config.get(key), f'{where}.{key}')
-    elif isinstance(config, list | tuple):
-        for position, entry in enumerate(config):
-            yield from _datasets(entry, f'{where}.{position}')
+def _located(config: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every data set config inside a loader's that says where files are."""
+    for place, dataset in dataset_configs(config, where):
+        if any(dataset.get(key) for key in ('data_root', 'data_prefix', 'ann_file')):
+            yield place, dataset
 
 
 def _check_dataset(cfg: Config, where: str, dataset: Mapping[str, Any]) -> None:

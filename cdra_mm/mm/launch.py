@@ -25,9 +25,10 @@ from cdra_mm.spelling import did_you_mean
 
 from .config_dump import choose_name
 from .data_check import WatchDataHook
+from .guards import set_guards
 from .packages import drop_own_scope, find_config, register_packages
+from .parallel.distributed_strategies import check_strategy
 from .parallel.processes import start_processes
-from .parallel.strategies import check_strategy
 
 __all__ = [
     'build_runner',
@@ -60,6 +61,7 @@ def load_config(
             where that is asked for, or an override is no ``key=value`` or does not fit.
     """
     path = find_config(path)
+    set_guards()
     register_packages()
     try:
         cfg = drop_own_scope(Config.fromfile(path))

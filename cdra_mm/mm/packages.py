@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import init_default_scope
 
 from cdra_mm.errors import ConfigError
 from cdra_mm.spelling import did_you_mean
+
+from .host.runner_parts import packages, set_package
 
 __all__ = ['bases', 'drop_own_scope', 'find_config', 'register_packages', 'set_default_scope']
 
@@ -30,11 +31,11 @@ def register_packages() -> None:
     ``mmseg::`` fails, and it has no entry for us. Nothing else is changed, an original
     distribution that is installed keeps its entry, and a second call finds nothing to do.
     """
-    for module, package in MODULE2PACKAGE.items():
+    for module, package in packages().items():
         fork = f'onedl-{package}'
         if find_spec(module) and not _is_distribution(package) and _is_distribution(fork):
-            MODULE2PACKAGE[module] = fork
-    MODULE2PACKAGE.setdefault(SCOPE, SCOPE)
+            set_package(module, fork, replace=True)
+    set_package(SCOPE, SCOPE)
 
 
 def bases(*names: str) -> list[str]:

@@ -12,12 +12,11 @@ from typing import Any
 
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.runner import Runner
-from torch.optim import Optimizer
 
 from cdra_mm.errors import ConfigError
 
+from .host.runner_parts import is_built, replace_model, replace_optimizer
 from .optimizer_parameters import build_optimizer
 
 __all__ = ['check_rebuildable', 'plain_model', 'rebuild', 'remember_configs']
@@ -62,7 +61,7 @@ def check_rebuildable(runner: Runner) -> None:
 
 def _built(config: Any) -> type | None:
     """The class of the first object in a config that is built already."""
-    if isinstance(config, OptimWrapper | Optimizer | _ParamScheduler):
+    if is_built(config):
         return type(config)
     parts = config.values() if isinstance(config, dict) else config
     if isinstance(parts, str) or not isinstance(parts, Iterable):
@@ -80,15 +79,13 @@ def rebuild(runner: Runner, configs: dict[str, Any]) -> None:
     was_training = runner.model.training
     model = plain_model(runner)
     if is_model_wrapper(runner.model):
-        runner.model = runner.wrap_model(copy.deepcopy(configs['model_wrapper_cfg']), model)
-        runner._maybe_compile('train_step')
+        replace_model(runner, copy.deepcopy(configs['model_wrapper_cfg']), model)
     runner.model.train(was_training)
-    runner.optim_wrapper = build_optimizer(runner, model.backbone, configs['optim_wrapper'])
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    if configs['param_scheduler'] is not None:
-        runner.param_schedulers = runner.build_param_scheduler(
-            copy.deepcopy(configs['param_scheduler'])
-        )
+    replace_optimizer(
+        runner,
+        build_optimizer(runner, model.backbone, configs['optim_wrapper']),
+        copy.deepcopy(configs['param_scheduler']),
+    )
     runner.optim_wrapper.initialize_count_status(
         runner.model, runner.train_loop.iter, runner.train_loop.max_iters
     )

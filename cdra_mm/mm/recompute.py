@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['keep_gradients', 'recomputed']
+from .host.model_patches import plain_forward_of
+
+__all__ = ['keep_gradients']
 
 _MARK = '_cdra_keeps_gradients'
-
-
-def recomputed(module: nn.Module) -> Any:
-    """The plain forward of a module that mmengine has wrapped, None for any other."""
-    return getattr(module.__dict__.get('forward'), '__wrapped__', None)
 
 
 def keep_gradients(model: nn.Module) -> None:
@@ -30,7 +27,7 @@ def keep_gradients(model: nn.Module) -> None:
         model: A model that has its adapters; calling it twice does no harm.
     """
     for module in model.modules():
-        if recomputed(module) is None or module.__dict__.get(_MARK):
+        if plain_forward_of(module) is None or module.__dict__.get(_MARK):
             continue
         if any(parameter.requires_grad for parameter in module.parameters()):
             module.__dict__[_MARK] = True

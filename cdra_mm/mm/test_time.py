@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
 
 from cdra_mm.errors import ConfigError
+
+from .dataset_configs import dataset_configs
 
 __all__ = ['set_test_time_augmentation']
 
@@ -31,7 +33,8 @@ def set_test_time_augmentation(cfg: Config) -> None:
         ConfigError: If it has no test data with a pipeline, or the package is unknown and the
             config does not say how.
     """
-    datasets = list(_datasets((cfg.get('test_dataloader') or {}).get('dataset')))
+    found = dataset_configs((cfg.get('test_dataloader') or {}).get('dataset'), '')
+    datasets = [dataset for _, dataset in found if dataset.get('pipeline')]
     if not datasets or cfg.get('model') is None:
         raise ConfigError(
             '--tta changes the pipeline of test_dataloader.dataset, and the config has none: '
@@ -46,16 +49,6 @@ def set_test_time_augmentation(cfg: Config) -> None:
     for dataset in datasets:
         dataset['pipeline'] = cfg.get('tta_pipeline') or _mirrored(dataset['pipeline'])
     cfg.model = {**average, 'module': cfg.model}
-
-
-def _datasets(config: Any) -> Iterator[dict[str, Any]]:
-    """The data sets of a loader that have a pipeline, also inside wrappers of data sets."""
-    if isinstance(config, Mapping):
-        if config.get('pipeline'):
-            yield config  # type: ignore[misc]
-        config = [config.get('dataset'), *(config.get('datasets') or ())]
-    for entry in config if isinstance(config, list | tuple) else ():
-        yield from _datasets(entry)
 
 
 def _mirrored(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:

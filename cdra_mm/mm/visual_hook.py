@@ -24,11 +24,12 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 from cdra_mm.core import Plan, count_parameters
 from cdra_mm.methods import Method
 from cdra_mm.pictures import draw_map, map_of, pixels_of, styled
-from cdra_mm.pictures.plan_map import places_of
+from cdra_mm.pictures.plan_map import positions_of
 
 from .adapter_growth import AdapterGrowth
 from .backbone import find_backbone
 from .checkpoints.record import Record
+from .host.runner_parts import visual_backends
 from .optimizer_parameters import trained_parameters
 from .rebuild import plain_model
 
@@ -58,7 +59,7 @@ class VisualHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Shows the plan."""
         record = self.record()
-        backends = runner.visualizer._vis_backends.values() if is_main_process() else ()
+        backends = visual_backends(runner) if is_main_process() else ()
         if record is None or not record.plan or not backends:
             return
         for hook in runner.hooks:
@@ -77,9 +78,9 @@ class VisualHook(Hook):
         self._show(runner, scalars, runner.iter)
         if any(_takes_images(backend) for backend in backends):
             # With all names of the backbone, so that every layer shows.
-            places = places_of(plan, (name for name, _ in backbone.named_parameters()))
+            positions = positions_of(plan, (name for name, _ in backbone.named_parameters()))
             for what in PICTURES:
-                plan_map = map_of(plan, what, places)
+                plan_map = map_of(plan, what, positions)
                 if plan_map.values:
                     with styled():
                         pixels = pixels_of(draw_map(plan_map))

@@ -4,7 +4,6 @@ Shared by the report and by what training shows, so it knows no OpenMMLab. matpl
 the first figure is made.
 """
 
-from .places import Place, Places
 from .plan_map import MAPS, PlanMap, draw_map, map_of
 from .style import (
     COLOURS,
@@ -18,6 +17,7 @@ from .style import (
     render,
     styled,
 )
+from .weight_positions import WeightPosition, WeightPositions
 
 __all__ = [
     'COLOURS',
@@ -26,8 +26,8 @@ __all__ = [
     'INK',
     'MAPS',
     'SEQUENCE',
-    'Place',
-    'Places',
+    'WeightPosition',
+    'WeightPositions',
     'PlanMap',
     'colour_of',
     'draw_map',

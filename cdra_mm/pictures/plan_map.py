@@ -1,4 +1,4 @@
-"""Maps of a plan: one number for each layer and each kind of weight in it."""
+"""Maps of a plan: one number for each layer and each role of weight in it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from cdra_mm.core import Plan
 from cdra_mm.core.planning.plan import Block, Part, SparseMatrix, Vector
 
-from .places import Places
 from .style import INK, SEQUENCE, new_figure
+from .weight_positions import WeightPositions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['MAPS', 'PlanMap', 'draw_map', 'map_of', 'map_values', 'places_of', 'short_number']
+__all__ = ['MAPS', 'PlanMap', 'draw_map', 'map_of', 'map_values', 'positions_of', 'short_number']
 
 LABELLED_CELLS = 16  # layers up to which a number fits into a cell
 TOO_WIDE = 1000  # largest over smallest number
@@ -26,21 +26,21 @@ LABELLED_LAYERS = 25  # layers up to which each one is named
 
 @dataclass(frozen=True)
 class PlanMap:
-    """Numbers by layer and kind of weight.
+    """Numbers by layer and role of weight.
 
     Attributes:
         title: What they are.
         unit: Of one number, for the numbers behind the map.
         layers: Columns, first layer first.
-        kinds: Rows, top to bottom.
-        values: By ``(kind, layer)``; what is missing is drawn empty.
+        roles: Rows, top to bottom.
+        values: By ``(role, layer)``; what is missing is drawn empty.
         outside: The sum of what belongs to no layer.
     """
 
     title: str
     unit: str
     layers: tuple[str, ...]
-    kinds: tuple[str, ...]
+    roles: tuple[str, ...]
     values: Mapping[tuple[str, str], float]
     outside: float = 0
 
@@ -66,45 +66,47 @@ MAPS: dict[str, tuple[str, str, Callable[[Plan], dict[str, float]]]] = {
 }
 
 
-def map_of(plan: Plan, what: str, places: Places | None = None) -> PlanMap:
+def map_of(plan: Plan, what: str, positions: WeightPositions | None = None) -> PlanMap:
     """A map of a plan.
 
     Args:
         plan: The plan.
         what: A key of `MAPS`.
-        places: Where its weights sit, if more is known than the plan tells.
+        positions: Where its weights sit, if more is known than the plan tells.
     """
     title, unit, numbers = MAPS[what]
-    return map_values(numbers(plan), title, unit, places or places_of(plan))
+    return map_values(numbers(plan), title, unit, positions or positions_of(plan))
 
 
-def map_values(values: Mapping[str, float], title: str, unit: str, places: Places) -> PlanMap:
+def map_values(
+    values: Mapping[str, float], title: str, unit: str, positions: WeightPositions
+) -> PlanMap:
     """A map of numbers that are known for some weights; those in one cell are added up.
 
     Args:
         values: One number for each name.
         title: What they are.
         unit: Of one number.
-        places: Where these weights sit.
+        positions: Where these weights sit.
     """
     cells: dict[tuple[str, str], float] = defaultdict(float)
     outside = 0.0
     for name, value in values.items():
-        place = places[name]
-        if place.layer:
-            cells[place.kind, place.layer] += value
+        position = positions[name]
+        if position.layer:
+            cells[position.role, position.layer] += value
         else:
             outside += value
-    present = dict.fromkeys(kind for kind, _ in cells)
+    present = dict.fromkeys(role for role, _ in cells)
     # Weights in the order of a block, then what has no shape, as it comes.
-    kinds = dict.fromkeys([*(kind for kind in places.kinds if kind in present), *present])
-    return PlanMap(title, unit, tuple(places.layers), tuple(kinds), dict(cells), outside)
+    roles = dict.fromkeys([*(role for role in positions.roles if role in present), *present])
+    return PlanMap(title, unit, tuple(positions.layers), tuple(roles), dict(cells), outside)
 
 
-def places_of(
+def positions_of(
     plan: Plan, names: Iterable[str] = (), shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> Places:
-    """The places of everything in a plan.
+) -> WeightPositions:
+    """The positions of everything in a plan.
 
     Args:
         plan: The plan.
@@ -115,7 +117,7 @@ def places_of(
     matrices = blocks | {matrix.name: matrix.shape for matrix in plan.sparse}
     vectors = {vector.name: (vector.length,) for vector in plan.vectors}
     known = [*(part.name for part in plan.parts), *plan.also_train, *names]
-    return Places(known, {**matrices, **vectors, **(shapes or {})})
+    return WeightPositions(known, {**matrices, **vectors, **(shapes or {})})
 
 
 def draw_map(plan_map: PlanMap) -> Figure:
@@ -125,12 +127,12 @@ def draw_map(plan_map: PlanMap) -> Figure:
     """
     import numpy as np
 
-    rows, columns = max(1, len(plan_map.kinds)), max(1, len(plan_map.layers))
+    rows, columns = max(1, len(plan_map.roles)), max(1, len(plan_map.layers))
     figure = new_figure(7.5, 1.3 + 0.3 * rows)
     axes = figure.subplots()
     grid = np.full((rows, columns), math.nan)
-    for (kind, layer), value in plan_map.values.items():
-        grid[plan_map.kinds.index(kind), plan_map.layers.index(layer)] = value
+    for (role, layer), value in plan_map.values.items():
+        grid[plan_map.roles.index(role), plan_map.layers.index(layer)] = value
     norm = _scale([value for value in plan_map.values.values() if value > 0])
     logarithmic = norm.vmin > 0
     axes.set_facecolor('#F2F2F2')
@@ -139,7 +141,7 @@ def draw_map(plan_map: PlanMap) -> Figure:
         _write_numbers(axes, grid, norm)
     step = math.ceil(columns / LABELLED_LAYERS)
     axes.set_xticks(range(0, len(plan_map.layers), step), plan_map.layers[::step])
-    axes.set_yticks(range(len(plan_map.kinds)), plan_map.kinds)
+    axes.set_yticks(range(len(plan_map.roles)), plan_map.roles)
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which='minor', color='white', linewidth=1.0)

@@ -7,13 +7,13 @@ is known to be there. Every fault is a `CheckpointError` of one line.
 
 from cdra_mm.reading.safetensors_file import SafetensorsFile, open_safetensors, read_safetensors
 
-from .kinds import Kind, NamedFunction
+from .allowed_types import AllowedType, NamedFunction
 from .mask_file import read_masks
 from .numpy_file import read_npz
 from .torch_file import read_torch
 
 __all__ = [
-    'Kind',
+    'AllowedType',
     'NamedFunction',
     'SafetensorsFile',
     'open_safetensors',

@@ -16,8 +16,8 @@ import numpy as np
 from cdra_mm.errors import CheckpointError
 from cdra_mm.storage.regular_file import open_regular
 
-from .kinds import ReadingError
-from .numpy_kinds import plain_array, plain_dtype
+from .allowed_types import ReadingError
+from .numpy_types import plain_array, plain_dtype
 
 __all__ = ['read_npz']
 

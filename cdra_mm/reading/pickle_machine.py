@@ -1,7 +1,7 @@
 """A pickle is a program for a small machine with a stack; this machine can build inert values only.
 
 It knows the operations of Python's pickles of every protocol, but no import: a name is looked up in
-a table of kinds, a call of one gives a record of its arguments. What is not in the table ends the
+a table of types, a call of one gives a record of its arguments. What is not in the table ends the
 reading.
 """
 
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from .kinds import ForeignTypeError, Kind, Made, OrderedItems, ReadingError
+from .allowed_types import AllowedType, ForeignTypeError, OrderedItems, PendingObject, ReadingError
 
 __all__ = ['PickleMachine', 'run_pickle']
 
@@ -27,24 +27,24 @@ MARK = object()
 
 def run_pickle(
     stream: BinaryIO,
-    kinds: Mapping[str, Kind],
+    types: Mapping[str, AllowedType],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Runs the pickle that begins at the stream's position, and leaves the stream after it.
 
     Args:
         stream: Its ``read`` gives no more than there is, whatever it is asked for.
-        kinds: What may be named, by dotted name.
+        types: What may be named, by dotted name.
         persistent: Gives the value of a persistent id.
 
     Returns:
-        Plain values, containers and `Made` records; see `finish`.
+        Plain values, containers and `PendingObject` records; see `build_values`.
 
     Raises:
         ReadingError: If it is no pickle, is cut off, or does what no writer does.
         ForeignTypeError: If it names something that is not in the table.
     """
-    machine = PickleMachine(kinds, persistent)
+    machine = PickleMachine(types, persistent)
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             machine.do(opcode.name, argument)
@@ -62,9 +62,9 @@ class PickleMachine:
     """The machine; see `run_pickle`."""
 
     def __init__(
-        self, kinds: Mapping[str, Kind], persistent: Callable[[Any], Any] | None = None
+        self, types: Mapping[str, AllowedType], persistent: Callable[[Any], Any] | None = None
     ) -> None:
-        self.kinds, self.persistent = kinds, persistent
+        self.types, self.persistent = types, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.result: Any = None
@@ -243,7 +243,7 @@ class PickleMachine:
 
     def _name(self, module: str, name: str) -> None:
         full = f'{MODULES.get(module, module)}.{name}'
-        kind = self.kinds.get(full)
+        kind = self.types.get(full)
         if kind is None:
             raise ForeignTypeError(full[:100])
         self.stack.append(kind)
@@ -279,22 +279,22 @@ class PickleMachine:
         self.stack.append(self._make(kind, tuple(args)))
 
     def _make(self, kind: Any, args: Any) -> Any:
-        if isinstance(kind, Made):
+        if isinstance(kind, PendingObject):
             raise ForeignTypeError(f'a call of what {kind.kind.name} gives')
-        if not isinstance(kind, Kind) or not isinstance(args, tuple):
+        if not isinstance(kind, AllowedType) or not isinstance(args, tuple):
             raise ReadingError('a call of what cannot be called')
         if kind.name == 'copyreg._reconstructor':  # how protocols 0 and 1 make an object
-            if not args or not isinstance(args[0], Kind):
+            if not args or not isinstance(args[0], AllowedType):
                 raise ReadingError('an object of no type')
             kind, args = args[0], ()
         if kind.build is None:
             raise ForeignTypeError(f'a call of {kind.name}')
-        made = Made(kind, args)
+        made = PendingObject(kind, args)
         return kind.build(made, lambda value: value) if kind.at_once else made
 
     def _build(self, argument: Any) -> None:
         state, target = self._pop_value(), self._top()
-        if not isinstance(target, Made | OrderedItems) or target.state is not None:
+        if not isinstance(target, PendingObject | OrderedItems) or target.state is not None:
             raise ForeignTypeError('a state for what has none')
         target.state = state
 
@@ -303,6 +303,6 @@ def _key(value: Any) -> Any:
     """A key of a dict or member of a set; what is nested could not be hashed without end."""
     parts = value if type(value) is tuple else (value,)
     for part in parts:
-        if not isinstance(part, (*PLAIN, Made)):
+        if not isinstance(part, (*PLAIN, PendingObject)):
             raise ReadingError(f'a key that is a {type(part).__name__}')
     return value

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from .kinds import ForeignTypeError, Kind, Made, ReadingError
+from .allowed_types import AllowedType, ForeignTypeError, PendingObject, ReadingError
 
-__all__ = ['TENSOR_KINDS', 'Storage', 'Storages', 'read_bytes', 'storage_dtype']
+__all__ = ['TENSOR_TYPES', 'Storage', 'Storages', 'read_bytes', 'storage_dtype']
 
 TYPES = {
     'Float': torch.float32, 'Double': torch.float64, 'Half': torch.float16,
@@ -64,7 +64,7 @@ class Storages:
         if not isinstance(identity, tuple) or len(identity) not in (5, 6):
             raise ReadingError('a persistent id that names no storage')
         what, kind, key, location, size = identity[:5]
-        if what != 'storage' or not isinstance(kind, Kind):
+        if what != 'storage' or not isinstance(kind, AllowedType):
             raise ReadingError('a persistent id that names no storage')
         if len(identity) == 6 and identity[5] is not None:
             raise ForeignTypeError('a view of a storage, as torch wrote before release 0.4')
@@ -81,7 +81,7 @@ class Storages:
         return self.found[key]
 
 
-def storage_dtype(kind: Kind) -> torch.dtype | None:
+def storage_dtype(kind: AllowedType) -> torch.dtype | None:
     """The type of the values in a class of storages, None for plain bytes."""
     name = kind.name.rpartition('.')[2].removesuffix('Storage')
     if name != 'Untyped' and name not in TYPES:
@@ -126,14 +126,18 @@ def _tensor_of(
 
 
 def _sizes(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, Made) and value.kind.name == 'torch.Size' and len(value.args) == 1:
+    if (
+        isinstance(value, PendingObject)
+        and value.kind.name == 'torch.Size'
+        and len(value.args) == 1
+    ):
         value = value.args[0]
     if not isinstance(value, tuple | list) or len(value) > MOST_DIMENSIONS:
         raise ReadingError('a tensor without a shape')
     return tuple(value)
 
 
-def _tensor(made: Made, finish: Finish) -> Tensor:
+def _tensor(made: PendingObject, finish: Finish) -> Tensor:
     if len(made.args) < 4:
         raise ReadingError('a tensor without a shape')
     storage, offset, shape, strides, *rest = made.args
@@ -141,7 +145,7 @@ def _tensor(made: Made, finish: Finish) -> Tensor:
     return _marked(tensor, bool(rest) and rest[0] is True)
 
 
-def _tensor_of_type(made: Made, finish: Finish) -> Tensor:
+def _tensor_of_type(made: PendingObject, finish: Finish) -> Tensor:
     if len(made.args) < 7:
         raise ReadingError('a tensor without a type')
     storage, offset, shape, strides, trained, _, dtype, *_ = made.args
@@ -157,7 +161,7 @@ def _marked(tensor: Tensor, trained: bool) -> Tensor:
     return tensor.requires_grad_() if trained and can else tensor
 
 
-def _parameter(made: Made, finish: Finish) -> nn.Parameter:
+def _parameter(made: PendingObject, finish: Finish) -> nn.Parameter:
     data = finish(made.args[0]) if made.args else None
     trained = len(made.args) > 1 and made.args[1] is True
     if not isinstance(data, Tensor):
@@ -166,34 +170,38 @@ def _parameter(made: Made, finish: Finish) -> nn.Parameter:
     return nn.Parameter(data.detach(), requires_grad=trained and can)
 
 
-def _with_attributes(made: Made, finish: Finish) -> Any:
+def _with_attributes(made: PendingObject, finish: Finish) -> Any:
     """A tensor to which code has tied attributes; those are left behind."""
-    if len(made.args) != 4 or not isinstance(made.args[0], Kind):
+    if len(made.args) != 4 or not isinstance(made.args[0], AllowedType):
         raise ReadingError('a tensor of a class of its own')
     function, cls, args, _ = made.args
     plain = ('torch.Tensor', 'torch.nn.parameter.Parameter')
-    if function.name not in TENSOR_KINDS or not isinstance(cls, Kind) or cls.name not in plain:
+    if (
+        function.name not in TENSOR_TYPES
+        or not isinstance(cls, AllowedType)
+        or cls.name not in plain
+    ):
         raise ForeignTypeError('a tensor of a class of its own')
     if not isinstance(args, tuple) or function.build in (None, _with_attributes):
         raise ReadingError('a tensor without values')
-    return function.build(Made(function, args), finish)
+    return function.build(PendingObject(function, args), finish)
 
 
-def _size(made: Made, finish: Finish) -> torch.Size:
+def _size(made: PendingObject, finish: Finish) -> torch.Size:
     sizes = finish(_sizes(made.args[0] if made.args else ()))
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in sizes):
         raise ReadingError('a shape that is none')
     return torch.Size(sizes)
 
 
-def _device(made: Made, finish: Finish) -> torch.device:
+def _device(made: PendingObject, finish: Finish) -> torch.device:
     try:
         return torch.device(*made.args)
     except (TypeError, RuntimeError):
         raise ReadingError('a device that is none') from None
 
 
-def _kinds() -> dict[str, Kind]:
+def _types() -> dict[str, AllowedType]:
     made = {
         'torch._utils._rebuild_tensor': _tensor,
         'torch._utils._rebuild_tensor_v2': _tensor,
@@ -204,13 +212,13 @@ def _kinds() -> dict[str, Kind]:
         'torch.Size': _size,
         'torch.device': _device,
     }
-    kinds = [Kind(name, build) for name, build in made.items()]
-    kinds += [Kind('torch.Tensor'), Kind('torch.nn.parameter.Parameter')]
+    types = [AllowedType(name, build) for name, build in made.items()]
+    types += [AllowedType('torch.Tensor'), AllowedType('torch.nn.parameter.Parameter')]
     for name in (*TYPES, 'Untyped'):
-        kinds += [Kind(f'{module}.{name}Storage') for module in ('torch', 'torch.storage')]
+        types += [AllowedType(f'{module}.{name}Storage') for module in ('torch', 'torch.storage')]
     dtypes = {str(dtype).rpartition('.')[2]: dtype for dtype in TYPES.values()} | LATER
-    kinds += [Kind(f'torch.{name}', value=dtype) for name, dtype in dtypes.items()]
-    return {kind.name: kind for kind in kinds}
+    types += [AllowedType(f'torch.{name}', value=dtype) for name, dtype in dtypes.items()]
+    return {allowed.name: allowed for allowed in types}
 
 
-TENSOR_KINDS = _kinds()
+TENSOR_TYPES = _types()

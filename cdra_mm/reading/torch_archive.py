@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from .kinds import ForeignTypeError, Kind, ReadingError
+from .allowed_types import AllowedType, ForeignTypeError, ReadingError
 from .pickle_machine import run_pickle
 from .tensors import Storages, read_bytes
 
@@ -24,13 +24,15 @@ FOREIGN = {
 }
 
 
-def read_archive(file: BinaryIO, size: int, kinds: Mapping[str, Kind]) -> tuple[Any, Storages, int]:
+def read_archive(
+    file: BinaryIO, size: int, types: Mapping[str, AllowedType]
+) -> tuple[Any, Storages, int]:
     """The tree of an archive.
 
     Args:
         file: The open file.
         size: Its size in bytes.
-        kinds: What its pickle may name.
+        types: What its pickle may name.
 
     Returns:
         The tree, its storages with their bytes, and the length of the pickle.
@@ -50,7 +52,7 @@ def read_archive(file: BinaryIO, size: int, kinds: Mapping[str, Kind]) -> tuple[
         raise ReadingError(f'written on a machine of another byte order ({order[:10]!r})')
     text = _content(file, places, pickles[0]) or b''
     storages = Storages()
-    tree = run_pickle(io.BytesIO(text), kinds, storages.named)
+    tree = run_pickle(io.BytesIO(text), types, storages.named)
     for key, storage in storages.found.items():
         begin, length = places.get(f'{root}/data/{key}', (0, -1))
         if length != storage.num_bytes:

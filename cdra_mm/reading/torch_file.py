@@ -12,36 +12,36 @@ import torch
 from cdra_mm.errors import CheckpointError
 from cdra_mm.storage.regular_file import open_regular
 
-from .finishing import finish
-from .kinds import ForeignTypeError, Kind
-from .numpy_kinds import NUMPY_KINDS
-from .plain_kinds import PLAIN_KINDS
-from .tensors import TENSOR_KINDS, Storage, Storages
+from .allowed_types import AllowedType, ForeignTypeError
+from .numpy_types import NUMPY_TYPES
+from .plain_types import PLAIN_TYPES
+from .tensors import TENSOR_TYPES, Storage, Storages
 from .torch_archive import read_archive
 from .torch_legacy import read_legacy
+from .value_building import build_values
 
-__all__ = ['Place', 'read_torch', 'read_torch_stream']
+__all__ = ['MapLocation', 'read_torch', 'read_torch_stream']
 
-KINDS = {**PLAIN_KINDS, **NUMPY_KINDS, **TENSOR_KINDS}
+TYPES = {**PLAIN_TYPES, **NUMPY_TYPES, **TENSOR_TYPES}
 ALONE = 'save its state_dict alone, with the code it comes from, or name another file'
 
-Place = str | torch.device | Mapping[str, str] | Callable[..., Any] | None
+MapLocation = str | torch.device | Mapping[str, str] | Callable[..., Any] | None
 
 
 def read_torch(
     path: str | Path,
     *,
-    kinds: Mapping[str, Kind] | None = None,
-    place: Place = None,
+    types: Mapping[str, AllowedType] | None = None,
+    map_location: MapLocation = None,
     otherwise: str = ALONE,
 ) -> Any:
     """Reads what ``torch.save`` wrote, in either of its formats.
 
     Args:
         path: The file.
-        kinds: What it may name beside tensors, numpy's arrays and harmless types of the
+        types: What it may name beside tensors, numpy's arrays and harmless types of the
             standard library.
-        place: Where the tensors go, as ``map_location`` of ``torch.load``; None for the CPU.
+        map_location: Where the tensors go, as ``map_location`` of ``torch.load``; None for the CPU.
         otherwise: What to do about a file that holds more than that, for the message.
 
     Returns:
@@ -54,7 +54,7 @@ def read_torch(
     file, size = open_regular(path, 'checkpoint')
     with file:
         return read_torch_stream(
-            file, size, str(path), kinds=kinds, place=place, otherwise=otherwise
+            file, size, str(path), types=types, map_location=map_location, otherwise=otherwise
         )
 
 
@@ -63,8 +63,8 @@ def read_torch_stream(
     size: int,
     name: str,
     *,
-    kinds: Mapping[str, Kind] | None = None,
-    place: Place = None,
+    types: Mapping[str, AllowedType] | None = None,
+    map_location: MapLocation = None,
     otherwise: str = ALONE,
 ) -> Any:
     """`read_torch` of bytes that lie elsewhere.
@@ -73,8 +73,8 @@ def read_torch_stream(
         file: The bytes, which can be gone back in.
         size: How many.
         name: For messages.
-        kinds: See `read_torch`.
-        place: See `read_torch`.
+        types: See `read_torch`.
+        map_location: See `read_torch`.
         otherwise: See `read_torch`.
 
     Raises:
@@ -82,16 +82,16 @@ def read_torch_stream(
     """
     with _named(name, size, otherwise):
         start = file.read(265)
-        known = {**KINDS, **(kinds or {})}
+        known = {**TYPES, **(types or {})}
         if start[:2] == b'PK':
             tree, storages, length = read_archive(file, size, known)
         elif start[257:262] == b'ustar':
             raise ForeignTypeError('a tar archive, as torch wrote before release 0.1.10')
         else:
             tree, storages, length = read_legacy(file, size, known)
-    _put(storages, place)
+    _put(storages, map_location)
     with _named(name, size, otherwise):
-        return finish(tree, length)
+        return build_values(tree, length)
 
 
 @contextmanager
@@ -117,20 +117,20 @@ def _named(name: str, size: int, otherwise: str) -> Any:
         ) from None
 
 
-def _put(storages: Storages, place: Place) -> None:
+def _put(storages: Storages, map_location: MapLocation) -> None:
     """Moves the bytes of the storages to where they are asked for."""
     for storage in storages.found.values():
-        target = _target(storage, place)
+        target = _target(storage, map_location)
         if target is not None and storage.content is not None:
             storage.content = storage.content.to(target)
 
 
-def _target(storage: Storage, place: Place) -> str | torch.device | None:
-    if isinstance(place, str | torch.device) or place is None:
-        return place
-    if isinstance(place, Mapping):
-        return place.get(storage.location, storage.location)
+def _target(storage: Storage, map_location: MapLocation) -> str | torch.device | None:
+    if isinstance(map_location, str | torch.device) or map_location is None:
+        return map_location
+    if isinstance(map_location, Mapping):
+        return map_location.get(storage.location, storage.location)
     # A function that gets a storage and where it was.
     assert storage.content is not None
-    moved = place(storage.content.untyped_storage(), storage.location)
+    moved = map_location(storage.content.untyped_storage(), storage.location)
     return storage.location if moved is None else moved.device

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from .kinds import ForeignTypeError, Kind, ReadingError
+from .allowed_types import AllowedType, ForeignTypeError, ReadingError
 from .pickle_machine import run_pickle
 from .tensors import Storages, read_bytes
 
@@ -33,7 +33,9 @@ class _Bounded(io.RawIOBase):
         return self._file.tell()
 
 
-def read_legacy(file: BinaryIO, size: int, kinds: Mapping[str, Kind]) -> tuple[Any, Storages, int]:
+def read_legacy(
+    file: BinaryIO, size: int, types: Mapping[str, AllowedType]
+) -> tuple[Any, Storages, int]:
     """The tree of such a file, its storages, and the length of the pickles.
 
     Raises:
@@ -42,7 +44,7 @@ def read_legacy(file: BinaryIO, size: int, kinds: Mapping[str, Kind]) -> tuple[A
     """
     stream: Any = _Bounded(file, size)
     file.seek(0)
-    magic = run_pickle(stream, kinds)
+    magic = run_pickle(stream, types)
     if type(magic) is not int or magic != MAGIC:
         raise ForeignTypeError('a Python pickle that torch.save did not write')
     if run_pickle(stream, {}) != VERSION:
@@ -52,7 +54,7 @@ def read_legacy(file: BinaryIO, size: int, kinds: Mapping[str, Kind]) -> tuple[A
     if little is not (sys.byteorder == 'little'):
         raise ReadingError('written on a machine of another byte order')
     storages = Storages()
-    tree = run_pickle(stream, kinds, storages.named)
+    tree = run_pickle(stream, types, storages.named)
     keys = run_pickle(stream, {})
     length = file.tell()
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages.found):

@@ -20,7 +20,7 @@ KINDS = {
 }
 
 
-def open_regular(path: str | Path, what: str = 'file') -> tuple[BinaryIO, int]:
+def open_regular(path: str | Path, what: str = 'file', where: str = '') -> tuple[BinaryIO, int]:
     """Opens a file for reading, and gives its size.
 
     A pipe would be waited for without end, and a device may act when it is opened: neither is.
@@ -28,6 +28,7 @@ def open_regular(path: str | Path, what: str = 'file') -> tuple[BinaryIO, int]:
     Args:
         path: The file.
         what: What it should be, for the message.
+        where: What names it (a setting, an option), likewise.
 
     Returns:
         The open file, and its size in bytes.
@@ -36,20 +37,21 @@ def open_regular(path: str | Path, what: str = 'file') -> tuple[BinaryIO, int]:
         CheckpointError: If it does not exist, is no regular file, or cannot be read.
     """
     path = Path(path)
+    named = f'{what} {path}' + (f' ({where})' if where else '')
     try:
-        _require_regular(path.stat(), path, what)
+        _require_regular(path.stat(), named)
         file = open(path, 'rb', opener=_without_waiting)  # noqa: SIM115
         try:
             info = os.fstat(file.fileno())
-            _require_regular(info, path, what)
+            _require_regular(info, named)
         except CheckpointError:
             file.close()
             raise
     except FileNotFoundError:
-        raise CheckpointError(f'{path}: no such {what}: name one that exists') from None
+        raise CheckpointError(f'{named} does not exist: put it there or name another') from None
     except OSError as error:
         raise CheckpointError(
-            f'{path} cannot be read ({error.strerror or error}): expected a {what}'
+            f'{named} cannot be read ({error.strerror or error}): mend that or name another'
         ) from None
     except ValueError as error:
         if isinstance(error, CheckpointError):
@@ -58,10 +60,10 @@ def open_regular(path: str | Path, what: str = 'file') -> tuple[BinaryIO, int]:
     return file, info.st_size
 
 
-def _require_regular(info: os.stat_result, path: Path, what: str) -> None:
+def _require_regular(info: os.stat_result, named: str) -> None:
     if not stat.S_ISREG(info.st_mode):
         kind = KINDS.get(stat.S_IFMT(info.st_mode), 'is no regular file')
-        raise CheckpointError(f'{path} {kind}: expected a {what}, name another')
+        raise CheckpointError(f'{named} {kind}: put a file there or name another')
 
 
 def _without_waiting(path: str, flags: int) -> int:

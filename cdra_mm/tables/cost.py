@@ -30,10 +30,10 @@ from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.methods import Request, make_method
 from cdra_mm.storage import write_text
 
-from .formats import FORMATS, SUFFIXES
 from .grid import Row, pick
 from .grid_file import read_rows
 from .table import Cell, Column, Table
+from .text_formats import FORMATS, SUFFIXES
 
 __all__ = ['Cost', 'main', 'measure_costs']
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cdra_mm.benchmark import planning
+from cdra_mm.benchmark import planning_time
 from cdra_mm.benchmark.growth import SAVED, compare_growth, points
-from cdra_mm.benchmark.planning import SHAPES, compare_planning, synthetic_scores
+from cdra_mm.benchmark.planning_time import SHAPES, compare_planning, synthetic_scores
 from cdra_mm.core import make_plan
 
 from .tiny import tiny_case
@@ -46,7 +46,7 @@ def test_planning_out_of_memory_is_a_line(monkeypatch):
     def killed(*_):
         raise MemoryError('the process was ended by the system')
 
-    monkeypatch.setattr(planning, 'in_child', killed)
+    monkeypatch.setattr(planning_time, 'in_child', killed)
     record = compare_planning('1.1B')
     assert record['candidates'] == {} and 'ended by the system' in record['skipped']['1.1B']
 

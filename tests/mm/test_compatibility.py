@@ -24,7 +24,7 @@ from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, checkpoint
 
 from cdra_mm.core import CheckpointError
-from cdra_mm.mm.cached_files import _place
+from cdra_mm.mm.cached_files import _cache_path
 from cdra_mm.mm.compatibility import TRUST, guard_checkpoints
 
 
@@ -176,7 +176,7 @@ def test_no_loader_of_mmengine_executes_a_file(hostile, is_fork, monkeypatch):
     refuse(load, hostile)
     # An address whose file was downloaded before.
     monkeypatch.setattr(torch.hub, '_hub_dir', str(hostile.parent / 'hub'))
-    kept = _place('https://nowhere.invalid/hostile.pth')
+    kept = _cache_path('https://nowhere.invalid/hostile.pth')
     kept.parent.mkdir(parents=True)
     shutil.copy(hostile, kept)
     refuse(load, 'https://nowhere.invalid/hostile.pth')

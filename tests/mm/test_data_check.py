@@ -54,7 +54,7 @@ def test_folder_gets_what_its_case_says(case: Case, make, tmp_path):
 
 def test_check_counts_samples_classes_and_sizes(tmp_path):
     report = check_config_data(sets.segmentation(tmp_path), workers=0)
-    train, val = report.places  # validation and test read the same, which is read once
+    train, val = report.datasets  # validation and test read the same, which is read once
     assert (train.split, train.samples) == ('train', sets.TRAIN)
     assert (val.split, val.samples) == ('val, test', sets.VAL)
     size = (sets.HEIGHT, sets.WIDTH)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import fields
+
 import pytest
 import torch
 
 from cdra_mm import CDRAHook
 from cdra_mm.core import ConfigError, Plan, PlanError, find_targets, plan_of
+from cdra_mm.methods import CDRA
 
 from . import toy
 
@@ -27,6 +32,19 @@ SHORT = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=100)
 def test_wrong_settings_are_refused_when_the_hook_is_built(settings, message):
     with pytest.raises(ConfigError, match=message):
         CDRAHook(**settings)
+
+
+def test_every_setting_is_described_with_type_or_values_and_default():
+    parameters = inspect.signature(CDRAHook).parameters.values()
+    text = inspect.getdoc(CDRAHook)
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY or parameter.name == 'method':
+            (line,) = re.findall(rf'^    {parameter.name}: .*(?:\n      .*)*', text, re.MULTILINE)
+            assert re.search('default', line, re.IGNORECASE), line
+    for field in fields(CDRA):
+        (line,) = re.findall(rf'^        (?:\w+, )?{field.name}(?:, \w+)?: .*', text, re.MULTILINE)
+        assert re.search("int|float|bool|'", line), line
+    assert 'Likewise' not in text
 
 
 def test_a_budget_beside_another_method_is_its_budget_too():

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from cdra_mm.core import CDRAError, CheckpointError, ConfigError, DataError
 from cdra_mm.mm.launch import load_config, prepare_config
-from cdra_mm.mm.new_config import Wanted, new_config
+from cdra_mm.mm.new_config import NewConfigOptions, new_config
 from cdra_mm.mm.new_config.code import Code, code, statement
 from cdra_mm.mm.new_config.models import find_model, shipped_backbones
 from tests.data.own.folders import labels, save, write_pair
@@ -42,7 +42,7 @@ def make(folder: Path, weights: str, **options):
     said: list[str] = []
     wanted = dict(weights=weights, batch_size=2, iterations=2, budget=5.0, out=folder / 'mine.py')
     wanted |= dict(images=folder / 'images', masks=folder / 'masks') | options
-    out = new_config(Wanted(**wanted), tell=said.append)
+    out = new_config(NewConfigOptions(**wanted), tell=said.append)
     return out, said
 
 
@@ -200,7 +200,9 @@ def test_questions_are_asked_for_what_is_open(weights, tmp_path):
         asked.append(question)
         return next((a for start, a in answers.items() if question.startswith(start)), default)
 
-    wanted = Wanted(tmp_path / 'images', tmp_path / 'masks', tmp_path / 'a.py', weights=weights)
+    wanted = NewConfigOptions(
+        tmp_path / 'images', tmp_path / 'masks', tmp_path / 'a.py', weights=weights
+    )
     cfg = read(new_config(wanted, tell=lambda line: None, ask=ask))
     assert len(asked) == 6 and not any(question == 'backbone' for question in asked)
     assert cfg.metainfo['classes'] == ('x', 'y', 'z')
@@ -250,7 +252,9 @@ def test_damaged_files_are_named_before_anything_is_written(weights, tmp_path):
     (tmp_path / 'images/a.jpg').write_bytes(b'\xff\xd8 no picture')
     save(tmp_path / 'masks/c.png', np.zeros((5, 5), np.uint8))
     before, said = sorted(tmp_path.rglob('*')), []
-    wanted = Wanted(tmp_path / 'images', tmp_path / 'masks', tmp_path / 'x.py', weights=weights)
+    wanted = NewConfigOptions(
+        tmp_path / 'images', tmp_path / 'masks', tmp_path / 'x.py', weights=weights
+    )
     with pytest.raises(DataError, match=r'a\.jpg cannot be decoded.* and 1 more files are wrong'):
         new_config(wanted, tell=said.append)
     assert any('c.png is 5 x 5 pixels' in line for line in said)
@@ -258,13 +262,13 @@ def test_damaged_files_are_named_before_anything_is_written(weights, tmp_path):
 
 
 def test_config_that_fails_its_trial_is_not_handed_over(weights, tmp_path, monkeypatch):
-    from cdra_mm.mm.new_config import command
+    from cdra_mm.mm.new_config import generation
 
     def fail(path, counts):
         raise DataError('the loader finds less')
 
     pairs(tmp_path, *'abcd', values=(0, 255))
-    monkeypatch.setattr(command, 'verify_config', fail)
+    monkeypatch.setattr(generation, 'verify_config', fail)
     before = sorted(tmp_path.rglob('*'))
     with pytest.raises(CDRAError, match='finds less'):
         make(tmp_path, weights, convert=tmp_path / 'ids')

@@ -23,8 +23,8 @@ from cdra_mm.core import (
 )
 from cdra_mm.methods import Request, make_method
 from cdra_mm.mm.export.merging import merge_checkpoint
-from cdra_mm.mm.planning import supernet
-from cdra_mm.mm.planning.supernet import RunTrials, trials_in
+from cdra_mm.mm.run_planning import supernet
+from cdra_mm.mm.run_planning.supernet import RunTrials, trials_in
 
 from . import toy
 from .test_life_cycle import Stop, assert_same, weights
@@ -236,7 +236,7 @@ def test_search_checks_labels_before_the_loss_crashes_on_them(tmp_path):
 def test_other_processes_are_told_of_a_failure(tmp_path, monkeypatch):
     told = []
 
-    class Meeting:
+    class ScoreReduction:
         def add_up(self, sums, count):
             told.append('done')
             return 0
@@ -244,7 +244,7 @@ def test_other_processes_are_told_of_a_failure(tmp_path, monkeypatch):
         def fail(self, error):
             told.append(str(error))
 
-    monkeypatch.setattr(supernet, 'Meeting', Meeting)
+    monkeypatch.setattr(supernet, 'ScoreReduction', ScoreReduction)
     runner, backbone = ready(tmp_path)
     with trials_in(runner, backbone, 0) as trials:
         assert isinstance(trials, RunTrials)

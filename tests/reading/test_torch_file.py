@@ -237,7 +237,7 @@ def test_what_is_no_file_is_neither_waited_for_nor_opened(tmp_path):
         ('pipe.pth', 'is a pipe'),
         ('loop.pth', 'cannot be read'),
         ('', 'is a folder'),
-        ('none.pth', 'no such'),
+        ('none.pth', 'does not exist'),
         ('a\0b', 'null byte'),
     ):
         with pytest.raises(CheckpointError, match=reason):
@@ -249,5 +249,5 @@ def test_what_is_no_file_is_neither_waited_for_nor_opened(tmp_path):
 def test_tensors_go_where_they_are_asked_for(tmp_path):
     torch.save(dict(w=torch.ones(2)), tmp_path / 'a.pth')
     for place in ('cpu', torch.device('meta'), {'cpu': 'meta'}, lambda storage, where: None):
-        found = read_torch(tmp_path / 'a.pth', place=place)['w']
+        found = read_torch(tmp_path / 'a.pth', map_location=place)['w']
         assert found.device.type == ('cpu' if place == 'cpu' or callable(place) else 'meta')

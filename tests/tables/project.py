@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from cdra_mm.tables import command
-from cdra_mm.tables.arguments import parser
+from cdra_mm.tables import study
+from cdra_mm.tables.study_options import parser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = """
@@ -113,7 +113,7 @@ class Project:
     def run(self, *words: str) -> None:
         """tables.py in this process."""
         given = ['toy', '--out', str(self.out), '--devices', 'cpu', *map(str, words)]
-        command.main(parser().parse_args(given), self.folder / 'tools')
+        study.main(parser().parse_args(given), self.folder / 'tools')
 
     def start(self, *words: str) -> subprocess.Popen:
         """tables.py as a process of its own."""

@@ -11,9 +11,9 @@ import torch
 from cdra_mm.benchmark.case import Case
 from cdra_mm.core import ConfigError
 from cdra_mm.tables import cost
-from cdra_mm.tables.arguments import parser
-from cdra_mm.tables.formats import FORMATS
 from cdra_mm.tables.grid_file import read_rows
+from cdra_mm.tables.study_options import parser
+from cdra_mm.tables.text_formats import FORMATS
 
 from .project import REPOSITORY
 

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip('mmpretrain')
 
-from cdra_mm.tables import command
-from cdra_mm.tables.arguments import parser
+from cdra_mm.tables import study
+from cdra_mm.tables.study_options import parser
 from tests.tools.project import REPOSITORY, make_project
 
 GRID = """
@@ -49,7 +49,7 @@ def test_tables_of_real_runs_choose_train_test_and_show(tmp_path, monkeypatch, c
         ['--show', '--format', 'csv'],
     )
     for part in parts:
-        command.main(parser().parse_args([*words, *part]), REPOSITORY / 'tools')
+        study.main(parser().parse_args([*words, *part]), REPOSITORY / 'tools')
     progress, _, shown = capsys.readouterr().out.rpartition('family,')
     assert 'cdra final: validation chose optim_wrapper.optimizer.lr=' in progress
     linear, cdra = csv.DictReader(['family,' + shown.splitlines()[0], *shown.splitlines()[1:]])

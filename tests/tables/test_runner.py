@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdra_mm.core import ConfigError
-from cdra_mm.tables.places import find_slots
+from cdra_mm.tables.slots import find_slots
 
 from .project import GRID, alive, end, wait_for
 
@@ -131,10 +131,10 @@ def test_runner_names_a_run_that_was_killed(project, capsys):
 
 
 def test_runner_survives_a_launcher_that_is_not_there(project, capsys):
-    from cdra_mm.tables import command
-    from cdra_mm.tables.arguments import parser
+    from cdra_mm.tables import study
+    from cdra_mm.tables.study_options import parser
 
     words = ['toy', '--out', str(project.out), '--tasks', 'cats', '--launcher', 'no-such-program']
     with pytest.raises(ConfigError, match='6 of the runs failed'):
-        command.main(parser().parse_args(words), project.folder / 'tools')
+        study.main(parser().parse_args(words), project.folder / 'tools')
     assert "No such file or directory: 'no-such-program'" in capsys.readouterr().out

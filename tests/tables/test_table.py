@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cdra_mm.tables.formats import FORMATS
 from cdra_mm.tables.grid import Grid, Row, Task
 from cdra_mm.tables.results import Result, State
 from cdra_mm.tables.table import Cell, make_table
+from cdra_mm.tables.text_formats import FORMATS
 
 
 def task(name, group, **settings):

@@ -13,7 +13,7 @@ from cdra_mm.data.own.labels import interpret
 from cdra_mm.data.own.looking import Seen, look_at
 from cdra_mm.data.own.pairing import find_pairs
 from cdra_mm.data.own.splitting import groups_by, split_by_share
-from cdra_mm.mm.new_config import Wanted, new_config
+from cdra_mm.mm.new_config import NewConfigOptions, new_config
 from cdra_mm.mm.new_config.models import find_model
 from cdra_mm.mm.prediction import predict_folder
 from cdra_mm.mm.test_time import set_test_time_augmentation
@@ -44,7 +44,7 @@ def config(folder: Path, **options):
     for index, name in enumerate('abcd'):
         write_pair(folder, name, index, values=values)
     wanted = dict(images=folder / 'images', masks=folder / 'masks', out=folder / 'a.py') | options
-    new_config(Wanted(**wanted), tell=lambda line: None)
+    new_config(NewConfigOptions(**wanted), tell=lambda line: None)
 
 
 def segmentor(**changes) -> Config:
@@ -101,7 +101,7 @@ with heading('Your own images and masks') as (refused, taken):
         write_pair(folder, 'a')
         save(folder / 'masks/a.png', np.zeros((5, 5), np.uint8))
         write_pair(folder, 'b')
-        config_of = Wanted(folder / 'images', folder / 'masks', folder / 'a.py')
+        config_of = NewConfigOptions(folder / 'images', folder / 'masks', folder / 'a.py')
         new_config(config_of, tell=lambda line: None)
 
     @refused(

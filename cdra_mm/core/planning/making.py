@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from cdra_mm.errors import PlanError
+from cdra_mm.progress import Phases, reported_to
 
 from .ablations import NO_ABLATION, Ablation
 from .budget import threshold_for_budget
@@ -44,6 +45,7 @@ def make_plan(
     also_train: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     fingerprint: str = '',
+    progress: Phases | None = None,
 ) -> Plan:
     """The CDRA-SPT plan for these scores (steps 1 to 3, Eqs. 4 and 7).
 
@@ -62,6 +64,8 @@ def make_plan(
         also_train: Parameters trained whole without competing, name -> entries.
         settings: Further plain values to keep in the plan.
         fingerprint: Fingerprint of the base weights.
+        progress: Gets the phases of a budget's search, ``cdra_mm.progress.late_line`` for a line
+            on a terminal; by default nothing is shown.
 
     Raises:
         PlanError: If not exactly one budget is given, a setting is out of
@@ -75,7 +79,8 @@ def make_plan(
         raise PlanError(f'{listed}: give exactly one of them')
     also_train = _checked_also_train(also_train)
     if budget_params is not None:
-        threshold = _threshold_within(scores, budget_params, rules, also_train)
+        with reported_to(progress):
+            threshold = _threshold_within(scores, budget_params, rules, also_train)
     else:
         count = requested_count(scores, gamma=gamma, num_sensitive=num_sensitive)
         threshold = kth_largest(scores, count)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.registry import MODELS
-from mmpretrain.models import VisionTransformer
 from torch import Tensor
 
 from cdra_mm.errors import ConfigError
+
+from ..host.mmpretrain_names import OpenVisionTransformer
 
 __all__ = ['MultiLayerViT']
 
 
 @MODELS.register_module()
-class MultiLayerViT(VisionTransformer):
+class MultiLayerViT(OpenVisionTransformer):
     """A VisionTransformer whose returned layers all pass through the final norm.
 
     mmpretrain normalises the last layer only. DINOv2's ``get_intermediate_layers``
@@ -44,5 +45,7 @@ class MultiLayerViT(VisionTransformer):
         # Applied to what is returned instead of inside the loop over layers.
         self.final_norm = False
 
-    def _format_output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        return super()._format_output(self.ln1(x), hw)
+    def before_output(self, x: Tensor) -> Tensor:
+        """The tokens of a returned layer through the final norm, ``[B, N, E]``."""
+        normed: Tensor = self.ln1(x)
+        return normed

@@ -60,7 +60,7 @@ class TimmViT(BaseModule):
             setting does not fit it.
     """
 
-    _is_init: bool
+    is_init: bool
 
     def __init__(
         self,
@@ -163,10 +163,10 @@ class TimmViT(BaseModule):
             CheckpointError: If the weights cannot be had, or do not fit the model wholly.
         """
         # mmengine's own would call timm's init_weights, which draws new ones.
-        if not self._is_init and self.init_cfg:
+        if not self.is_init and self.init_cfg:
             config = cast('dict[str, Any]', self.init_cfg)
             load_weights(self.vit, config['checkpoint'], config.get('prefix') or '')
-        self._is_init = True
+        self.is_init = True
 
 
 def _weight_config(

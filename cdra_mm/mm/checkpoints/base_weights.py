@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +22,14 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
+from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
 from cdra_mm.errors import CheckpointError
+
+from ..compatibility import load_checkpoint
+from ..host.model_patches import initialised_again
+from ..host.runner_parts import is_resumed, loaded_from
 
 __all__ = [
     'BaseSource',
@@ -81,8 +84,9 @@ def find_source(runner: Runner, model: nn.Module, backbone: nn.Module) -> BaseSo
         model: Its plain model.
         backbone: The backbone in it.
     """
-    if runner._load_from is not None and not runner._resume:
-        return BaseSource('checkpoint', str(runner._load_from), 'backbone.')
+    loaded = loaded_from(runner)
+    if loaded is not None and not is_resumed(runner):
+        return BaseSource('checkpoint', loaded, 'backbone.')
     own = _own_source(backbone)
     if own is not None:
         return own
@@ -247,7 +251,7 @@ def _replay(backbone: nn.Module, source: BaseSource) -> None:
         if source.kind == 'init_cfg':
             _replay_init_cfg(backbone, source)
             return
-        loaded = CheckpointLoader.load_checkpoint(source.path, map_location='cpu')
+        loaded = load_checkpoint(source.path)
         state: dict[str, Tensor] = loaded.get('state_dict', loaded)
         prefix = source.prefix
         state = {
@@ -262,20 +266,8 @@ def _replay_init_cfg(backbone: BaseModule, source: BaseSource) -> None:
     init_cfg = {'type': 'Pretrained', 'checkpoint': source.path}
     if source.prefix:
         init_cfg['prefix'] = source.prefix
-    kept = backbone.init_cfg, backbone._is_init
-    # Marked as part of a larger initialisation, which keeps its report out of the logs.
-    info: dict[Any, dict[str, Any]] = defaultdict(dict)
-    for name, parameter in backbone.named_parameters():
-        info[parameter] = {'init_info': name, 'tmp_mean_value': parameter.data.float().mean().cpu()}
-    for module in backbone.modules():
-        module._params_init_info = info
-    try:
-        backbone.init_cfg, backbone._is_init = init_cfg, False
+    with initialised_again(backbone, init_cfg):
         backbone.init_weights()
-    finally:
-        backbone.init_cfg, backbone._is_init = kept
-        for module in backbone.modules():
-            module.__dict__.pop('_params_init_info', None)
 
 
 @contextmanager

@@ -8,17 +8,17 @@ epoch again, so the run has more iterations than its schedule. Both come back he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
 from cdra_mm.errors import CheckpointError
 
+from ..host.runner_parts import RestOfEpoch, end_loop_at, open_iterations
 from ..rebuild import plain_model
 
 __all__ = ['MIDWAY_KEY', 'go_on', 'midway_state']
@@ -52,17 +52,6 @@ def midway_state(runner: Runner, epoch: int, epoch_iters: int) -> dict[str, Any]
     if by_epoch and epoch_iters and epoch == runner.epoch:
         state |= {'epoch_iters': epoch_iters, 'epoch_length': len(runner.train_dataloader)}
     return state
-
-
-def open_iterations(wrapper: OptimWrapper) -> int:
-    """Iterations whose gradients wait for the next optimizer step, 0 between two windows."""
-    parts = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    return max(
-        0
-        if part._inner_count == part._max_counts
-        else part._inner_count % part._accumulative_counts
-        for part in parts
-    )
 
 
 def go_on(runner: Runner, state: Mapping[str, Any]) -> None:
@@ -128,7 +117,7 @@ def _count_iterations(runner: Runner, loop: EpochBasedTrainLoop, state: Mapping[
         f'{loop.iter}, from which the run goes on: it ends at iteration {loop.iter + left} instead '
         f'of {loop.max_iters}. Schedules that count iterations go on with their own count'
     )
-    loop._max_iters = loop.iter + left
+    end_loop_at(loop, loop.iter + left)
     runner.optim_wrapper.initialize_count_status(runner.model, loop.iter, loop.max_iters)
 
 
@@ -149,33 +138,7 @@ def _finish_epoch(runner: Runner, done: int, length: int) -> None:
             f'has {now} iterations now: resume with the loop, batch size and number of processes '
             'it was written with, or from the end of an epoch'
         )
-    loop.dataloader = _RestOfEpoch(loop, done)
+    RestOfEpoch(loop, done)
     MMLogger.get_current_instance().info(
         f'going on within the epoch: leaving out {done} of {length} iterations'
     )
-
-
-class _RestOfEpoch:
-    """A data loader without its first batches, once; then the loop has its own loader back."""
-
-    def __init__(self, loop: EpochBasedTrainLoop, done: int) -> None:
-        self._loop, self._loader, self._done = loop, loop.dataloader, done
-
-    def __iter__(self) -> Iterator[Any]:
-        loop, done = self._loop, self._done
-        run_iter = loop.run_iter
-        # The loop counts from 0: hooks are told the position in the epoch.
-        loop.run_iter = lambda position, batch: run_iter(position + done, batch)
-        if done < len(self._loader):
-            batches = iter(self._loader)
-            for _ in range(done):
-                next(batches)
-            yield from batches
-        loop.dataloader = self._loader
-        del loop.run_iter
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)

@@ -24,6 +24,8 @@ from mmengine.runner import Runner
 
 from cdra_mm.errors import CheckpointError
 
+from ..host.checkpoint_loaders import hub_entries
+from ..host.runner_parts import loaded_from
 from .index import is_of_a_run, is_run_checkpoint, read_index
 
 __all__ = ['OwnFiles', 'claim_own_files', 'remove_own']
@@ -116,7 +118,7 @@ def claim_own_files(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     Has to run before mmengine loads the hub: each checkpoint hook takes what it says.
 
     Args:
-        runner: A run that resumes ``runner._load_from``.
+        runner: A run that resumes.
         checkpoint: The checkpoint; its ``message_hub`` is changed in place.
 
     Raises:
@@ -124,7 +126,7 @@ def claim_own_files(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     """
     info, resumed_keys = _entries(checkpoint['message_hub'])
     own = OwnFiles.of_runner(runner)
-    is_own = own.holds(Path(str(runner._load_from)))
+    is_own = own.holds(Path(str(loaded_from(runner))))
     for key in list(info):
         value = info[key]
         if key == 'last_ckpt' or (isinstance(key, str) and key.startswith('best_ckpt')):
@@ -177,7 +179,7 @@ def _entries(hub: Any) -> tuple[MutableMapping[str, Any], MutableMapping[str, An
     if isinstance(hub, Mapping):
         parts = hub.get('runtime_info'), hub.get('resumed_keys')
     else:  # mmengine also takes the object itself
-        parts = getattr(hub, '_runtime_info', None), getattr(hub, '_resumed_keys', None)
+        parts = hub_entries(hub)
     if not all(isinstance(part, MutableMapping) for part in parts):
         raise CheckpointError(
             'the checkpoint is damaged: its message_hub has no runtime_info and resumed_keys; use '

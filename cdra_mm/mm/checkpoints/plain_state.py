@@ -22,12 +22,12 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from cdra_mm.errors import CheckpointError
-from cdra_mm.reading.finishing import DEEPEST, finish
-from cdra_mm.reading.kinds import ReadingError
+from cdra_mm.reading.allowed_types import ReadingError
 from cdra_mm.reading.pickle_machine import run_pickle
-from cdra_mm.reading.torch_file import KINDS
+from cdra_mm.reading.torch_file import TYPES
+from cdra_mm.reading.value_building import MAX_DEPTH, build_values
 
-from ..checkpoint_kinds import CHECKPOINT_KINDS
+from ..checkpoint_types import CHECKPOINT_TYPES
 
 __all__ = ['check_can_be_saved', 'make_plain', 'same_meaning']
 
@@ -96,8 +96,8 @@ def _without_functions(part: str, value: Any) -> Any:
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:
-    if depth > DEEPEST:
-        raise _refused(where, f'more than {DEEPEST} values inside each other')
+    if depth > MAX_DEPTH:
+        raise _refused(where, f'more than {MAX_DEPTH} values inside each other')
     if isinstance(value, Tensor) or type(value) in PLAIN:
         return value
     if isinstance(value, HistoryBuffer):
@@ -147,7 +147,7 @@ def _read_back(value: Any, where: str) -> None:
     """Reads what would be written, without its tensors, as the reader of files does."""
     text = pickle.dumps(_without_tensors(value), protocol=2)
     try:
-        finish(run_pickle(io.BytesIO(text), {**KINDS, **CHECKPOINT_KINDS}), len(text))
+        build_values(run_pickle(io.BytesIO(text), {**TYPES, **CHECKPOINT_TYPES}), len(text))
     except ReadingError as error:
         raise _refused(where, str(error)) from None
 

@@ -19,6 +19,7 @@ from cdra_mm.errors import CheckpointError, DataError
 from cdra_mm.last_checkpoint import POINTER, pointed_at, pointer_text
 
 from ..backbone import PREFIX
+from ..host.runner_parts import is_resumed, loaded_from, resume_from, start_anew
 from ..inputs import check_weight_file
 from ..rebuild import plain_model
 from .own_files import OwnFiles
@@ -54,18 +55,20 @@ def choose_checkpoint(runner: Runner) -> None:
     """
     own = OwnFiles.of_runner(runner)
     clear_folders(own)
-    if not runner._resume:
+    if not is_resumed(runner):
         return
-    if runner._load_from is None:
+    path = loaded_from(runner)
+    if path is None:
         found = latest_checkpoint(own, runner.logger.warning)
         if found is None:
             runner.logger.warning(
                 f'no checkpoint in {runner.work_dir}: starting from the beginning'
             )
-            runner._resume = False
+            start_anew(runner)
             return
-        runner._load_from = str(found)
-    check_whole(runner._load_from)
+        path = str(found)
+        resume_from(runner, path)
+    check_whole(path)
 
 
 def latest_checkpoint(own: OwnFiles, say: Callable[[str], object]) -> Path | None:

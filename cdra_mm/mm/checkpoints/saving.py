@@ -12,11 +12,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process, master_only
-from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
@@ -26,24 +26,21 @@ from cdra_mm.storage import write_atomically, write_text
 from cdra_mm.storage.leftovers import clear_leftovers
 
 from ..divergence import check_finite
+from ..host.runner_parts import (
+    OpenCheckpointHook,
+    replace_checkpoint_hooks,
+    replace_save_checkpoint,
+)
 from .own_files import OwnFiles, remove_own
 
 __all__ = ['OrderedCheckpointHook', 'clear_folders', 'save_safely']
 
 
-class OrderedCheckpointHook(CheckpointHook):
+class OrderedCheckpointHook(OpenCheckpointHook):
     """mmengine's hook, which removes nothing before its successor is on the disk."""
 
-    file_backend: Any
-
-    @classmethod
-    def replacing(cls, hook: CheckpointHook) -> OrderedCheckpointHook:
-        """A hook with the settings and the state of a plain one."""
-        new = cls.__new__(cls)
-        new.__dict__ = hook.__dict__
-        return new
-
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+    def write_numbered(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """Writes the checkpoint of a step, points to it, and then removes what is outdated."""
         limit = self.max_keep_ckpts
         kept = [*(i for i in getattr(self, 'keep_ckpt_ids', ()) if i != step), step]
         outdated = kept[:-limit] if limit > 0 else []
@@ -73,38 +70,18 @@ class OrderedCheckpointHook(CheckpointHook):
             self.keep_ckpt_ids = deque(kept[-limit:], limit)
             runner.message_hub.update_info('keep_ckpt_ids', kept[-limit:])
 
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        backend = self.file_backend
-        later = _LaterRemoval(backend)
-        try:
-            self.file_backend = later
-            super()._save_best_checkpoint(runner, metrics)
-        finally:
-            self.file_backend = backend
+    def write_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """Writes the best checkpoint, and then removes those that were."""
+        with self.noting_removals() as removed:
+            super().write_best(runner, metrics)
         best = {getattr(self, 'best_ckpt_path', None)}
         best |= set(getattr(self, 'best_ckpt_path_dict', {}).values())
-        for path in later.paths:
+        for path in removed:
             if path not in best:  # a resumed run may find the same best again
                 self._remove(path)
 
     def _remove(self, path: str) -> None:
         remove_own(self.file_backend, path, self.out_dir, self.filename_tmpl)
-
-
-class _LaterRemoval:
-    """A file backend that only notes what is to be removed."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self.paths: list[str] = []
-
-    def remove(self, path: str) -> None:
-        self.paths.append(path)
-
-    rmtree = remove
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
 
 
 def save_safely(runner: Runner) -> None:
@@ -118,12 +95,12 @@ def save_safely(runner: Runner) -> None:
     Args:
         runner: A runner before training; calling it twice does no harm.
     """
-    for position, hook in enumerate(runner.hooks):
-        if type(hook) is CheckpointHook:
-            runner.hooks[position] = OrderedCheckpointHook.replacing(hook)
-    if 'save_checkpoint' in runner.__dict__:
-        return
-    plain = runner.save_checkpoint
+    replace_checkpoint_hooks(runner, OrderedCheckpointHook)
+    replace_save_checkpoint(runner, lambda plain: _safely(runner, plain))
+
+
+def _safely(runner: Runner, plain: Callable[..., None]) -> Callable[..., None]:
+    """A run's ``save_checkpoint`` that leaves a whole file or none."""
     signature = inspect.signature(plain)
 
     def save_checkpoint(*args: Any, **kwargs: Any) -> None:
@@ -153,7 +130,7 @@ def save_safely(runner: Runner) -> None:
                 'go on with the same command and --resume'
             ) from None
 
-    runner.save_checkpoint = save_checkpoint
+    return save_checkpoint
 
 
 def clear_folders(own: OwnFiles) -> None:

@@ -4,9 +4,9 @@
 `watch` names the file when something goes wrong all the same.
 """
 
-from .early import check_data
-from .full import check_config_data
-from .report import DataReport
+from .early_check import check_data
+from .findings import DataReport
+from .full_check import check_config_data
 from .watch import WatchDataHook, watch
 
 __all__ = ['DataReport', 'WatchDataHook', 'check_config_data', 'check_data', 'watch']

@@ -12,7 +12,7 @@ from PIL import Image
 
 from .label_rule import LabelRule
 
-__all__ = ['files_of', 'load', 'mask_trouble', 'packed_ids', 'reason', 'step_name']
+__all__ = ['files_of', 'load', 'mask_fault', 'packed_ids', 'reason', 'step_name']
 
 ORIENTATION = 0x0112  # the tag of EXIF
 NAMED = 5
@@ -50,7 +50,7 @@ def load(info: dict[str, Any], steps: list[Callable[[Any], Any]]) -> dict[str, A
     return data
 
 
-def mask_trouble(data: Mapping[str, Any]) -> str:
+def mask_fault(data: Mapping[str, Any]) -> str:
     """What is wrong with a label map just loaded, in words that begin after its name; '' if none.
 
     Args:
@@ -69,7 +69,7 @@ def mask_trouble(data: Mapping[str, Any]) -> str:
         f'is {mask.shape[1]} x {mask.shape[0]} pixels, but its image {data.get("img_path", "")} is '
         f'{shape[1]} x {shape[0]}'
     )
-    if tuple(mask.shape) == tuple(shape[1::-1]) and _is_turned(data.get('img_path')):
+    if tuple(mask.shape) == tuple(shape[1::-1]) and _is_rotated(data.get('img_path')):
         return f'{text}, turned by its EXIF orientation: store the image turned, without that tag'
     return f'{text}: make them of one size (a mask without interpolation)'
 
@@ -112,7 +112,7 @@ def step_name(step: Any) -> str:
     return getattr(step, '__name__', type(step).__name__)
 
 
-def _is_turned(path: Any) -> bool:
+def _is_rotated(path: Any) -> bool:
     try:
         with Image.open(path) as picture:
             return picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)

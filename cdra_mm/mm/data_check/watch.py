@@ -8,6 +8,7 @@ the same and knows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from torch.utils.data import DataLoader
 
 from cdra_mm.errors import CDRAError, ConfigError, DataError
 
+from ..host.data_wrapping import wrap_batches, wrap_pipeline
+from ..host.runner_parts import built_loops
+from .config_datasets import check_command
 from .label_rule import LabelRule, label_rule, last_head
-from .one_sample import files_of, mask_trouble, packed_ids, reason, step_name, wrong_ids
-from .places import check_command
+from .one_sample import files_of, mask_fault, packed_ids, reason, step_name, wrong_ids
 
 __all__ = ['WatchDataHook', 'WatchedPipeline', 'leaf_datasets', 'require_one_size', 'watch']
 
@@ -61,7 +64,7 @@ class WatchedPipeline(Compose):
                 return None
             if not is_checked and isinstance(data, Mapping) and 'gt_seg_map' in data:
                 is_checked = True
-                self._require(mask_trouble(data), str(data.get('seg_map_path') or _named(files)))
+                self._require(mask_fault(data), str(data.get('seg_map_path') or _named(files)))
         if self.rule is not None:
             self._require(
                 wrong_ids(packed_ids(data), self.rule),
@@ -117,18 +120,17 @@ def watch(runner: Runner) -> None:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     rule = label_rule(last_head(model))
     advice = f'; look at all files with: {check_command(runner.cfg)}'
-    loops = (('train', runner._train_loop), ('val', runner._val_loop), ('test', runner._test_loop))
-    for split, loop in loops:
+    for split, loop in built_loops(runner):
         loader = getattr(loop, 'dataloader', None)
         if not isinstance(loader, DataLoader):
             continue
         where = f'{split} data'
         for dataset in leaf_datasets(loader.dataset):
-            if type(getattr(dataset, 'pipeline', None)) is Compose:
-                labels = rule if split == 'train' else None
-                dataset.pipeline = WatchedPipeline(dataset.pipeline, where, advice, labels)
+            labels = rule if split == 'train' else None
+            watched = partial(WatchedPipeline, where=where, advice=advice, rule=labels)
+            wrap_pipeline(dataset, watched)
         if not isinstance(loader.collate_fn, WatchedCollate):
-            loader.collate_fn = WatchedCollate(loader.collate_fn, where, advice)
+            wrap_batches(loader, partial(WatchedCollate, where=where, advice=advice))
     preprocessor = getattr(model, 'data_preprocessor', None)
     if isinstance(preprocessor, nn.Module) and not any(
         hook is _require_one_size for hook in preprocessor._forward_pre_hooks.values()

@@ -11,7 +11,6 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import MODELS
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from cdra_mm.core import adapters, freeze_rest, merge_adapters, remove_adapters
@@ -20,6 +19,7 @@ from cdra_mm.errors import CheckpointError
 from ..backbone import attach_loader, find_backbone
 from ..checkpoints.base_weights import named_bases
 from ..checkpoints.record import Record, read_record
+from ..compatibility import load_checkpoint
 from ..divergence import refuse_diverged
 from ..launch import plain_config
 from ..packages import set_default_scope
@@ -92,7 +92,7 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
     """
     plain = plain_config(cfg)
     set_default_scope(plain)
-    loaded = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    loaded = load_checkpoint(path)
     state, record = _adapted_state(loaded, path)
     model = _build(plain.model)
     backbone = attach_loader(find_backbone(model), named_bases(cfg, model))

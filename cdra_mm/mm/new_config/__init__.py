@@ -1,11 +1,12 @@
 """A config for a user's own images and masks.
 
-`wanted` is what the user says, `models` gives the backbone under its head, `listing` the splits,
-`text` and `run_text` write `facts` as a config in `code`, `verification` tries it, `telling` says
-what was seen. `command` joins them with what `cdra_mm.data.own` finds in the folders.
+`options` is what the user says, `models` gives the backbone under its head, `split_lists` the
+splits, `text` and `run_text` write `content` as a config in `code`, `verification` tries it,
+`messages` says what was seen. `generation` joins them with what `cdra_mm.data.own` finds in the
+folders.
 """
 
-from .command import new_config
-from .wanted import Wanted
+from .generation import new_config
+from .options import NewConfigOptions
 
-__all__ = ['Wanted', 'new_config']
+__all__ = ['NewConfigOptions', 'new_config']

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .code import statement
-from .facts import Facts
+from .content import ConfigContent
 
 __all__ = ['run_text']
 
@@ -14,19 +14,19 @@ PARTS_OF_RUN = 8  # validations and checkpoints in a run
 SHORTEST_PART = 250  # steps between them
 
 
-def run_text(facts: Facts) -> str:
+def run_text(content: ConfigContent) -> str:
     """How the model is trained, and what is as in every run."""
-    steps = facts.iterations
+    steps = content.iterations
     every = max(steps // PARTS_OF_RUN, min(steps, SHORTEST_PART))
     warmup = max(1, min(FULL_WARMUP, steps // 10))
     wrapper: dict[str, Any] = {
         'type': 'OptimWrapper',
         'optimizer': {'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 1e-4},
     }
-    slower = facts.model.backbone_rate
+    slower = content.model.backbone_rate
     if slower != 1.0:
         wrapper['paramwise_cfg'] = {'custom_keys': {'backbone': {'lr_mult': slower}}}
-    scored = min(400, sum(source.count for source in facts.splits['train']))
+    scored = min(400, sum(source.count for source in content.splits['train']))
     hooks = {
         'timer': {'type': 'IterTimerHook'},
         'logger': {'type': 'LoggerHook', 'interval': min(50, every), 'log_metric_by_epoch': False},
@@ -43,7 +43,7 @@ def run_text(facts: Facts) -> str:
         'cdra': {
             'type': 'cdra_mm.CDRAHook',
             'method': {'type': 'cdra'},
-            'budget_percent': facts.budget_percent,
+            'budget_percent': content.budget_percent,
             'num_samples': scored,
         },
     }
@@ -67,7 +67,7 @@ def run_text(facts: Facts) -> str:
         "test_cfg = dict(type='TestLoop')",
         '',
         f'# CDRA: before the first step {scored} training images are scored, then '
-        f'{facts.budget_percent:g} % of the',
+        f'{content.budget_percent:g} % of the',
         '# backbone and the head are trained. Without its entry here the whole model is trained.',
         statement('default_hooks', hooks),
         '',
@@ -79,7 +79,7 @@ def run_text(facts: Facts) -> str:
         "    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),",
         "    dist_cfg=dict(backend='nccl'),",
         ')',
-        f'randomness = dict(seed={facts.seed})',
+        f'randomness = dict(seed={content.seed})',
         'visualizer = dict(',
         "    type='SegLocalVisualizer',",
         "    vis_backends=[dict(type='LocalVisBackend')],",

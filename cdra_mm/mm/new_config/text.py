@@ -8,7 +8,7 @@ from cdra_mm.command_line import command
 from cdra_mm.pictures.style import class_palette
 
 from .code import Code, statement
-from .facts import Facts, Source
+from .content import ConfigContent, SplitFiles
 from .run_text import run_text
 
 __all__ = ['config_text', 'scale_of']
@@ -22,21 +22,23 @@ def scale_of(short_side: int) -> tuple[int, int]:
     return (LONG_SIDE * short_side, short_side)
 
 
-def config_text(facts: Facts) -> str:
+def config_text(content: ConfigContent) -> str:
     """The config as Python text."""
-    return '\n'.join([_head(facts), _data(facts), _loaders(facts), _model(facts), run_text(facts)])
+    return '\n'.join(
+        [_head(content), _data(content), _loaders(content), _model(content), run_text(content)]
+    )
 
 
-def _head(facts: Facts) -> str:
-    weights = facts.model.download
-    predict = command('predict', facts.config, 'CHECKPOINT', 'IMAGES')
+def _head(content: ConfigContent) -> str:
+    weights = content.model.download
+    predict = command('predict', content.config, 'CHECKPOINT', 'IMAGES')
     lines = [
-        f'"""{facts.title}',
+        f'"""{content.title}',
         '',
-        f'Written by: {facts.command}',
-        f'Check:      {command("data check", facts.config)}',
-        f'Train:      {command("train", facts.config)}',
-        f'Test:       {command("test", facts.config, "CHECKPOINT")}',
+        f'Written by: {content.command}',
+        f'Check:      {command("data check", content.config)}',
+        f'Train:      {command("train", content.config)}',
+        f'Test:       {command("test", content.config, "CHECKPOINT")}',
         f'Predict:    {predict} --out DIR',
         f'Weights:    {f"downloaded on the first run, from {weights}" if weights else "see model"}',
         '"""',
@@ -45,8 +47,8 @@ def _head(facts: Facts) -> str:
     return '\n'.join(lines).replace('\\', '/')
 
 
-def _data(facts: Facts) -> str:
-    meaning, crop = facts.meaning, facts.crop
+def _data(content: ConfigContent) -> str:
+    meaning, crop = content.meaning, content.crop
     palette = meaning.palette or class_palette(len(meaning.classes))
     metainfo = {'classes': meaning.classes, 'palette': [list(colour) for colour in palette]}
     image, load = {'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}
@@ -68,21 +70,21 @@ def _data(facts: Facts) -> str:
     lines = [
         '# Data. The masks hold one class id a pixel; what is ignored counts neither in the loss',
         '# nor in the figures.',
-        *(f'# {remark}' for remark in facts.remarks),
-        statement('images', facts.images),
-        statement('masks', facts.masks),
+        *(f'# {remark}' for remark in content.remarks),
+        statement('images', content.images),
+        statement('masks', content.masks),
         # mmengine puts the folder of the config in.
-        *([statement('lists', '{{fileDirname}}/' + facts.lists)] if _listed(facts) else []),
+        *([statement('lists', '{{fileDirname}}/' + content.lists)] if _listed(content) else []),
         statement('metainfo', metainfo),
         statement('ignore_index', meaning.ignore_index),
         *(['# 0 is ignored, and the classes begin at 1.'] if zero else []),
         statement('reduce_zero_label', zero),
         '',
-        f'# Crops of {crop} pixels to train on. Short sides are brought to {facts.short_side} '
+        f'# Crops of {crop} pixels to train on. Short sides are brought to {content.short_side} '
         'pixels first,',
         '# in training times a factor between 0.5 and 2.',
         statement('crop_size', (crop, crop)),
-        statement('scale', scale_of(facts.short_side)),
+        statement('scale', scale_of(content.short_side)),
         statement('train_pipeline', train),
         '# The labels are read after Resize: they keep their own size, and so do the predictions.',
         statement('test_pipeline', [image, resize, load, pack]),
@@ -94,21 +96,21 @@ def _data(facts: Facts) -> str:
     return '\n'.join(lines)
 
 
-def _listed(facts: Facts) -> bool:
-    return any(source.listed for sources in facts.splits.values() for source in sources)
+def _listed(content: ConfigContent) -> bool:
+    return any(source.listed for sources in content.splits.values() for source in sources)
 
 
-def _loaders(facts: Facts) -> str:
+def _loaders(content: ConfigContent) -> str:
     lines = []
-    for split, sources in facts.splits.items():
+    for split, sources in content.splits.items():
         train = split == 'train'
         pipeline = Code('train_pipeline' if train else 'test_pipeline')
         parts = [_dataset(source, pipeline) for source in sources]
         dataset = parts[0] if len(parts) == 1 else {'type': 'ConcatDataset', 'datasets': parts}
         loader = {
-            'batch_size': facts.batch_size if train else 1,
-            'num_workers': facts.workers,
-            'persistent_workers': facts.workers > 0,
+            'batch_size': content.batch_size if train else 1,
+            'num_workers': content.workers,
+            'persistent_workers': content.workers > 0,
             'sampler': {
                 'type': 'InfiniteSampler' if train else 'DefaultSampler',
                 'shuffle': train,
@@ -119,7 +121,7 @@ def _loaders(facts: Facts) -> str:
             f'# {sum(source.count for source in sources)} images.',
             statement(f'{split}_dataloader', loader),
         ]
-    if 'test' not in facts.splits:
+    if 'test' not in content.splits:
         lines += ['# There is no test split: testing repeats the validation.']
         lines += ['test_dataloader = val_dataloader']
     metric = {
@@ -131,7 +133,7 @@ def _loaders(facts: Facts) -> str:
     return '\n'.join(lines)
 
 
-def _dataset(source: Source, pipeline: Code) -> dict[str, Any]:
+def _dataset(source: SplitFiles, pipeline: Code) -> dict[str, Any]:
     def below(root: str, folder: str) -> Code:
         return Code(f'{root} + {"/" + folder!r}' if folder else root)
 
@@ -152,8 +154,8 @@ def _dataset(source: Source, pipeline: Code) -> dict[str, Any]:
     }
 
 
-def _model(facts: Facts) -> str:
-    model: dict[str, Any] = {**facts.model.model}
+def _model(content: ConfigContent) -> str:
+    model: dict[str, Any] = {**content.model.model}
     model['data_preprocessor'] = model['data_preprocessor'] | {
         'size': Code('crop_size'),
         'seg_pad_val': Code('ignore_index'),
@@ -161,16 +163,16 @@ def _model(facts: Facts) -> str:
     for head in ('decode_head', 'auxiliary_head'):
         if head in model:
             model[head] = model[head] | {
-                'num_classes': len(facts.meaning.classes),
+                'num_classes': len(content.meaning.classes),
                 'ignore_index': Code('ignore_index'),
             }
-    step = max(1, int(SLIDE * facts.crop))
+    step = max(1, int(SLIDE * content.crop))
     model['test_cfg'] = {'mode': 'slide', 'crop_size': Code('crop_size'), 'stride': (step, step)}
     # In the order in which an image goes through it.
     order = ('type', 'data_preprocessor', 'backbone', 'neck', 'decode_head', 'auxiliary_head')
     first = {key: _type_first(model.pop(key)) for key in order if key in model}
     lines = [
-        f'# Model: {facts.model.name}.',
+        f'# Model: {content.model.name}.',
         '# Testing goes over an image in windows of the size of a crop.',
         statement('model', first | model),
         '',

@@ -2,7 +2,7 @@
 
 ========================  ==================================================
 `processes`               how they find each other
-`exchange`                what they tell each other: sums, and failures
-`strategies`              sharding, refused by name
+`score_reduction`         what they tell each other: sums, and failures
+`distributed_strategies`  sharding, refused by name
 ========================  ==================================================
 """

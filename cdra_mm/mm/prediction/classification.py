@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner.checkpoint import CheckpointLoader
-from mmpretrain import ImageClassificationInferencer
 
-from .loading import class_names, dataset_of, load_weights
+from ..compatibility import load_checkpoint
+from ..host.mmpretrain_names import classes_of, inferencer_of, set_classes
+from .strict_loading import class_names, dataset_of, load_weights
 
 __all__ = ['Classification']
 
@@ -43,12 +43,9 @@ class Classification:
         config.model.setdefault('data_preprocessor', config.get('data_preprocessor'))
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = MODELS.build(copy.deepcopy(config.model))
-            loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+            loaded = load_checkpoint(checkpoint)
             load_weights(model, loaded, checkpoint)
-            model._config = config
-            self.inferencer = ImageClassificationInferencer(
-                model, pretrained=False, device=device, classes=[]
-            )
+            self.inferencer = inferencer_of(model, config, device)
         self.meta = (loaded.get('meta') or {}).get('dataset_meta') or {}
 
     def load(self, path: Path) -> Any:
@@ -60,9 +57,9 @@ class Classification:
         """The data sample of a loaded image."""
         with torch.no_grad():
             (sample,) = self.inferencer.forward(data)
-        if not self.inferencer.classes:
+        if not classes_of(self.inferencer):
             names, _ = class_names(self.inferencer.config, self.meta, len(sample.pred_score))
-            self.inferencer.classes = names
+            set_classes(self.inferencer, names)
         return sample
 
     def write(self, sample: Any, path: Path) -> None:
@@ -71,7 +68,7 @@ class Classification:
     def rows(self, name: Path, sample: Any) -> list[tuple[Any, ...]]:
         """The likeliest classes of an image with their scores."""
         scores, labels = sample.pred_score.cpu().topk(min(self.top, len(sample.pred_score)))
-        classes = self.inferencer.classes
+        classes = classes_of(self.inferencer)
         return [
             (name.as_posix(), rank, label, classes[label], f'{score:.6f}')
             for rank, (label, score) in enumerate(

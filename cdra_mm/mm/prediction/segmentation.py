@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.model import BaseModel
-from mmseg.apis import MMSegInferencer
 from PIL import Image
 from torch import nn
 
@@ -16,27 +15,13 @@ from cdra_mm.errors import ConfigError
 from cdra_mm.pictures.style import class_palette
 from cdra_mm.storage import write_atomically
 
-from .loading import class_names, dataset_of, load_weights
+from ..host.mmseg_names import LoadingInferencer
+from .strict_loading import class_names, dataset_of, load_weights
 
 __all__ = ['Segmentation']
 
 OPACITY = 0.5  # of the colours over an image
 LARGEST_BYTE = 255
-
-
-class _Inferencer(MMSegInferencer):
-    """mmseg's inferencer; a checkpoint that does not fit is an error."""
-
-    def __init__(self, *args: Any, path: str, **kwargs: Any) -> None:
-        self.path = path
-        super().__init__(*args, **kwargs)
-
-    def _load_weights_to_model(self, model: BaseModel, checkpoint: Any, cfg: Any) -> None:
-        load_weights(model, checkpoint, self.path)
-        meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-        names, palette = class_names(cfg, meta, _num_classes(model))
-        colours = class_palette(len(names)) if palette is None else palette
-        model.dataset_meta = {'classes': names, 'palette': [list(c) for c in colours]}
 
 
 class Segmentation:
@@ -60,8 +45,12 @@ class Segmentation:
         # The inferencer takes this class alone; nothing but its drawing is used of it.
         cfg.visualizer = dict(type='SegLocalVisualizer', name='predictions', vis_backends=[])
         try:
-            self.inferencer = _Inferencer(
-                cfg, checkpoint, path=checkpoint, device=device, show_progress=False
+            self.inferencer = LoadingInferencer(
+                cfg,
+                checkpoint,
+                load=partial(_load, path=checkpoint),
+                device=device,
+                show_progress=False,
             )
         except ValueError as error:
             if 'LoadImageFromFile' not in str(error):
@@ -113,13 +102,22 @@ class Segmentation:
         return drawn
 
 
+def _load(model: Any, checkpoint: Any, cfg: Any, *, path: str) -> None:
+    """Loads a checkpoint that fits, and gives the model names and colours of its classes."""
+    load_weights(model, checkpoint, path)
+    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    names, palette = class_names(cfg, meta, _num_classes(model))
+    colours = class_palette(len(names)) if palette is None else palette
+    model.dataset_meta = {'classes': names, 'palette': [list(c) for c in colours]}
+
+
 def _ids(sample: Any) -> np.ndarray:
     """Class ids ``[H, W]`` of a data sample."""
     ids: np.ndarray = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.int64)
     return ids
 
 
-def _num_classes(model: BaseModel) -> int:
+def _num_classes(model: Any) -> int:
     head: Any = model.decode_head
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     return int(head.num_classes)

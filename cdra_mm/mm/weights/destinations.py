@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
+from ..host.model_patches import take_files_as_they_are
 from .layouts import MMSEG_VIT, OPENMMLAB_BEIT, OPENMMLAB_SWIN, OPENMMLAB_VIT, Layout
 from .positions import (
     add_extra_positions,
@@ -46,19 +46,6 @@ class Destination:
     attach: Callable[[nn.Module], None] = _nothing_to_attach
 
 
-def _give_file_to_hooks(backbone: nn.Module) -> None:
-    """mmseg's BEiT looks its own names up in the file before its load hooks see it.
-
-    That fails for foreign names, and its interpolation left SciPy with 1.14; the load hook
-    resizes instead.
-    """
-    backbone.__dict__['resize_rel_pos_embed'] = _state_dict_in
-
-
-def _state_dict_in(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    return checkpoint.get('state_dict', checkpoint)
-
-
 DESTINATIONS = {
     destination.name: destination
     for destination in (
@@ -94,7 +81,7 @@ DESTINATIONS = {
             OPENMMLAB_BEIT,
             optional=r'ln1\.(?:weight|bias)',
             resize=resize_tables_geometric,
-            attach=_give_file_to_hooks,
+            attach=take_files_as_they_are,
         ),
         Destination(
             'mmseg.SwinTransformer',

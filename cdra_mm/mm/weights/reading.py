@@ -13,7 +13,7 @@ from cdra_mm.errors import CheckpointError
 from cdra_mm.reading import read_npz, read_safetensors, read_torch
 
 from ..cached_files import cached_file, is_http
-from ..checkpoint_kinds import WEIGHT_KINDS
+from ..checkpoint_types import WEIGHT_TYPES
 
 __all__ = ['local_copy', 'read_state_dict', 'unwrap']
 
@@ -89,7 +89,7 @@ def _tensor(path: Path, name: str, array: Any) -> Tensor:
 
 
 def _read_torch(path: Path) -> Any:
-    return read_torch(path, kinds=WEIGHT_KINDS)
+    return read_torch(path, types=WEIGHT_TYPES)
 
 
 READERS = {'.safetensors': read_safetensors, '.npz': _read_npz}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cdra_mm.core import DataError
-from cdra_mm.data.own.conversion import check_new_folder, convert_masks
+from cdra_mm.data.own.mask_conversion import check_new_folder, convert_masks
 from cdra_mm.data.own.pairing import find_pairs
 
 from .folders import labels, save, write_pair

@@ -1,0 +1,113 @@
+"""How the backbone of a run gets its adapters: by a new plan, or by that of a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch import nn
+
+from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_rest
+from cdra_mm.methods import Full
+
+from .checkpoints.base_weights import check_loaded, find_source, reproduced_names
+from .checkpoints.changed_config import check_asked
+from .checkpoints.partial_base import describe_missing
+from .checkpoints.record import Record, make_record
+from .checkpoints.restoring import ensure_base
+from .hook_settings import check_same_settings
+from .plan_description import describe_plan
+from .rebuild import plain_model
+from .run_planning.run_plan import RunPlanner
+from .training_watch import check_stays_trained
+
+__all__ = ['Adaptation']
+
+
+@dataclass
+class Adaptation:
+    """Adapts the backbone of a run, and records how.
+
+    Attributes:
+        planner: Makes the plan of a new run.
+        seed: Seed of the factors.
+        save_base: Whether checkpoints hold the base.
+    """
+
+    planner: RunPlanner
+    seed: int
+    save_base: bool
+
+    def begin(self, runner: Runner, backbone: nn.Module) -> Record:
+        """A fresh run: plan on the loaded weights, then adapt.
+
+        Args:
+            runner: A runner in training, its weights loaded.
+            backbone: Its plain backbone.
+
+        Returns:
+            The record of the run's checkpoints.
+        """
+        logger = MMLogger.get_current_instance()
+        model, method = plain_model(runner), self.planner.method
+        source = None if self.save_base else find_source(runner, model, backbone)
+        reproduced = reproduced_names(backbone, source)
+        missing = check_loaded(backbone, source, reproduced)
+        trains_all = isinstance(method, Full) and not self.planner.path
+        digests = {} if trains_all else digests_of(base_state(backbone))
+        if source is not None and missing and not trains_all:
+            also = self.planner.also_train
+            logger.warning(describe_missing(backbone, source, missing, method, also))
+        plan = self.planner.plan(runner, backbone, digests)
+        if plan is not None:
+            apply_plan(backbone, plan, seed=self.seed, digests=digests)
+            check_stays_trained(model, backbone)
+            logger.info('\n' + describe_plan(plan, backbone))
+        record = make_record(
+            backbone,
+            method=method.name,
+            plan=plan,
+            settings=self.planner.settings,
+            base=source,
+            reproduced=reproduced,
+            digests=digests,
+        )
+        if plan is not None and not self.save_base and not reproduced:
+            logger.warning(
+                'no pretrained weights were named that bring the backbone back (init_cfg or '
+                'load_from): checkpoints store the frozen backbone too'
+            )
+        return record
+
+    def adopt(
+        self, runner: Runner, backbone: nn.Module, record: Record, *, has_base: bool = False
+    ) -> Record:
+        """A run that goes on with what a checkpoint has planned; it never plans again.
+
+        Args:
+            runner: The run.
+            backbone: Its backbone.
+            record: The record of the checkpoint.
+            has_base: Whether the checkpoint was loaded already, and the base with it.
+
+        Returns:
+            The record, with the base that is in the backbone.
+
+        Raises:
+            CheckpointError: If the config asks for something else than the checkpoint has.
+        """
+        check_same_settings(self.planner.settings, record.settings)
+        plan = record.read_plan()
+        check_asked(record, plan, self.planner.path, self.save_base)
+        if plan is not None:
+            if not has_base:
+                record = ensure_base(backbone, record)
+                # What is loaded next is the checkpoint: its base need not be compared once more.
+                backbone.__dict__['_cdra_ensured'] = record
+            if not adapters(backbone):
+                # The record's table vouches for the base.
+                apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)
+            freeze_rest(backbone, plan)
+            check_stays_trained(plain_model(runner), backbone)
+        return record

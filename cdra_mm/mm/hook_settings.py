@@ -1,0 +1,60 @@
+"""The settings of `CDRAHook`: the method that they give, and whether a checkpoint has the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from mmengine.logging import MMLogger
+
+from cdra_mm.errors import CheckpointError
+from cdra_mm.methods import CDRA, Method, find_method, make_method
+
+__all__ = ['check_same_settings', 'method_of']
+
+
+def method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
+    """The method; of the settings beside it, it gets those it has too (a budget).
+
+    Args:
+        config: ``dict(type=name, **settings)``; the type is ``cdra`` where it has none.
+        settings: Settings of ``cdra`` that stand beside it.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+    """
+    if isinstance(config, Mapping):  # otherwise `find_method` says what it has to be
+        config = {'type': 'cdra', **config}
+    known = {field.name for field in fields(CDRA)}
+    own = {field.name for field in fields(find_method(config))} & known
+    unused = {key: value for key, value in settings.items() if key not in own}
+    if unused:
+        make_method({'type': 'cdra', **unused})  # refuses what nobody has, or nobody takes
+        MMLogger.get_current_instance().info(
+            f'{", ".join(sorted(unused))}: settings of cdra, not used by {config["type"]}'
+        )
+    shared = {key: value for key, value in settings.items() if key in own}
+    return make_method({**shared, **config})
+
+
+def check_same_settings(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Refuses to go on from a checkpoint with other settings than it was made with.
+
+    Args:
+        asked: Of the config.
+        recorded: Of the checkpoint.
+
+    Raises:
+        CheckpointError: Names the first setting that differs, the method before all others.
+    """
+    differ = sorted(
+        key for key in asked.keys() | recorded.keys() if asked.get(key) != recorded.get(key)
+    )
+    if differ:
+        key = 'method' if 'method' in differ else differ[0]
+        raise CheckpointError(
+            f'the checkpoint was made with {key}={recorded.get(key)!r}, the config says '
+            f'{asked.get(key)!r}: use the settings of the checkpoint, or start a new '
+            'run in another work directory'
+        )

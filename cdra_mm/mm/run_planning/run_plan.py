@@ -1,0 +1,262 @@
+"""How a run comes by its plan: scores on its own data, a method's decision or search, or a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast, get_rank, is_main_process
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from cdra_mm.core import Plan, fingerprint
+from cdra_mm.core.scoring.scores import require_finite
+from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.methods import Method, Request
+from cdra_mm.progress import late_line, reported_to
+from cdra_mm.spelling import did_you_mean
+
+from .competing import competing_targets
+from .kept_scores import KEEP, SCORES_FILE, selected_masks, write_kept
+from .scoring import score_backbone
+from .supernet import trials_in
+from .withheld import withheld_parameters
+
+__all__ = ['DEFAULT_TRAINED', 'RunPlanner', 'read_plan', 'same_everywhere']
+
+DEFAULT_TRAINED = ('cls_token',)  # where the backbone has one
+
+
+@dataclass
+class RunPlanner:
+    """Makes the plan of a run.
+
+    Attributes:
+        method: What decides.
+        num_samples: Training samples to score.
+        batch_size: Samples per batch while scoring; None for the training loader's.
+        statistic: ``'per_sample'`` or ``'per_batch'``; None for the method's own.
+        also_train: Backbone parameters that are trained whole.
+        seed: Seed of the samples drawn and their augmentations.
+        path: A plan file to use instead.
+        keep_scores: What of the scores goes into the work directory: False, ``'masks'``
+            or ``'all'``.
+        exclude: What does not compete; see `exclude_targets`.
+        also_train_in_budget: Whether `also_train` counts against a budget.
+        seconds: What scoring or a search took.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    method: Method
+    num_samples: int
+    batch_size: int | None
+    statistic: str | None
+    also_train: Sequence[str]
+    seed: int
+    path: str | Path | None
+    keep_scores: bool | str = False
+    exclude: str | Sequence[str] = ()
+    also_train_in_budget: bool = True
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ('num_samples', self.num_samples, 1),
+            ('batch_size', self.batch_size, 1),
+            ('seed', self.seed, 0),  # numpy takes no negative one
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f'{name}={value!r}: expected a count of at least {least}')
+        if self.statistic is None:
+            self.statistic = self.method.statistic
+        if self.statistic not in ('per_sample', 'per_batch'):
+            raise ConfigError(f'statistic={self.statistic!r}: expected per_sample or per_batch')
+        if self.path is not None and (not str(self.path) or '\0' in str(self.path)):
+            raise ConfigError(f'plan={str(self.path)!r}: expected the path of a cdra_plan.json')
+        if self.keep_scores is not False and self.keep_scores not in KEEP:
+            raise ConfigError(f"keep_scores={self.keep_scores!r}: expected False, 'masks' or 'all'")
+        also = self.also_train
+        self.also_train = (also,) if isinstance(also, str) else tuple(also)
+        out = self.exclude
+        self.exclude = (out,) if isinstance(out, str) else tuple(out)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes two runs train the same thing; plain types."""
+        settings = {f'method.{key}': value for key, value in asdict(self.method).items()}
+        if self.method.needs_scores:
+            settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
+            settings |= {'also_train': list(self.also_train), 'seed': self.seed}
+            settings |= self._excluded
+            if not self.also_train_in_budget:  # runs of releases without the setting go on
+                settings |= {'also_train_in_budget': False}
+        if self.method.needs_search:
+            settings |= {'seed': self.seed}
+        return {'method': self.method.name, **settings}
+
+    def plan(self, runner: Runner, backbone: nn.Module, digests: Mapping[str, str]) -> Plan | None:
+        """The plan for a backbone with its pretrained weights, the same on every rank.
+
+        Args:
+            runner: The run.
+            backbone: Its backbone, plain.
+            digests: Table of its weights.
+
+        Returns:
+            The plan, or None to train the whole backbone.
+
+        Raises:
+            ConfigError: If the backbone lacks what is to be trained whole.
+            ScoreError: If a weight of the backbone is not finite.
+            PlanError: If nothing is left to train, or a plan file trains what cannot be trained.
+        """
+        require_finite(backbone)
+        if self.keep_scores and (self.path or not self.method.needs_scores):
+            why = (
+                'the plan comes from a file' if self.path else f'{self.method.name} uses no scores'
+            )
+            MMLogger.get_current_instance().info(f'keep_scores: nothing to keep, {why}')
+        if self.exclude and (self.path or not self.method.needs_scores):
+            MMLogger.get_current_instance().warning(
+                f'exclude={list(self.exclude)}: not used, '
+                + (
+                    'the plan comes from a file'
+                    if self.path
+                    else f'{self.method.name} has no scores'
+                )
+            )
+        probe = bool(self.path) or self.method.trains_inside
+        withheld = withheld_parameters(runner, backbone, self.seed, probe=probe)
+        request = Request(backbone, withheld=withheld)
+        also_train = self._trained_whole(request)
+        if self.path:
+            given = read_plan(self.path)
+            request.check(given)
+            return given
+        scores: dict[str, Tensor] = {}
+        num_samples = 0
+        if self.method.needs_scores:
+            begin = time.time()
+            scores, num_samples = score_backbone(
+                runner,
+                backbone,
+                num_samples=self.num_samples,
+                batch_size=self.batch_size,
+                statistic=str(self.statistic),
+                seed=self.seed,
+                score_loss=self.method.score_loss,
+                targets=competing_targets(backbone, request.targets(), self.exclude),
+            )
+            self.seconds = time.time() - begin
+        how: dict[str, Any] = {
+            'statistic': self.statistic,
+            'num_samples': num_samples,
+            'seed': self.seed,
+        }
+        how |= self._excluded
+        if not self.also_train_in_budget:
+            how['also_train_in_budget'] = False
+        request = replace(
+            request,
+            scores=scores,
+            also_train=also_train,
+            settings=how if self.method.needs_scores else {},
+            fingerprint=fingerprint(backbone, digests=digests) if self.method.needs_scores else '',
+            beside_budget=0 if self.also_train_in_budget else sum(also_train.values()),
+        )
+        with reported_to(late_line if get_rank() == 0 else None):
+            plan = same_everywhere(self._decide(runner, request))
+        if plan is not None:
+            request.check(plan)  # a method of another package may look at the backbone alone
+        if self.keep_scores and scores and plan is not None and is_main_process():
+            self._keep(runner.work_dir, request, plan)
+        return plan
+
+    def _trained_whole(self, request: Request) -> dict[str, int]:
+        """What of `also_train` there is and can be trained, name -> entries."""
+        own = {name: p.numel() for name, p in request.backbone.named_parameters()}
+        for name in self.also_train:
+            if name in DEFAULT_TRAINED:
+                continue
+            if name not in own:
+                raise ConfigError(
+                    f'also_train: {type(request.backbone).__name__} has no parameter {name!r}'
+                    f'{did_you_mean(name, list(own))}: name some of its named_parameters()'
+                )
+            if name in request.withheld:
+                raise ConfigError(
+                    f'also_train: {name!r} cannot be trained, {request.withheld[name]}: leave it '
+                    'out, or change the config of the backbone'
+                )
+        names = [name for name in self.also_train if name in own and name not in request.withheld]
+        return {name: own[name] for name in names}
+
+    @property
+    def _excluded(self) -> dict[str, list[str]]:
+        """The setting where it is given: records from before there was one stay comparable."""
+        return {'exclude': list(self.exclude)} if self.exclude else {}
+
+    def _decide(self, runner: Runner, request: Request) -> Plan | None:
+        """The method's plan; one that searches has the run to try plans in."""
+        if not self.method.needs_search:
+            return self.method.plan(request)
+        begin = time.time()
+        with trials_in(runner, request.backbone, self.seed) as trials:
+            settings = {**request.settings, 'seed': self.seed}
+            plan = self.method.plan(replace(request, trials=trials, settings=settings))
+        self.seconds += time.time() - begin
+        return plan
+
+    def _keep(self, work_dir: str | Path, request: Request, plan: Plan) -> None:
+        """Writes the scores of what competed, and what the plan has selected of it."""
+        logger = MMLogger.get_current_instance()
+        scores = self.method.competing(request.backbone, request.scores)
+        path = Path(work_dir) / SCORES_FILE
+        how = {
+            **request.settings,
+            'method': plan.method,
+            'num_sensitive': plan.num_sensitive,
+            'num_competing': plan.num_competing,
+            'fingerprint': plan.fingerprint,
+        }
+        masks = selected_masks(plan, scores)
+        try:
+            write_kept(path, scores, masks, what=str(self.keep_scores), meta=how)
+        except PlanError as error:  # a method of another package may select in a way of its own
+            logger.warning(f'keep_scores: nothing is kept; {error}')
+            return
+        size = path.stat().st_size / 2**20
+        logger.info(f'keep_scores={self.keep_scores!r}: {path.name}, {size:.1f} MiB')
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Reads a plan file.
+
+    Raises:
+        ConfigError: If it cannot be read.
+        PlanError: If it is no plan.
+    """
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'plan={str(path)!r} cannot be read: {error}') from None
+    return Plan.from_json(text)
+
+
+def same_everywhere(plan: Plan | None) -> Plan | None:
+    """The plan of rank 0: rounding may differ between processes."""
+    text = plan.to_json().encode() if plan is not None else b''
+    size = torch.tensor(len(text))
+    broadcast(size)
+    buffer = torch.zeros(int(size), dtype=torch.uint8)
+    if len(text) == int(size) and text:
+        buffer = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    broadcast(buffer)
+    return Plan.from_json(bytes(buffer.tolist()).decode()) if int(size) else None
