@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,8 +24,9 @@ def prepare(name: str, root: str | Path, *, archive: str | Path | None = None) -
     """Bring a data set into ``root``, unless it is complete there already.
 
     Everything is made in a temporary folder, counted, and moved into place at the end; nothing that
-    exists is overwritten. Downloaded archives are removed afterwards, given ones stay. Parts that
-    are complete, such as some tasks of VTAB-1k, stay as they are while the rest is added.
+    exists is overwritten. Archives that this call downloads are removed afterwards; those given, or
+    in ``root`` already, are used and stay. Parts that are complete, such as some tasks of VTAB-1k,
+    stay as they are while the rest is added.
 
     Args:
         name: A key of :data:`~cdra_mm.data.SOURCES`.
@@ -63,19 +65,22 @@ def prepare(name: str, root: str | Path, *, archive: str | Path | None = None) -
             f'{name} cannot be fetched by this program: {source.by_hand}; '
             f'name {what} with --archive'
         )
-    fetched = {
-        file.name: download(file.url, root / file.name, size=file.size, checksum=file.checksum)
-        for file in source.files
-    }
+    paths = {file.name: root / file.name for file in source.files}
+    # Told before anything is fetched: who put these there may have no other copy.
+    found = {path for path in paths.values() if os.path.lexists(path)}
+    for file in source.files:
+        download(file.url, paths[file.name], size=file.size, checksum=file.checksum)
     try:
-        _install(source, root, fetched, None)
+        _install(source, root, paths, None)
     except DamagedArchiveError as error:
-        if error.archive not in fetched.values():
+        if error.archive in found:
+            raise DataError(f'{error}; move it away to have it fetched') from error
+        if error.archive not in paths.values():
             raise
         # Kept, it would be taken for the right one by the next run.
         error.archive.unlink(missing_ok=True)
         raise DataError(f'{error}; the bad copy was removed, run again') from error
-    for path in fetched.values():
+    for path in set(paths.values()) - found:
         path.unlink()
     return check(name, root)
 

@@ -27,7 +27,9 @@ class _Painter:
 
 PAINTERS = {
     'mmseg': _Painter('SegLocalVisualizer', dict(type='SegVisualizationHook', draw=True)),
-    'mmpretrain': _Painter('UniversalVisualizer', dict(type='VisualizationHook', enable=True)),
+    'mmpretrain': _Painter(
+        'UniversalVisualizer', dict(type='cdra_mm.mm.numbered_pictures.NumberedPictures')
+    ),
 }
 
 
@@ -58,10 +60,12 @@ def paint_predictions(cfg: Config, folder: str) -> None:
             backends.append(dict(type=ON_DISK))
         visualizer['vis_backends'] = backends
     else:
-        hook['out_dir'] = folder
+        hook |= dict(enable=True, out_dir=folder)
     cfg.visualizer = visualizer
     hooks = dict(cfg.get('default_hooks') or {})
-    cfg.default_hooks = {**hooks, 'visualization': {**(hooks.get('visualization') or {}), **hook}}
+    # Every image, unless the config says otherwise: mmpretrain's default is one of 5000.
+    own = {'interval': 1, **(hooks.get('visualization') or {})}
+    cfg.default_hooks = {**hooks, 'visualization': {**own, **hook}}
 
 
 def without_backends(cfg: Config) -> None:

@@ -51,6 +51,7 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         if not _is_file_or_free(path):
             raise OSError(errno.EEXIST, 'it is a folder, a device or a pipe')
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent, lambda _: None, path.name)
         write(str(temporary))
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)

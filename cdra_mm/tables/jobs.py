@@ -57,6 +57,16 @@ class Job:
         return self.stage == 'final' and self.task.report == 'test'
 
     @property
+    def is_final_run(self) -> bool:
+        """Whether its config is changed by the config's own ``final_run``."""
+        return self.stage == 'final' and self.task.report == 'final_run'
+
+    @property
+    def option_texts(self) -> list[str]:
+        """Its settings as ``--cfg-options`` takes them."""
+        return [f'{key}={option_text(value)}' for key, value in self.options.items()]
+
+    @property
     def metrics(self) -> str:
         """Where its figures stand in ``summary.json``."""
         return 'test_metrics' if self.tested else 'metrics'
@@ -172,8 +182,7 @@ class Commands:
 
     def train(self, job: Job, *, resume: bool = False) -> list[str]:
         """The command that trains a job."""
-        final = job.stage == 'final' and job.task.report == 'final_run'
-        flags = {'--final': final, '--resume': resume}
+        flags = {'--final': job.is_final_run, '--resume': resume}
         given = [flag for flag, wanted in flags.items() if wanted]
         return self._command('train.py', job, [], given)
 
@@ -186,5 +195,4 @@ class Commands:
         words += [*inputs, '--work-dir', str(job.folder), *flags]
         if self.processes != 'none':
             words += ['--launcher', self.processes]
-        options = [f'{key}={option_text(value)}' for key, value in job.options.items()]
-        return [*words, '--cfg-options', *options]
+        return [*words, '--cfg-options', *job.option_texts]

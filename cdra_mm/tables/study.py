@@ -16,6 +16,7 @@ from mmengine.config import DictAction
 from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.storage import write_text
 
+from .checkpoints import drop_checkpoints
 from .grid import Grid, Row, Task, narrow
 from .grid_file import find_grid, read_grid
 from .jobs import Commands, Job, final_jobs, search_jobs
@@ -72,7 +73,8 @@ def main(arguments: argparse.Namespace, tools: Path) -> None:
             timeout = None if arguments.timeout is None else 60 * arguments.timeout
             run = partial(
                 run_jobs, slots=slots, commands=commands, tell=say, timeout=timeout,
-                inherited=[lock], finished=drop_checkpoints if arguments.drop_checkpoints else None,
+                inherited=[lock],
+                finished=_drop_checkpoints if arguments.drop_checkpoints else None,
             )  # fmt: skip
             failed = work.run(run)
     table = make_table(grid, work.done())
@@ -173,10 +175,12 @@ class _Study:
         return found
 
 
-def drop_checkpoints(job: Job) -> None:
-    """Deletes the checkpoints of a run that is done."""
-    for path in job.folder.glob('*.pth'):
-        path.unlink()
+def _drop_checkpoints(job: Job) -> None:
+    """A run that is done stays done, whatever becomes of its checkpoints."""
+    try:
+        drop_checkpoints(job)
+    except (CDRAError, OSError) as error:
+        say(f'  {job.label}: checkpoints stay: {error}')
 
 
 def _open(jobs: list[Job]) -> list[Job]:

@@ -71,7 +71,8 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     place.add_argument(
         '--drop-checkpoints',
         action='store_true',
-        help='delete the checkpoints (.pth) of each run when it is done; adapter files stay',
+        help='delete the checkpoints that each run has written when it is done; its adapter file '
+        'and what else lies there stay',
     )
     cost = made.add_argument_group('for cost alone')
     cost.add_argument('--model', metavar='NAME', help='ViT-Ti, ViT-S, ... (CPU: ViT-S, GPU: ViT-B)')

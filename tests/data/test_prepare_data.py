@@ -134,6 +134,31 @@ def test_ade20k_is_downloaded_unpacked_and_its_archive_removed(
     assert len(tree(root)) == 8
 
 
+def test_archive_that_lies_in_the_folder_is_used_and_stays(
+    run, tmp_path: Path, shrink, tree
+) -> None:
+    shrink('ade20k', address='http://127.0.0.1:9')  # nobody answers there
+    root = tmp_path / 'ade'
+    root.mkdir()
+    mine = ade_zip(root / SOURCES['ade20k'].files[0].name)
+    content = mine.read_bytes()
+    assert run('ade20k', root)[0] == 0
+    assert len(tree(root)) == 9
+    assert mine.read_bytes() == content
+
+
+def test_damaged_archive_that_lies_in_the_folder_stays(run, tmp_path: Path, shrink) -> None:
+    shrink('ade20k', address='http://127.0.0.1:9')
+    mine = tmp_path / SOURCES['ade20k'].files[0].name
+    mine.write_text('half of it')
+    code, _, errors = run('ade20k', tmp_path)
+    assert code == 2 and len(errors) == 1
+    assert (
+        f'{mine} is neither a zip nor a tar archive; move it away to have it fetched' in errors[0]
+    )
+    assert mine.read_text() == 'half of it'
+
+
 def test_archive_that_lacks_images_is_not_installed(run, tmp_path: Path, shrink) -> None:
     shrink('ade20k')
     archive = ade_zip(tmp_path / 'a.zip', training=1)

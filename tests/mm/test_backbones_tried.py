@@ -10,12 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from mmpretrain.models import backbones as mmpretrain
 from mmseg.models import backbones as mmseg
 from torch import Tensor, nn
 
-from cdra_mm.core import estimate_scores, find_targets
+from cdra_mm.core import (
+    apply_plan,
+    estimate_scores,
+    find_targets,
+    merge_adapters,
+    plan_from_masks,
+    remove_adapters,
+)
+from tests.core.problems import move
 from tests.models import spread
 from tests.reference.scores import mean_squares, one_by_one
 
@@ -47,6 +56,14 @@ TNT: dict[str, Any] = dict(
 TRIED: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     'MiT': (lambda: mmseg.MixVisionTransformer(**MIT), 32, 0),
     'Twins-PCPVT': (lambda: mmseg.PCPVT(**TWINS, out_indices=(0, 1, 2, 3)), 64, 0),
+    'Twins-PCPVT of mmpretrain': (lambda: mmpretrain.PCPVT(TWINS, out_indices=(0, 1, 2, 3)), 64, 0),
+    'PVT v2': (
+        lambda: timm.create_model(
+            'pvt_v2_b0', depths=(1,) * 4, embed_dims=(8,) * 4, num_heads=(2,) * 4, num_classes=0
+        ),
+        64,
+        0,
+    ),
     'Twins-SVT': (lambda: mmpretrain.SVT(dict(**TWINS, window_sizes=[2] * 4)), 64, 0),
     'SAM ViT': (
         lambda: mmpretrain.ViTSAM(
@@ -129,3 +146,25 @@ def test_tried_backbones_scores_equal_the_loop_over_single_samples(kind):
         error = (score.double() - expected[name]).abs()
         assert bool((error <= 1e-4 * expected[name] + 1e-9 * largest).all()), name
     assert [int(line.split()[0]) for line in told] == ([num_alone] if num_alone else [])
+
+
+@pytest.mark.parametrize('kind', ['Twins-PCPVT of mmpretrain', 'PVT v2'])
+def test_tried_keys_and_values_in_one_matrix_are_adapted_apart(kind):
+    make, size, _ = TRIED[kind]
+    torch.manual_seed(0)
+    model = Probe(make()).double().eval()
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    parts = [name for name in find_targets(model) if '.kv.weight:' in name]
+    assert [name[-1] for name in parts] == ['k', 'v'] * 4
+    for part in parts[:2]:
+        weight = model.get_parameter(part.partition(':')[0])
+        before, half = weight.clone(), len(weight) // 2
+        mask = torch.ones(half, weight.shape[1], dtype=torch.bool)
+        apply_plan(model, plan_from_masks({part: mask}, rank_rule=1))
+        move(model)
+        expected = model(x)
+        merge_adapters(model)
+        remove_adapters(model)
+        torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-8)
+        changed = (model.get_parameter(part.partition(':')[0]) != before).any(1)
+        assert changed.tolist() == [part.endswith('k')] * half + [part.endswith('v')] * half

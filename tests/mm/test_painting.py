@@ -42,10 +42,27 @@ def test_painting_writes_a_picture_of_every_image(task, kind, tmp_path):
         cfg.visualizer = visualizer
     cfg.default_hooks.pop('cdra')
     paint_predictions(cfg, str(tmp_path / 'shown'))
-    # mmseg's hook paints, by default, one image of fifty.
-    cfg.default_hooks.visualization.interval = 1
     Runner.from_cfg(cfg).test()
     assert len(list(Path('shown').rglob('*.png'))) == 8
+
+
+def test_painting_tells_images_of_one_name_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare = toy.ToyData.prepare_data
+
+    def in_a_folder(self, index):
+        data = prepare(self, index)
+        data['data_samples'].set_metainfo(dict(img_path=f'class_{index}/0.png'))
+        return data
+
+    monkeypatch.setattr(toy.ToyData, 'prepare_data', in_a_folder)
+    cfg = toy.config(tmp_path, 'cls')
+    cfg.default_hooks.pop('cdra')
+    cfg.default_hooks.visualization = dict(type='VisualizationHook', enable=False, interval=2)
+    paint_predictions(cfg, str(tmp_path / 'shown'))
+    Runner.from_cfg(cfg).test()
+    names = sorted(path.name for path in (tmp_path / 'shown').rglob('*.png'))
+    assert names == [f'0.png_{i}.png' for i in (0, 2, 4, 6)]
 
 
 def test_painting_keeps_what_the_config_says_of_its_own_visualizer():

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
+from mmseg.models.decode_heads import FCNHead
+from mmseg.registry import MODELS as HEADS
 
 from cdra_mm.core import DataError, ScoreError, find_targets
 from cdra_mm.mm.run_planning.scoring import SeededSamples, score_backbone
+from cdra_mm.mm.run_planning.withheld import withheld_parameters
 
 from . import toy
 
@@ -95,6 +98,41 @@ def test_a_model_is_left_as_it_was_found(tmp_path):
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert torch.equal(torch.get_rng_state(), states[2])
     assert 'extract_feat' not in vars(model)
+
+
+@HEADS.register_module()
+class TwoStageHead(FCNHead):
+    """Gives its loss what no prediction is made of, as K-Net's, and moves a buffer, as EMANet's."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.register_buffer('seen', torch.zeros(()))
+
+    def forward(self, inputs):
+        maps = super().forward(inputs)
+        if not self.training:
+            return maps
+        self.seen += 1
+        return [maps, maps]
+
+    def loss_by_feat(self, maps, samples):
+        both = [super(TwoStageHead, self).loss_by_feat(stage, samples) for stage in maps]
+        return {name: (both[0][name] + both[1][name]) / 2 for name in both[0]}
+
+
+def test_a_head_gives_its_loss_what_it_gives_in_training(tmp_path):
+    found = []
+    for kind in ('FCNHead', 'TwoStageHead'):
+        cfg = toy.config(tmp_path)
+        cfg.model.decode_head.update(type=kind, dropout_ratio=0.5)
+        runner = ready(cfg)
+        assert withheld_parameters(runner, runner.model.backbone, 0) == {}
+        before = {k: v.clone() for k, v in runner.model.state_dict().items()}
+        found.append(score(runner)[0])
+        assert all(torch.equal(v, before[k]) for k, v in runner.model.state_dict().items())
+        assert all(module.training for module in runner.model.modules())
+    for name, scores in found[0].items():
+        torch.testing.assert_close(found[1][name], scores)
 
 
 def test_a_zero_head_is_scored_through_random_weights_and_said_so(tmp_path, capsys):

@@ -26,7 +26,10 @@ def view(tensor: Tensor, name: str) -> Tensor:
     """The slice of a parameter's tensor that a target's name stands for."""
     if ':' not in name:
         return tensor
-    place, count = PARTS[name.split(':')[1]]
+    path, part = name.split(':')
+    place, count = PARTS[part]
+    if '.kv.' in path and count == 3:  # keys and values alone
+        place, count = place - 1, 2
     size = tensor.shape[0] // count
     return tensor[place * size : (place + 1) * size]
 

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from cdra_mm.core import CheckpointError, write_atomically, write_folder
+from cdra_mm.core import CheckpointError, write_atomically, write_folder, write_text
 from cdra_mm.storage import writing as unit
 
 
@@ -85,6 +85,17 @@ def test_folder_is_whole_after_a_kill_at_any_step(folder_writer, swaps):
             assert [p.name for p in folder.iterdir()] == ['old.txt']
     assert step > 4 and sum(gone) == (0 if swaps else 1)
     assert [p.name for p in folder.parent.iterdir()] == ['out']
+
+
+def test_a_file_takes_the_place_of_what_killed_writers_of_it_have_left(tmp_path):
+    process = multiprocessing.Process(target=int)
+    process.start()
+    process.join()
+    names = [f'.out.pth.{process.pid}.tmp', f'.other.pth.{process.pid}.tmp']
+    for name in names:
+        (tmp_path / name).write_text('half')
+    write_text(tmp_path / 'out.pth', 'whole')
+    assert {path.name for path in tmp_path.iterdir()} == {'out.pth', names[1]}
 
 
 def test_a_device_or_a_folder_is_never_replaced_by_a_file(tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
+import torch
 
 from cdra_mm.core import ConfigError
 
@@ -209,9 +211,41 @@ def test_tables_show_prints_what_is_done_and_starts_nothing(project, capsys):
 
 def test_tables_drops_checkpoints_only_when_asked(project):
     project.run(*ONE)
-    assert (project.out / JOB / 'last.pth').is_file()
+    kept = {'epoch_2.pth', 'best_top1_epoch_1.pth'}
+    assert {path.name for path in (project.out / JOB).glob('*.pth')} == kept
     project.run('--methods', 'cdra', '--tasks', 'cats', '--drop-checkpoints')
-    assert not (project.out / 'cdra/cats/final,seed1/last.pth').exists()
+    assert not list((project.out / 'cdra/cats/final,seed1').glob('*.pth'))
+    assert {path.name for path in (project.out / JOB).glob('*.pth')} == kept
+
+
+def test_tables_drops_no_file_that_the_run_did_not_write(project):
+    project.run(*ONE)
+    job = project.out / JOB
+    run, weights = {'message_hub': {}, 'optimizer': {}}, {'state_dict': {}}
+    mine = {'base.pth': run, 'epoch_9.pth': weights, 'best_top1_epoch_9.pth': weights,
+            'best_of_all.pth': run, 'epoch_2_merged.pth': run, 'epoch_8.pth': None}  # fmt: skip
+    for name, content in mine.items():
+        torch.save(content, job / name) if content else (job / name).write_text('half of it')
+    (job / 'epoch_7.pth').symlink_to('base.pth')
+    (job / 'summary.json').unlink()
+    project.run(*ONE, '--drop-checkpoints')
+    assert {path.name for path in job.glob('*.pth')} == {*mine, 'epoch_7.pth'}
+
+
+def test_tables_drops_what_a_config_names_otherwise(project, capsys):
+    config = project.folder / 'configs/toy/cats.py'
+    hook = "default_hooks = dict(checkpoint=dict(filename_tmpl='state{}.pth'))\n"
+    config.write_text(config.read_text() + hook)
+    project.run(*ONE)
+    for name in ('state12.pth', 'mine.pth'):
+        shutil.copy(project.out / JOB / 'epoch_2.pth', project.out / JOB / name)
+    (project.out / JOB / 'summary.json').unlink()
+    project.run(*ONE, '--drop-checkpoints')
+    assert [path.name for path in (project.out / JOB).glob('*.pth')] == ['mine.pth']
+    config.write_text('1/0')
+    project.run('--methods', 'cdra', '--tasks', 'cats', '--drop-checkpoints')
+    assert 'cdra cats seed 1: checkpoints stay: config' in capsys.readouterr().out
+    assert len(list((project.out / 'cdra/cats/final,seed1').glob('*.pth'))) == 2
 
 
 def test_tables_launcher_stands_before_every_command(project, capsys):

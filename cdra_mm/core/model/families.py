@@ -73,6 +73,11 @@ def _linears(*names: str) -> Callable[[nn.Module], bool]:
     return lambda module: all(_linear(module, name) is not None for name in names)
 
 
+def _q_and_kv(module: nn.Module) -> bool:
+    q, kv = _linear(module, 'q'), _linear(module, 'kv')
+    return q is not None and kv is not None and kv.out_features == 2 * q.out_features
+
+
 def _gated(first: str, last: str) -> Callable[[nn.Module], bool]:
     """A pair of linear layers whose first makes twice what the last takes."""
 
@@ -112,6 +117,13 @@ FAMILIES: list[Family] = [
         width=_in_features('q_proj'),
     ),
     Family('attention with q, k and v apart', owns=_linears(*QKV), width=_in_features('q')),
+    Family(
+        # Keys and values are those of a smaller map.
+        'PVT and Twins of mmpretrain and timm',
+        owns=_q_and_kv,
+        width=_in_features('q'),
+        fused={'kv.weight': QKV[1:]},
+    ),
     Family(
         # Joined around zeros into the bias of a functional product with qkv.weight.
         'BEiT of mmpretrain, mmseg and timm; EVA, EVA-02 (timm); Swin v2',

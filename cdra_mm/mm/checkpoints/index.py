@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-__all__ = ['holds', 'is_run_checkpoint', 'read_index']
+__all__ = ['holds', 'is_of_a_run', 'is_run_checkpoint', 'read_index']
 
 # Keys of a run's checkpoint that weights, merged and published files lack.
 _RUN_KEYS = ('message_hub', 'optimizer')
@@ -35,3 +35,8 @@ def holds(index: bytes | None, text: str) -> bool:
 def is_run_checkpoint(index: bytes | None) -> bool:
     """Whether an index is that of a checkpoint that a run could go on from."""
     return all(holds(index, key) for key in _RUN_KEYS)
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a run wrote this checkpoint; a best one, without an optimizer, is one too."""
+    return holds(read_index(path), _RUN_KEYS[0])

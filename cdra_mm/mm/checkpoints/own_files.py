@@ -26,7 +26,7 @@ from cdra_mm.errors import CheckpointError
 
 from ..host.checkpoint_loaders import hub_entries
 from ..host.runner_parts import loaded_from
-from .index import is_run_checkpoint, read_index
+from .index import is_of_a_run, is_run_checkpoint, read_index
 
 __all__ = ['OwnFiles', 'claim_own_files', 'remove_own']
 
@@ -83,6 +83,25 @@ class OwnFiles:
                 if place is not None and _is_regular(path) and _may_be_of_a_run(path):
                     found.append((*place, path))
         return [path for *_, path in sorted(found, key=lambda entry: entry[:2])]
+
+    def written(self) -> list[Path]:
+        """The checkpoints that the run has written, the best ones too.
+
+        By their names, and by holding what mmengine stores in a run's checkpoints alone: a merged
+        or a published one is none of them, nor is a damaged file, of which nothing can be said.
+        """
+        return [
+            path
+            for folder in self.folders
+            for path in sorted(folder.glob('*'))
+            if self._is_name_of_a_run(path.name) and _is_regular(path) and is_of_a_run(path)
+        ]
+
+    def _is_name_of_a_run(self, name: str) -> bool:
+        if self._place(name) is not None:
+            return True
+        best = name.startswith(_BEST)  # before the name of the metric and the ordinary one
+        return best and any(re.search(f'_{_pattern(t).pattern}$', name) for t in self.templates)
 
     def _place(self, name: str) -> tuple[int, int] | None:
         """What a name is sorted by; None for none of the templates."""

@@ -17,6 +17,7 @@ from cdra_mm.errors import ConfigError
 
 from ..host.model_patches import with_features, with_forward
 from .label_check import check_labels, named_loss
+from .scoring_state import outputs_for_loss
 from .unlabelled import Unlabelled
 
 __all__ = ['per_sample_losses', 'prepared', 'tensors_of']
@@ -42,7 +43,8 @@ def per_sample_losses(model: BaseModel, data: Any, unlabelled: Unlabelled | None
     losses = []
     # A batch of one needs no cutting: whatever the shapes are, they are that sample's.
     part = _slice if len(samples) > 1 else lambda whole, _: whole
-    with with_forward(model.backbone, _refuse_second_run(model)):
+    once = with_forward(model.backbone, _refuse_second_run(model))
+    with once, outputs_for_loss(model):
         for n in range(len(samples)):
             mine = samples[n : n + 1]
             alone = with_features(model, lambda *_, n=n, **__: part(features, n))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,11 +13,14 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..backbone import find_backbone
 from ..host.model_patches import without_batch_augments, without_recomputation
 
 __all__ = [
     'nonzero_head',
     'autocast',
+    'outputs_for_loss',
+    'preserved_buffers',
     'preserved_random_state',
     'plain_forward',
 ]
@@ -41,6 +44,46 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     """Nothing is computed again (see `without_recomputation`), and no samples are mixed."""
     with without_recomputation(model), without_batch_augments(model):
         yield
+
+
+@contextmanager
+def preserved_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """The modules' own buffers, those of their children left out, have their old values again."""
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in before:
+            module._buffers[name] = buffer.copy_(value)
+
+
+@contextmanager
+def outputs_for_loss(model: nn.Module) -> Iterator[None]:
+    """What has a loss gives its loss what that takes, in a model that is in evaluation mode.
+
+    A head may give its loss more in training than a prediction is made of: K-Net the maps of all
+    its stages. So modules outside of the backbone that have a ``loss`` are in training mode
+    themselves; the layers in them, which draw random numbers or mix samples, are not.
+    """
+    inside = {id(module) for module in find_backbone(model).modules()}
+    owners = [
+        (module, module.training)
+        for module in model.modules()
+        if id(module) not in inside and callable(getattr(type(module), 'loss', None))
+    ]
+    with preserved_buffers(module for module, _ in owners):  # EMANet's head moves its bases
+        try:
+            for module, _ in owners:
+                module.training = True
+            yield
+        finally:
+            for module, mode in owners:
+                module.training = mode
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from ..rebuild import plain_model, remember_configs
 from .label_check import check_labels, named_loss
 from .sample_losses import per_sample_losses
 from .scoring import SeededSamples, seeded_batches, show_progress
-from .scoring_state import autocast, plain_forward, preserved_random_state
+from .scoring_state import autocast, plain_forward, preserved_buffers, preserved_random_state
 
 __all__ = ['RunTrials', 'trials_in']
 
@@ -254,14 +254,9 @@ def _kept_model(model: nn.Module, backbone: nn.Module) -> Iterator[None]:
     frozen = {id(parameter) for parameter in backbone.parameters()}
     parameters = [(p, p.requires_grad) for p in model.parameters()]
     values = [(p, p.detach().clone()) for p in model.parameters() if id(p) not in frozen]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
     try:
-        yield
+        with preserved_buffers(list(model.modules())):
+            yield
     finally:
         if adapters(backbone):
             remove_adapters(backbone, discard=True)
@@ -271,5 +266,3 @@ def _kept_model(model: nn.Module, backbone: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trainable).grad = None
         for parameter, value in values:
             parameter.data.copy_(value)
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer.copy_(value)

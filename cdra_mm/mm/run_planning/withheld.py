@@ -32,7 +32,7 @@ from ..host.model_patches import as_single_process, run_loss
 from ..rebuild import plain_model
 from .sample_losses import prepared
 from .scoring import SeededSamples
-from .scoring_state import autocast, plain_forward, preserved_random_state
+from .scoring_state import autocast, outputs_for_loss, plain_forward, preserved_random_state
 
 __all__ = ['frozen_by_train', 'withheld_parameters']
 
@@ -151,7 +151,7 @@ def _with_gradient(runner: Runner, parameters: dict[str, nn.Parameter], seed: in
                 stack.callback(parameter.register_post_accumulate_grad_hook(arrived).remove)
         samples = SeededSamples(loader.dataset, seed)
         data = prepared(model, loader.collate_fn([samples[index] for index in indices.tolist()]))
-        with torch.enable_grad():
+        with torch.enable_grad(), outputs_for_loss(model):
             loss, _ = model.parse_losses(run_loss(model, data))
             if loss.requires_grad:
                 loss.backward()
