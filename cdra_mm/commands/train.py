@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     """Runs the command."""
     set_local_rank(args)
 
-    from cdra_mm.mm.checkpoints.resuming import told_how_to_resume
+    from cdra_mm.mm.checkpoints.resuming import with_resume_advice
     from cdra_mm.mm.data_check import check_data
     from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
     from cdra_mm.mm.launch import (
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
     for remark in remarks:
         runner.logger.warning(remark)
     refuse_foreign_weights(plain_model(runner))
-    with named_downloads(cfg), told_how_to_resume(cfg.work_dir):
+    with named_downloads(cfg), with_resume_advice(cfg.work_dir):
         runner.train()
 
 

@@ -22,7 +22,7 @@ __all__ = ['SharedAdapters']
 
 
 class SharedAdapters:
-    """Puts the adapters of the largest plan on a backbone; `worn` puts a smaller plan's there.
+    """Puts the adapters of the largest plan on a backbone; `applied` puts a smaller plan's there.
 
     Args:
         backbone: A plain backbone; all of it is frozen.
@@ -41,7 +41,7 @@ class SharedAdapters:
         }
 
     @contextmanager
-    def worn(self, plan: Plan) -> Iterator[None]:
+    def applied(self, plan: Plan) -> Iterator[None]:
         """The backbone with the adapters of a plan, which use the shared weights.
 
         Args:

@@ -18,7 +18,7 @@ from cdra_mm.core.adapters.adapted import describe_in_state
 from cdra_mm.core.adapters.layers import PLAIN_LINEAR
 from cdra_mm.errors import CheckpointError, ConfigError
 
-from .checkpoints.base_weights import BaseSource, is_replaying, named_bases
+from .checkpoints.base_weights import PREFIX, BaseSource, is_replaying, named_bases
 from .checkpoints.record import KEYS, RECORD_KEY
 from .checkpoints.restoring import restore
 from .guards import set_guards
@@ -37,7 +37,6 @@ __all__ = [
     'wrap_config',
 ]
 
-PREFIX = 'backbone.'  # of its keys in a model's state dict
 WRAPPER = 'cdra_mm.CDRABackbone'
 
 

@@ -21,7 +21,7 @@ from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
 from .checkpoints.base_weights import named_bases
 from .checkpoints.checked import check_fields
 from .checkpoints.checked_optimizer import check_optimizer
-from .checkpoints.midway import MIDWAY_KEY, go_on
+from .checkpoints.midway import MIDWAY_KEY, restore_midway
 from .checkpoints.own_files import claim_own_files
 from .checkpoints.plain_state import check_can_be_saved, same_meaning
 from .checkpoints.record import Record, read_record, record_of
@@ -228,7 +228,7 @@ class CDRAHook(Hook):
         if self.record is None:
             self._use_record(runner, self.adaptation.begin(runner, backbone))
         if self._midway is not None:
-            go_on(runner, self._midway)
+            restore_midway(runner, self._midway)
         keep_gradients(plain_model(runner))
         wrap_config(runner, self.record.base if self.record else None)
         check_can_be_saved(runner)

@@ -46,7 +46,7 @@ def test_shared_adapters_compute_with_the_first_rows_and_columns(config):
     shared = shared_on(model)
     plan = planned(base, dict(config, dropout=0.0))
     twin = small_twin(base, shared, plan)
-    with shared.worn(plan):
+    with shared.applied(plan):
         y = model(x)
         torch.testing.assert_close(y, twin(x), **EXACT)
         y.square().sum().backward()
@@ -68,7 +68,7 @@ def test_shared_adapters_leave_the_backbone_plain():
     base = timm_vit(num_classes=0)
     model = copy.deepcopy(base)
     shared = shared_on(model)
-    with pytest.raises(RuntimeError, match='stop'), shared.worn(planned(base, SMALLEST)):
+    with pytest.raises(RuntimeError, match='stop'), shared.applied(planned(base, SMALLEST)):
         assert adapters(model)
         raise RuntimeError('stop')
     assert not adapters(model) and list(model.state_dict()) == list(base.state_dict())
@@ -78,7 +78,7 @@ def test_shared_adapters_leave_the_backbone_plain():
 def test_shared_adapters_drop_out_as_the_plan_says():
     model = timm_vit(num_classes=0).train()
     shared = shared_on(model)
-    with shared.worn(planned(timm_vit(num_classes=0), dict(SMALLEST, dropout=0.3))):
+    with shared.applied(planned(timm_vit(num_classes=0), dict(SMALLEST, dropout=0.3))):
         lora = [a for name, a in adapters(model).items() if 'weight' in name]
         assert lora and all(a.dropout == 0.3 and a.training for a in lora)
 
@@ -89,7 +89,7 @@ def test_shared_adapters_refuse_a_plan_that_they_do_not_hold():
     for config in (LARGEST, dict(SMALLEST, depths=[3])):
         with (
             pytest.raises(PlanError, match='larger than the one of the supernet, or new'),
-            shared.worn(planned(base, config)),
+            shared.applied(planned(base, config)),
         ):
             pass
         assert not adapters(shared.backbone)

@@ -13,7 +13,7 @@ from mmengine.dataset import Compose, default_collate
 from PIL import Image
 
 from cdra_mm.core import CDRAError, ConfigError, DataError
-from cdra_mm.mm.checkpoints.resuming import told_how_to_resume
+from cdra_mm.mm.checkpoints.resuming import with_resume_advice
 from cdra_mm.mm.data_check import check_config_data, check_data
 from cdra_mm.mm.data_check.watch import WatchedCollate, WatchedPipeline
 from cdra_mm.mm.launch import build_runner
@@ -139,13 +139,13 @@ def test_watched_collate_names_two_images():
 
 def test_data_that_fail_late_say_how_to_go_on(tmp_path):
     checkpoint = tmp_path / 'iter_4.pth'
-    with pytest.raises(DataError) as caught, told_how_to_resume(tmp_path):
+    with pytest.raises(DataError) as caught, with_resume_advice(tmp_path):
         raise DataError('a.jpg is broken')
     assert str(caught.value) == 'a.jpg is broken'
     checkpoint.write_bytes(b'x')
     (tmp_path / 'last_checkpoint').write_text(str(checkpoint))
     with pytest.raises(DataError, match=r'a.jpg is broken; the last checkpoint is .*--resume'):
-        with told_how_to_resume(tmp_path):
+        with with_resume_advice(tmp_path):
             raise DataError('a.jpg is broken')
 
 

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError
 from cdra_mm.mm.checkpoints.own_files import OwnFiles
-from cdra_mm.mm.checkpoints.resuming import latest_checkpoint, told_how_to_resume
+from cdra_mm.mm.checkpoints.resuming import latest_checkpoint, with_resume_advice
 
 from . import toy
 from .test_life_cycle import assert_same, weights
@@ -160,7 +160,7 @@ def test_latest_checkpoint_refuses_when_none_is_whole(tmp_path):
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     for wanted in ('no checkpoint was written yet', 'iter_2.pth; go on with .* --resume'):
-        with pytest.raises(KeyboardInterrupt, match=wanted), told_how_to_resume(tmp_path):
+        with pytest.raises(KeyboardInterrupt, match=wanted), with_resume_advice(tmp_path):
             raise KeyboardInterrupt
         save(tmp_path, 'iter_2.pth')
         (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))

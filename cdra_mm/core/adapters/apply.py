@@ -21,7 +21,7 @@ from .layers import adapt_module
 from .low_rank import LowRank
 
 __all__ = [
-    'Place',
+    'AdapterSlot',
     'apply_plan',
     'build_adapter',
     'check_fits',
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # Path of a module, suffix in its `AdapterSet`, adapter.
-Place = tuple[str, str, Adapter]
+AdapterSlot = tuple[str, str, Adapter]
 
 
 def apply_plan(
@@ -63,17 +63,17 @@ def apply_plan(
     paths = list(keep_trainable)
     kept = [_submodule(model, path) for path in paths]
     generator = torch.Generator().manual_seed(seed)
-    places = planned_adapters(model, plan)
-    for _, _, adapter in places:
+    slots = planned_adapters(model, plan)
+    for _, _, adapter in slots:
         adapter.reset(generator)
-    for path, suffix, adapter in places:  # nothing fails from here on
+    for path, suffix, adapter in slots:  # nothing fails from here on
         adapt_module(model, path, suffix, adapter)
     freeze_rest(model, plan, kept)
     remember_base(model, paths, digests)
     return model
 
 
-def planned_adapters(model: nn.Module, plan: Plan) -> list[Place]:
+def planned_adapters(model: nn.Module, plan: Plan) -> list[AdapterSlot]:
     """The adapters that a plan asks for, built but not yet put on.
 
     Args:
@@ -102,7 +102,7 @@ def planned_adapters(model: nn.Module, plan: Plan) -> list[Place]:
 
 def build_adapter(
     model: nn.Module, name: str, kind: type[Adapter], sizes: Mapping[str, Any]
-) -> Place:
+) -> AdapterSlot:
     """One adapter, built but not yet put on; see `planned_adapters`.
 
     Raises:
@@ -162,11 +162,11 @@ def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None =
             f'{type(model).__name__} is adapted already: merge or remove its adapters first'
         )
     for block in plan.blocks:
-        _fitting(model, block.name, block.shape)
+        _resolve_checked(model, block.name, block.shape)
     for vector in plan.vectors:
-        _fitting(model, vector.name, (vector.length,))
+        _resolve_checked(model, vector.name, (vector.length,))
     for matrix in plan.sparse:
-        _fitting(model, matrix.name, matrix.shape)
+        _resolve_checked(model, matrix.name, matrix.shape)
     for part in plan.parts:
         _, _, adapter = build_adapter(model, part.name, find_kind(part.kind), part.sizes)
         count = sum(p.numel() for p in adapter.parameters())
@@ -195,7 +195,7 @@ def _check_base(model: nn.Module, given: str, digests: Mapping[str, str] | None)
         )
 
 
-def _fitting(model: nn.Module, name: str, shape: tuple[int, ...]) -> Target:
+def _resolve_checked(model: nn.Module, name: str, shape: tuple[int, ...]) -> Target:
     target = resolve(model, name)
     if target.shape != tuple(shape):
         raise PlanError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdra_mm.errors import CheckpointError
 
 from ..adapters.adapted import remember_base, trained_whole
-from ..adapters.apply import Place, check_fits, freeze_rest, planned_adapters
+from ..adapters.apply import AdapterSlot, check_fits, freeze_rest, planned_adapters
 from ..adapters.layers import adapt_module
 from ..model.digests import differences, list_differences
 from ..model.own_state import base_state
@@ -52,9 +52,9 @@ def load_adapter(
         PlanError: If the model or its base weights are not those of the plan.
     """
     file = read_adapter(path)
-    places = build_from_file(model, file, check_base=check_base, may_differ=may_differ)
+    slots = build_from_file(model, file, check_base=check_base, may_differ=may_differ)
     values = replaced_values(file, may_differ)
-    put_on(model, file.plan, places, values, file.beside)
+    put_on(model, file.plan, slots, values, file.beside)
     return file.plan
 
 
@@ -64,7 +64,7 @@ def build_from_file(
     *,
     check_base: bool = True,
     may_differ: str | Iterable[str] = (),
-) -> list[Place]:
+) -> list[AdapterSlot]:
     """The adapters of a file with their values, built but not yet put on.
 
     Args:
@@ -81,17 +81,17 @@ def build_from_file(
     # The file's own table says more of the base than the plan's fingerprint.
     is_old = bool(file.base_fingerprint)
     check_fits(model, plan if check_base and is_old else replace(plan, fingerprint=''))
-    places = planned_adapters(model, plan)
+    slots = planned_adapters(model, plan)
     state = base_state(model)
-    _check_tensors(file, places, state, may_differ)
+    _check_tensors(file, slots, state, may_differ)
     if check_base and is_old:
         check_old_fingerprint(model, file.path, plan, file.base_fingerprint)
     elif check_base:
         _check_base(file, state, may_differ)
     with torch.no_grad():
-        for key, parameter in _learnt(places).items():
+        for key, parameter in _learnt(slots).items():
             parameter.copy_(file.tensors[key])
-    return places
+    return slots
 
 
 def replaced_values(file: AdapterFile, may_differ: str | Iterable[str] = ()) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def replaced_values(file: AdapterFile, may_differ: str | Iterable[str] = ()) -> 
 def put_on(
     model: nn.Module,
     plan: Plan,
-    places: list[Place],
+    slots: list[AdapterSlot],
     values: Mapping[str, Tensor],
     beside: Iterable[str] = (),
 ) -> None:
@@ -113,12 +113,12 @@ def put_on(
     Args:
         model: The plain model.
         plan: The plan.
-        places: Its adapters.
+        slots: Its adapters.
         values: What the model's own parameters and buffers become, by name.
         beside: Names of those that the plan does not cover (a head).
     """
     remember_base(model, beside)
-    for path, suffix, adapter in places:
+    for path, suffix, adapter in slots:
         adapt_module(model, path, suffix, adapter)
     state = base_state(model)
     with torch.no_grad():
@@ -127,8 +127,8 @@ def put_on(
     freeze_rest(model, plan)
 
 
-def _learnt(places: list[Place]) -> dict[str, nn.Parameter]:
-    named = ((f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in places)
+def _learnt(slots: list[AdapterSlot]) -> dict[str, nn.Parameter]:
+    named = ((f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in slots)
     return learnt_of(named)
 
 
@@ -138,13 +138,13 @@ def _names(may_differ: str | Iterable[str]) -> set[str]:
 
 def _check_tensors(
     file: AdapterFile,
-    places: list[Place],
+    slots: list[AdapterSlot],
     state: Mapping[str, Tensor],
     may_differ: str | Iterable[str],
 ) -> None:
     """Refuses a file whose tensors are not those of its plan and lists, or do not fit."""
     expected: dict[str, Tensor] = {name: state[name] for name in trained_whole(file.plan)}
-    expected |= _learnt(places)
+    expected |= _learnt(slots)
     known = expected.keys() | set(file.carried)
     differ = sorted(
         key

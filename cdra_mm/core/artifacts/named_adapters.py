@@ -14,7 +14,7 @@ from cdra_mm.errors import PlanError
 from cdra_mm.spelling import did_you_mean
 
 from ..adapters.adapted import adapters, trained_whole
-from ..adapters.apply import Place, check_fits, planned_adapters
+from ..adapters.apply import AdapterSlot, check_fits, planned_adapters
 from ..adapters.merging import remove_adapters
 from ..model.own_state import base_buffers, base_state
 from ..planning.plan import Plan
@@ -30,14 +30,14 @@ class _Entry:
 
     Attributes:
         plan: Its plan.
-        places: Its adapters; they live here while others are on the model.
+        slots: Its adapters; they live here while others are on the model.
         whole: Values of the model's own tensors that it replaces, while it is not in use: what it
             trains whole or brings along, and buffers that have changed while it was in use.
         beside: Names of what was trained beside its plan.
     """
 
     plan: Plan
-    places: list[Place]
+    slots: list[AdapterSlot]
     whole: dict[str, Tensor]
     beside: tuple[str, ...] = ()
 
@@ -123,12 +123,12 @@ class NamedAdapters:
         file = None if isinstance(source, Plan) else read_adapter(source)
         with self._plain():
             if file is not None:
-                places = build_from_file(
+                slots = build_from_file(
                     self.model, file, check_base=check_base, may_differ=may_differ
                 )
                 # A copy: what is read is mapped, and the file may be written over meanwhile.
                 whole = {k: value.clone() for k, value in replaced_values(file, may_differ).items()}
-                self._entries[name] = _Entry(file.plan, places, whole, file.beside)
+                self._entries[name] = _Entry(file.plan, slots, whole, file.beside)
             elif isinstance(source, Plan):
                 self._entries[name] = self._planned(source, seed)
 
@@ -153,12 +153,12 @@ class NamedAdapters:
             return
         state = base_state(self.model)
         self._base = {k: state[k].clone() for k in {*entry.whole, *base_buffers(self.model)}}
-        for path, _, adapter in entry.places:
+        for path, _, adapter in entry.slots:
             # The model may have been moved while this one was not on it.
             like = next(self.model.get_submodule(path).parameters(), None)
             if like is not None:
                 adapter.to(like.device)
-        put_on(self.model, entry.plan, entry.places, entry.whole, entry.beside)
+        put_on(self.model, entry.plan, entry.slots, entry.whole, entry.beside)
         entry.whole = dict.fromkeys(entry.whole, torch.empty(0))  # the model holds them now
         self._current = name
 
@@ -192,12 +192,12 @@ class NamedAdapters:
 
     def _planned(self, plan: Plan, seed: int) -> _Entry:
         check_fits(self.model, plan)
-        places = planned_adapters(self.model, plan)
+        slots = planned_adapters(self.model, plan)
         generator = torch.Generator().manual_seed(seed)
-        for _, _, adapter in places:
+        for _, _, adapter in slots:
             adapter.reset(generator)
         state = base_state(self.model)
-        return _Entry(plan, places, {key: state[key].clone() for key in trained_whole(plan)})
+        return _Entry(plan, slots, {key: state[key].clone() for key in trained_whole(plan)})
 
     def _check_present(self) -> None:
         present = adapters(self.model)
@@ -208,7 +208,7 @@ class NamedAdapters:
                 'call unmerge_adapters first'
             )
         entry = self._entries.get(self._current or '')
-        own = {id(adapter) for _, _, adapter in entry.places} if entry else set()
+        own = {id(adapter) for _, _, adapter in entry.slots} if entry else set()
         if {id(adapter) for adapter in present.values()} != own:
             raise PlanError(
                 f'the adapters of {type(self.model).__name__} were changed by other means than '

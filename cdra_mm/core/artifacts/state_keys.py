@@ -100,12 +100,12 @@ def build_adapters(
             'checkpoint of a run; load that checkpoint, or the adapter file'
         )
     check_fits(model, replace(plan, fingerprint=''))
-    places = planned_adapters(model, plan)
-    named = [(f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in places]
+    slots = planned_adapters(model, plan)
+    named = [(f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in slots]
     _check_learnt(learnt, learnt_of(named))
-    for path, suffix, adapter in places:
+    for path, suffix, adapter in slots:
         adapt_module(model, path, suffix, adapter)
-    if places:
+    if slots:
         remember_plan(model, plan)
     return [name for name, _ in named]
 

@@ -32,6 +32,7 @@ from ..host.model_patches import initialised_again
 from ..host.runner_parts import is_resumed, loaded_from
 
 __all__ = [
+    'PREFIX',
     'BaseSource',
     'check_loaded',
     'find_source',
@@ -40,6 +41,8 @@ __all__ = [
     'named_bases',
     'reproduced_names',
 ]
+
+PREFIX = 'backbone.'  # of the backbone's keys in a model's state dict
 
 KINDS = ('init_cfg', 'checkpoint')
 
@@ -86,7 +89,7 @@ def find_source(runner: Runner, model: nn.Module, backbone: nn.Module) -> BaseSo
     """
     loaded = loaded_from(runner)
     if loaded is not None and not is_resumed(runner):
-        return BaseSource('checkpoint', loaded, 'backbone.')
+        return BaseSource('checkpoint', loaded, PREFIX)
     own = _own_source(backbone)
     if own is not None:
         return own
@@ -113,7 +116,7 @@ def named_bases(cfg: Mapping[str, Any], model: nn.Module | None = None) -> tuple
     if model is not None:
         found.append(_source_of_model(model))
     if cfg.get('load_from') and not cfg.get('resume'):
-        found.append(BaseSource('checkpoint', str(cfg['load_from']), 'backbone.'))
+        found.append(BaseSource('checkpoint', str(cfg['load_from']), PREFIX))
     return tuple(source for source in found if source is not None)
 
 
@@ -121,7 +124,7 @@ def _source_of_model(model: nn.Module) -> BaseSource | None:
     whole = _pretrained(getattr(model, 'init_cfg', None))
     if whole is None:
         return None
-    prefix = str(whole.get('prefix') or '') + 'backbone.'
+    prefix = str(whole.get('prefix') or '') + PREFIX
     return BaseSource('checkpoint', str(whole['checkpoint']), prefix)
 
 

@@ -21,7 +21,7 @@ from cdra_mm.errors import CheckpointError
 from ..host.runner_parts import RestOfEpoch, end_loop_at, open_iterations
 from ..rebuild import plain_model
 
-__all__ = ['MIDWAY_KEY', 'go_on', 'midway_state']
+__all__ = ['MIDWAY_KEY', 'restore_midway', 'midway_state']
 
 MIDWAY_KEY = 'cdra_midway'
 
@@ -54,7 +54,7 @@ def midway_state(runner: Runner, epoch: int, epoch_iters: int) -> dict[str, Any]
     return state
 
 
-def go_on(runner: Runner, state: Mapping[str, Any]) -> None:
+def restore_midway(runner: Runner, state: Mapping[str, Any]) -> None:
     """Puts a resumed run where its checkpoint was written.
 
     Args:

@@ -32,7 +32,7 @@ __all__ = [
     'check_whole',
     'choose_checkpoint',
     'latest_checkpoint',
-    'told_how_to_resume',
+    'with_resume_advice',
 ]
 
 # Seconds by which the clock of a file system may be behind.
@@ -229,7 +229,7 @@ def _damaged(what: str) -> CheckpointError:
 
 
 @contextmanager
-def told_how_to_resume(work_dir: str | Path) -> Iterator[None]:
+def with_resume_advice(work_dir: str | Path) -> Iterator[None]:
     """What ends the run inside the block says from where it can go on.
 
     Raises:

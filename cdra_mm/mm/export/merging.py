@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cdra_mm.core import adapters, freeze_rest, merge_adapters, remove_adapters
 from cdra_mm.errors import CheckpointError
 
-from ..backbone import attach_loader, find_backbone
+from ..backbone import PREFIX, attach_loader, find_backbone
 from ..checkpoints.base_weights import named_bases
 from ..checkpoints.record import Record, read_record
 from ..compatibility import load_checkpoint
@@ -27,7 +27,6 @@ from .outputs import difference, image_size, outputs_of, random_image
 
 __all__ = ['Adapted', 'Merged', 'build_backbone', 'merge_checkpoint', 'open_adapted']
 
-PREFIX = 'backbone.'
 # A merged output may differ by rounding: this share of the largest output.
 TOLERANCE = 1e-3
 

@@ -136,7 +136,7 @@ class RunTrials:
             torch.manual_seed(_mixed(self.seed, step))
             alone, once = as_single_process(), without_recomputation(self.model)
             named = named_loss(self.model, data['data_samples'])
-            with alone, once, named, self._shared.worn(draw()):
+            with alone, once, named, self._shared.applied(draw()):
                 # Not the instance's own, which may be compiled for one set of adapters.
                 log = type(self.model).train_step(self.model, data, wrapper)
             loss = float(log['loss'].detach())
@@ -163,7 +163,7 @@ class RunTrials:
             self._batches = list(seeded_batches(self.loader, self.held_out, size, self.seed))
         with ExitStack() as stack:
             stack.enter_context(as_single_process())
-            stack.enter_context(self._shared.worn(plan))
+            stack.enter_context(self._shared.applied(plan))
             stack.enter_context(evaluation_mode(self.model))
             stack.enter_context(plain_forward(self.model))
             stack.enter_context(autocast(self.runner))
