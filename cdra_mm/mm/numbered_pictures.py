@@ -12,12 +12,13 @@ from typing import Any
 
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
-from mmpretrain.engine.hooks import VisualizationHook
+
+from .host.mmpretrain_names import OpenVisualizationHook
 
 __all__ = ['NumberedPictures']
 
 
-class NumberedPictures(VisualizationHook):
+class NumberedPictures(OpenVisualizationHook):
     """Adds the position in the data set to the names, ``NAME_POSITION.png``."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -37,4 +38,4 @@ class NumberedPictures(VisualizationHook):
             position = self._seen * get_world_size() + get_rank()
             self._seen += 1
             if position % self.interval == 0:
-                self._draw_samples(0, {'inputs': [image]}, [sample], step=position)
+                self.paint(image, sample, position)

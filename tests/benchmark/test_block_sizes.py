@@ -125,5 +125,6 @@ def test_broken_mask_file_is_named(content, tmp_path):
     path = tmp_path / 'broken.npz'
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r'broken\.npz.* mask file'):
+    message = r'broken\.npz.* mask file' if content is not None else r'broken\.npz does not exist'
+    with pytest.raises(DataError, match=message):
         read_masks(path)

@@ -87,7 +87,7 @@ def test_run_ends_with_the_name_of_the_file(tmp_path, workers):
     with pytest.raises(DataError) as caught:
         build_runner(cfg).train()
     assert 'images/train/1.jpg' in str(caught.value)
-    assert f'--config {cfg.filename or "CONFIG"} --check' in str(caught.value)
+    assert f'data check {cfg.filename or "CONFIG"}' in str(caught.value)
 
 
 @pytest.mark.filterwarnings('ignore')

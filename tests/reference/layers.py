@@ -40,7 +40,10 @@ def suffixes(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         if mark:
             suffix, field = rest.rsplit('.', 1)
             found.setdefault(f'{module}.{suffix}', {})[field] = tensor
-    return found
+    # A module that stands in two places comes under two names; the plan has one of them.
+    values = {name: sides.get('up', sides.get('value')).data_ptr() for name, sides in found.items()}
+    planned = {values[name]: sides for name, sides in found.items() if {'rows', 'index'} & {*sides}}
+    return {name: planned[values[name]] for name in found}
 
 
 @torch.no_grad()

@@ -103,6 +103,8 @@ KNOWN_NAMES = (
              'returns', takes=('self', 'x', 'hw')),
     HostName('mmpretrain.models.ClsDataPreprocessor.batch_augments', 'mix no samples while they '
              'are scored', set_in='__init__'),
+    HostName('mmpretrain.engine.hooks.VisualizationHook._draw_samples', 'paint images of one name '
+             'apart', takes=('self', 'batch_idx', 'data_batch', 'data_samples', 'step')),
     HostName('mmpretrain.apis.base.BaseInferencer._config', 'hand a built model to the '
              'inferencer', set_in='__init__'),
     HostName('mmpretrain.apis.ImageClassificationInferencer.classes', 'name the classes once the '

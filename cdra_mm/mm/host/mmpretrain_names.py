@@ -7,12 +7,19 @@ from typing import Any
 
 from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
+from mmpretrain.engine.hooks import VisualizationHook
 from mmpretrain.models import VisionTransformer
 from torch import Tensor, nn
 
 from .known_names import require
 
-__all__ = ['OpenVisionTransformer', 'classes_of', 'inferencer_of', 'set_classes']
+__all__ = [
+    'OpenVisionTransformer',
+    'OpenVisualizationHook',
+    'classes_of',
+    'inferencer_of',
+    'set_classes',
+]
 
 require('mmpretrain')
 
@@ -26,6 +33,20 @@ class OpenVisionTransformer(VisionTransformer):
 
     def _format_output(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         return super()._format_output(self.before_output(x), hw)
+
+
+class OpenVisualizationHook(VisualizationHook):
+    """mmpretrain's, which paints a single image on demand."""
+
+    def paint(self, image: Tensor, sample: Any, position: int) -> None:
+        """Paints an image ``[C, H, W]``.
+
+        Args:
+            image: As it was predicted.
+            sample: Its prediction.
+            position: A number that its picture's name ends with.
+        """
+        self._draw_samples(0, {'inputs': [image]}, [sample], step=position)
 
 
 def inferencer_of(model: nn.Module, config: Config, device: str) -> Any:
