@@ -9,7 +9,7 @@ import torch
 from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError
-from cdra_mm.mm.checkpoints.record import RECORD_KEY
+from cdra_mm.mm.checkpoints.keys import RECORD_KEY
 
 from . import toy
 from .test_resume import config, quick_configs  # noqa: F401

@@ -34,7 +34,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdra_mm.errors import CheckpointError
+from cdra_mm.errors import CheckpointError, PlanError
 from cdra_mm.reading.safetensors_file import open_safetensors
 from cdra_mm.storage.strict_json import strict_json
 from cdra_mm.storage.writing import write_atomically
@@ -195,7 +195,16 @@ def read_adapter(path: str | Path) -> AdapterFile:
         )
     held = {key: value for key, value in tensors.items() if key not in PACKED}
     beside = tuple(_read_json(path, metadata.get('beside', '[]'), 'beside', list))
-    plan, digests, carried = _described(path, version, metadata, tensors)
+    changed = CheckpointError(
+        f'{path} is damaged: its values or its plan are not those that were saved; copy or '
+        'save it again'
+    )
+    try:
+        plan, digests, carried = _described(path, version, metadata, tensors)
+    except PlanError:
+        if metadata.get('digest') != _digest(metadata, tensors):
+            raise changed from None
+        raise
     _check_names(path, digests, carried, beside)
     for key, tensor in held.items():
         if not _is_sound(tensor, key in carried):
@@ -208,10 +217,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
         metadata.get('digest') != _digest(metadata, tensors)
         or metadata.get('method') != plan.method
     ):
-        raise CheckpointError(
-            f'{path} is damaged: its values or its plan are not those that were saved; copy or '
-            'save it again'
-        )
+        raise changed
     return AdapterFile(
         str(path),
         plan,

@@ -30,9 +30,9 @@ from cdra_mm.errors import CheckpointError
 from ..compatibility import load_checkpoint
 from ..host.model_patches import initialised_again
 from ..host.runner_parts import is_resumed, loaded_from
+from .keys import PREFIX
 
 __all__ = [
-    'PREFIX',
     'BaseSource',
     'check_loaded',
     'find_source',
@@ -41,8 +41,6 @@ __all__ = [
     'named_bases',
     'reproduced_names',
 ]
-
-PREFIX = 'backbone.'  # of the backbone's keys in a model's state dict
 
 KINDS = ('init_cfg', 'checkpoint')
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from cdra_mm.errors import CheckpointError
 from cdra_mm.reading import NamedFunction
 
+from .keys import complete_averages
 from .kinds_of_values import compare, damaged, is_count, is_number, require
 
 __all__ = ['check_checkpoint', 'check_fields']
@@ -20,7 +21,9 @@ KEYS = ('state_dict', 'ema_state_dict')
 
 
 def check_checkpoint(loaded: Any, name: str) -> Any:
-    """Refuses what cannot be a checkpoint, and drops the text that mmengine would run.
+    """Refuses what cannot be a checkpoint, and makes it ready: see `complete_averages`.
+
+    The text that mmengine would run is dropped.
 
     Args:
         loaded: What was read.
@@ -45,6 +48,7 @@ def check_checkpoint(loaded: Any, name: str) -> Any:
         raise CheckpointError(f'{name} is damaged: its meta is a {type(meta).__name__}')
     if isinstance(meta, dict):
         meta.pop(CONFIG_TEXT, None)
+    complete_averages(loaded)
     return loaded
 
 

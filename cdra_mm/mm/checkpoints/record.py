@@ -39,10 +39,9 @@ from cdra_mm.errors import CheckpointError
 from cdra_mm.storage.strict_json import strict_json
 
 from .base_weights import BaseSource
+from .keys import AVERAGED, KEYS, RECORD_KEY
 
 __all__ = [
-    'KEYS',
-    'RECORD_KEY',
     'Record',
     'base_state',
     'make_record',
@@ -54,10 +53,7 @@ __all__ = [
     'trained_names',
 ]
 
-RECORD_KEY = 'cdra_record'
-KEYS = (RECORD_KEY, PLAN_KEY, DIGESTS_KEY)
 RECORD_VERSION = 3
-AVERAGED = 'module.'  # begins the names of averaged weights
 
 
 @dataclass(frozen=True)

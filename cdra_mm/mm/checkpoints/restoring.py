@@ -19,7 +19,8 @@ from cdra_mm.core.model.own_state import PLAN_KEY, base_buffers
 from cdra_mm.errors import CheckpointError
 
 from .base_weights import is_replaying, load_base
-from .record import KEYS, RECORD_VERSION, Record, read_record, record_of
+from .keys import KEYS
+from .record import RECORD_VERSION, Record, read_record, record_of
 
 __all__ = ['ensure_base', 'restore']
 

@@ -22,8 +22,9 @@ from ..backbone import PREFIX
 from ..host.runner_parts import is_resumed, loaded_from, resume_from, start_anew
 from ..inputs import check_weight_file
 from ..rebuild import plain_model
+from .keys import KEYS
 from .own_files import OwnFiles
-from .record import KEYS, Record
+from .record import Record
 from .saving import clear_folders
 
 __all__ = [
