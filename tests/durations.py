@@ -1,9 +1,11 @@
-"""What each test file costs, recorded, so that the longest start first.
+"""What the tests cost, recorded: the longest files start first, and the gate leaves long tests out.
 
 ``make test PYTEST_ARGS='--record-durations'`` writes ``tests/durations.json``: CPU seconds of each
-file, child processes included, which other work on the machine changes less than wall time.
-With ``--dist loadfile --no-loadscope-reorder`` the order of the files is the order in which they
-are handed out: started last, a long one would leave the other processes without work.
+file and of each long test, child processes included, which other work on the machine changes less
+than wall time. With ``--dist loadfile --no-loadscope-reorder`` the order of the files is the order
+in which they are handed out: started last, a long one would leave the other processes without
+work. A test that takes more than `LONG` seconds is ``slow``, but for those that the gate keeps:
+what needs the optional data, and the chains in `KEPT` that nothing shorter covers.
 """
 
 from __future__ import annotations
@@ -17,6 +19,16 @@ from pathlib import Path
 import pytest
 
 RECORD = Path(__file__).with_name('durations.json')
+LONG = 8.0  # seconds
+KEPT = (
+    'tests/tools/test_train_test_merge.py',
+    'tests/tools/test_launchers.py::test_two_processes_train_and_test[dist',
+    'tests/mm/test_distributed.py',
+    'tests/mm/test_stock_configs.py::test_stock_config_is_scored_trained_resumed_tested_and_merged'
+    '[deit/',
+    'tests/mm/test_stock_configs.py::test_stock_config_is_scored_trained_resumed_tested_and_merged'
+    '[vit/vit_deit',
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         nargs='?',
         const=str(RECORD),
         metavar='FILE',
-        help=f'write the CPU seconds of each test file to FILE ({RECORD.name} beside this one)',
+        help=f'write what the tests cost to FILE (default: {RECORD.name} beside this one)',
     )
 
 
@@ -51,9 +63,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest files first; within a file, and among unknown files, as they were."""
-    known = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    items.sort(key=lambda item: -known.get(item.nodeid.split('::')[0], 0.0))
+    """Longest files first, and the mark of what is long; unknown tests are short."""
+    known = json.loads(RECORD.read_text()) if RECORD.is_file() else {'files': {}, 'long': {}}
+    items.sort(key=lambda item: -known['files'].get(item.nodeid.split('::')[0], 0.0))
+    for item in items:
+        kept = item.nodeid.startswith(KEPT) or 'shared' in getattr(item, 'fixturenames', ())
+        if item.nodeid in known['long'] and not kept:
+            item.add_marker(pytest.mark.slow)
 
 
 class Recorder:
@@ -72,7 +88,8 @@ class Recorder:
         files: Counter[str] = Counter()
         for name, seconds in self.tests.items():
             files[name.split('::')[0]] += seconds
-        found = {name: round(seconds, 1) for name, seconds in files.most_common()}
+        found = {
+            'files': {name: round(seconds, 1) for name, seconds in files.most_common()},
+            'long': {name: round(s, 1) for name, s in self.tests.most_common() if s > LONG},
+        }
         self.target.write_text(json.dumps(found, indent=1) + '\n')
-        each = {name: round(seconds, 1) for name, seconds in self.tests.most_common(80)}
-        self.target.with_suffix('.tests.json').write_text(json.dumps(each, indent=1) + '\n')

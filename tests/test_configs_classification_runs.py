@@ -152,7 +152,6 @@ def test_config_reads_the_real_lists(
 
 
 @pytest.mark.shared
-@pytest.mark.slow
 @pytest.mark.parametrize(
     'name', ['deit_tiny_caltech101', 'deit_tiny_cifar10', 'vit_tiny32_cifar10']
 )

@@ -179,7 +179,6 @@ def test_recipe_trains_and_validates_through_the_hook(
 
 
 @pytest.mark.shared
-@pytest.mark.slow
 @pytest.mark.parametrize('name', ['deit_tiny_camvid', 'deit_tiny_upernet_camvid'])
 def test_camvid_config_trains_on_real_images(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: Path, name: str

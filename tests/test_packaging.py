@@ -16,6 +16,7 @@ pytest.importorskip('mmpretrain')
 
 from cdra_mm.core import ConfigError
 from cdra_mm.mm import packages
+from cdra_mm.mm.host import runner_parts
 from tests.test_imports import imported, module_of
 
 # What measures this package and fills tables runs from a checkout alone.
@@ -123,7 +124,6 @@ def config(path: Path, bases: str, text: str = '') -> str:
     return str(path)
 
 
-@pytest.mark.slow
 def test_wheel_holds_what_an_installed_user_can_use(wheel, repository):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = set()
@@ -140,7 +140,6 @@ def test_wheel_holds_what_an_installed_user_can_use(wheel, repository):
         assert (repository / 'cdra_mm/.mim' / folder).is_symlink()
 
 
-@pytest.mark.slow
 def test_wheel_needs_nothing_that_it_does_not_hold(installed):
     files = sorted((installed / 'cdra_mm').rglob('*.py'))
     modules = {module_of(path, installed) for path in files}
@@ -151,7 +150,6 @@ def test_wheel_needs_nothing_that_it_does_not_hold(installed):
                 assert {name, name.rpartition('.')[0]} & modules, f'{path} imports {name}'
 
 
-@pytest.mark.slow
 def test_wheel_installs_the_program(installed, tmp_path):
     (text,) = installed.glob('cdra_mm-*.dist-info/entry_points.txt')
     assert text.read_text().split('\n')[:2] == ['[console_scripts]', 'cdra = cdra_mm.commands:main']
@@ -162,7 +160,6 @@ def test_wheel_installs_the_program(installed, tmp_path):
     assert '_base_/' not in line and 'tables' not in line
 
 
-@pytest.mark.slow
 def test_installed_user_goes_from_data_to_predictions(installed, repository, tmp_path):
     """Every step away from the checkout, with a shipped config; in one process, as imports cost."""
     pytest.importorskip('sklearn', reason='the demo data need scikit-learn')
@@ -174,7 +171,6 @@ def test_installed_user_goes_from_data_to_predictions(installed, repository, tmp
         assert (tmp_path / name).is_file(), name
 
 
-@pytest.mark.slow
 def test_configs_find_our_base_and_that_of_mmseg_in_the_wheel(installed, tmp_path):
     ours = config(tmp_path / 'ours.py', "['cdra_mm::cdra/demo.py']")
     theirs = config(tmp_path / 'theirs.py', f'[{MMSEG_BASE!r}]', HOOK)
@@ -187,7 +183,6 @@ def test_configs_find_our_base_and_that_of_mmseg_in_the_wheel(installed, tmp_pat
     ]
 
 
-@pytest.mark.slow
 def test_tool_of_the_wheel_runs_outside_the_repository(installed, tmp_path):
     path = config(tmp_path / 'ours.py', "['cdra_mm::cdra/demo.py']")
     result = run([str(installed / 'cdra_mm/.mim/tools/train.py'), path], installed, tmp_path)
@@ -196,7 +191,6 @@ def test_tool_of_the_wheel_runs_outside_the_repository(installed, tmp_path):
     assert 'cdra data prepare demo data/demo' in result.stderr
 
 
-@pytest.mark.slow
 def test_stock_programs_find_the_bases_that_a_config_asks_us_for(repository, tmp_path):
     config(tmp_path / 'more.py', '[]', 'more = 1\n')
     ours = "__import__('cdra_mm').bases('cdra_mm::cdra/demo.py')"
@@ -220,10 +214,10 @@ def test_stock_programs_find_the_bases_that_a_config_asks_us_for(repository, tmp
     ],
 )
 def test_package_table_names_the_fork_where_it_alone_is_installed(there, expected, monkeypatch):
-    before = {**packages.MODULE2PACKAGE, 'mmseg': 'mmsegmentation'}
+    before = {**runner_parts.packages(), 'mmseg': 'mmsegmentation'}
     before.pop('cdra_mm', None)
     table = dict(before)
-    monkeypatch.setattr(packages, 'MODULE2PACKAGE', table)
+    monkeypatch.setattr(runner_parts, 'MODULE2PACKAGE', table)
     monkeypatch.setattr(packages, '_is_distribution', lambda name: name in there)
     packages.register_packages()
     assert table == {**before, 'mmseg': expected, 'cdra_mm': 'cdra_mm'}

@@ -61,7 +61,6 @@ def test_record_has_every_ratio_and_agreement():
     assert record['skipped'] == {}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not CLEAR_REFS.exists(), reason='needs Linux /proc')
 def test_memory_is_measured_in_a_process_of_each_candidate():
     record = compare_scores(tiny_case(repeats=1), peers=[])

@@ -167,13 +167,11 @@ def test_resume_is_exact(tmp_path, case, amp_on_cpu):
     assert_exact(config, tmp_path, (3,), **CASES[case])  # within the windows of accumulation
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('case', ['fp32', 'accumulation', 'fp16_accumulation', 'ema'])
 def test_resume_is_exact_at_every_iteration(tmp_path, case, amp_on_cpu):
     assert_exact(config, tmp_path, (1, 2, 4, 5), **CASES[case])
 
 
-@pytest.mark.slow
 def test_resume_of_a_compiled_model_is_exact(tmp_path):
     assert_exact(config, tmp_path, (3,), compile=dict(backend='eager'))
 

@@ -160,7 +160,6 @@ def test_a_foreign_base_brings_back_all_but_what_no_file_holds(
     assert set(backbone.state_dict()) - back == set(absent)
 
 
-@pytest.mark.slow
 def test_a_slim_checkpoint_finds_its_foreign_base_again(tmp_path: Path) -> None:
     peer = peers.timm_vit(
         img_size=toy.SIZE, patch_size=8, embed_dim=32, depth=3, mlp_ratio=2, num_heads=2

@@ -35,7 +35,6 @@ final_run = dict(val_dataloader=dict(dataset=dict(data_prefix='train')))
 """
 
 
-@pytest.mark.slow
 def test_tables_of_real_runs_choose_train_test_and_show(tmp_path, monkeypatch, capsys):
     folder = make_project(tmp_path)
     (folder / 'grid.py').write_text(GRID)

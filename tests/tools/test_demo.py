@@ -11,7 +11,6 @@ import pytest
 from tests.tools.project import REPOSITORY
 
 
-@pytest.mark.slow
 def test_demo_trains_tests_merges_and_shows(tmp_path):
     options = ['train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'param_scheduler.0.end=1']
     options += ['default_hooks.checkpoint.interval=4', 'default_hooks.cdra.num_samples=16']

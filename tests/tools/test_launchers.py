@@ -143,7 +143,6 @@ def project(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(('launcher', 'words'), [('dist', []), ('slurm', ['gpu', 'name'])])
 def test_two_processes_train_and_test(project, launcher, words):
@@ -166,7 +165,6 @@ def test_two_processes_train_and_test(project, launcher, words):
     assert summary['test_metrics'].keys() == {'accuracy/top1'}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_image_that_one_process_cannot_read_ends_both(project):
     (project / 'data/train/light/3.png').write_bytes(b'no image')

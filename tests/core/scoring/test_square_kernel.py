@@ -253,7 +253,6 @@ def test_tokens_per_step_pads_little(tokens, step):
     assert kernel.tokens_per_step(tokens, 4) == 16
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason='this is the interpreter')
 def test_kernel_law_in_the_interpreter(repository):
     environment = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
