@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cdra_mm.core import Plan
-from cdra_mm.mm.run_planning.kept_scores import Kept
+from cdra_mm.mm.planning.kept_scores import Kept
 from cdra_mm.pictures import PlanMap, draw_map, map_of
 from cdra_mm.pictures.plan_map import map_values
 from cdra_mm.pictures.weight_positions import WeightPositions

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdra_mm.core import Plan, plan_from_masks
 from cdra_mm.errors import ConfigError
-from cdra_mm.mm.run_planning.kept_scores import Kept
+from cdra_mm.mm.planning.kept_scores import Kept
 from cdra_mm.reading import read_masks
 
 __all__ = ['AT', 'read_mask_file']

@@ -23,7 +23,7 @@ from cdra_mm.mm.compatibility import load_checkpoint
 from cdra_mm.mm.hook import PLAN_FILE
 from cdra_mm.mm.inputs import check_weight_file
 from cdra_mm.mm.launch import load_config
-from cdra_mm.mm.run_planning.kept_scores import SCORES_FILE, Kept, read_kept
+from cdra_mm.mm.planning.kept_scores import SCORES_FILE, Kept, read_kept
 from cdra_mm.mm.run_results import ADAPTER_FILE
 from cdra_mm.mm.summary import SUMMARY
 from cdra_mm.pictures import WeightPositions

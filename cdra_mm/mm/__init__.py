@@ -7,7 +7,7 @@
 `packages`                    ``package::`` names in configs
 `hook`, `hook_settings`,      when what happens in a run: how its backbone is adapted, what it
 `adaptation`, `run_results`   leaves at its end
-`run_planning`                the run's own data becomes its plan
+`planning`                the run's own data becomes its plan
 `rebuild`, `recompute`        optimizer, schedulers, DDP, EMA, activation checkpointing
                               after the model changed
 `backbone`                    the registered wrapper; loading adapted checkpoints

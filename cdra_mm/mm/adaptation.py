@@ -18,8 +18,8 @@ from .checkpoints.record import Record, make_record
 from .checkpoints.restoring import ensure_base
 from .hook_settings import check_same_settings
 from .plan_description import describe_plan
+from .planning.run_plan import RunPlanner
 from .rebuild import plain_model
-from .run_planning.run_plan import RunPlanner
 from .training_watch import check_stays_trained
 
 __all__ = ['Adaptation']

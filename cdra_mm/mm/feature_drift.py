@@ -22,8 +22,8 @@ from cdra_mm.core.adapters.low_rank import LowRank
 from cdra_mm.core.model.evaluation import evaluation_mode
 
 from .host.model_patches import without_recomputation
-from .run_planning.sample_losses import tensors_of
-from .run_planning.scoring_state import autocast, preserved_random_state
+from .planning.sample_losses import tensors_of
+from .planning.scoring_state import autocast, preserved_random_state
 
 __all__ = ['FeatureDrift', 'without_updates']
 

@@ -34,10 +34,10 @@ from .guards import set_guards
 from .hook_settings import method_of
 from .host.runner_parts import is_resumed, trains
 from .parallel.distributed_strategies import refuse_sharding
+from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
 from .rate_watch import RateWatch
 from .rebuild import plain_model, rebuild, remember_configs
 from .recompute import keep_gradients
-from .run_planning.run_plan import DEFAULT_TRAINED, RunPlanner
 from .run_results import write_results
 from .summary import update_summary
 from .training_watch import TrainingWatch

@@ -23,8 +23,8 @@ from cdra_mm.errors import ConfigError, PlanError
 from .backbone import find_backbone
 from .checkpoints.record import Record
 from .optimizer_parameters import named_optimizers, trained_parameters
+from .planning.withheld import frozen_by_train
 from .rebuild import plain_model
-from .run_planning.withheld import frozen_by_train
 
 __all__ = ['TrainingWatch', 'check_stays_trained', 'named']
 

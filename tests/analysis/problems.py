@@ -9,7 +9,7 @@ import torch
 from cdra_mm.core import find_targets, make_plan
 from cdra_mm.core.artifacts.state_keys import adapter_prefix
 from cdra_mm.methods import METHODS, Request, make_method
-from cdra_mm.mm.run_planning.kept_scores import selected_masks, write_kept
+from cdra_mm.mm.planning.kept_scores import selected_masks, write_kept
 from tests.models import TinyViT
 
 # What a tiny model needs to get anything by.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cdra_mm.core import remove_adapters
 from cdra_mm.methods import METHODS
 from cdra_mm.mm import rate_watch
-from cdra_mm.mm.run_planning.scoring import score_backbone
-from cdra_mm.mm.run_planning.withheld import withheld_parameters
+from cdra_mm.mm.planning.scoring import score_backbone
+from cdra_mm.mm.planning.withheld import withheld_parameters
 from tests.mm import test_methods_runs, toy
 
 WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from cdra_mm.core import CheckpointError, ConfigError, PlanError, make_plan, select
 from cdra_mm.core.planning.plan import Plan, SparseMatrix
 from cdra_mm.methods import GPS
-from cdra_mm.mm.run_planning import kept_scores
-from cdra_mm.mm.run_planning.kept_scores import SCORES_FILE, read_kept, selected_masks, write_kept
-from cdra_mm.mm.run_planning.run_plan import RunPlanner
+from cdra_mm.mm.planning import kept_scores
+from cdra_mm.mm.planning.kept_scores import SCORES_FILE, read_kept, selected_masks, write_kept
+from cdra_mm.mm.planning.run_plan import RunPlanner
 
 from .toy import config, train
 

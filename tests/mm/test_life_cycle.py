@@ -145,7 +145,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, options):
 def test_resume_never_plans_again(run, monkeypatch):
     folder, runner = run
     monkeypatch.setattr(
-        'cdra_mm.mm.run_planning.run_plan.score_backbone',
+        'cdra_mm.mm.planning.run_plan.score_backbone',
         lambda *_, **__: pytest.fail('planned again'),
     )
     cfg = toy.config(folder, resume=True, load_from=str(folder / 'run/iter_4.pth'))
@@ -174,7 +174,7 @@ def test_resume_of_a_checkpoint_without_adapters_is_refused(tmp_path):
 def test_load_from_an_adapted_checkpoint_goes_on_with_its_adapters(run, monkeypatch):
     folder, runner = run
     monkeypatch.setattr(
-        'cdra_mm.mm.run_planning.run_plan.score_backbone',
+        'cdra_mm.mm.planning.run_plan.score_backbone',
         lambda *_, **__: pytest.fail('planned again'),
     )
     cfg = toy.config(folder, load_from=str(folder / 'run/iter_8.pth'))
@@ -237,7 +237,7 @@ def test_peers_run_behind_the_same_line(tmp_path, method):
 def test_a_plan_file_replaces_scoring(run, tmp_path, monkeypatch):
     folder, runner = run
     monkeypatch.setattr(
-        'cdra_mm.mm.run_planning.run_plan.score_backbone', lambda *_, **__: pytest.fail('scored')
+        'cdra_mm.mm.planning.run_plan.score_backbone', lambda *_, **__: pytest.fail('scored')
     )
     plan = str(folder / 'run/cdra_plan.json')
     cfg = toy.config(folder, cdra=dict(plan=plan), work_dir=str(tmp_path / 'run'))

@@ -23,8 +23,8 @@ from cdra_mm.core import (
 )
 from cdra_mm.methods import Request, make_method
 from cdra_mm.mm.export.merging import merge_checkpoint
-from cdra_mm.mm.run_planning import supernet
-from cdra_mm.mm.run_planning.supernet import RunTrials, trials_in
+from cdra_mm.mm.planning import supernet
+from cdra_mm.mm.planning.supernet import RunTrials, trials_in
 
 from . import toy
 from .test_life_cycle import Stop, assert_same, weights

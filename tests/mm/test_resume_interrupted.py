@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 from mmpretrain.utils import register_all_modules
 
-from cdra_mm.mm.run_planning.scoring import SeededSamples
+from cdra_mm.mm.planning.scoring import SeededSamples
 from cdra_mm.mm.work_lock import LOCK
 from tests.tools.project import REPOSITORY, make_project
 

@@ -12,8 +12,8 @@ from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import MODELS as HEADS
 
 from cdra_mm.core import DataError, ScoreError, find_targets
-from cdra_mm.mm.run_planning.scoring import SeededSamples, score_backbone
-from cdra_mm.mm.run_planning.withheld import withheld_parameters
+from cdra_mm.mm.planning.scoring import SeededSamples, score_backbone
+from cdra_mm.mm.planning.withheld import withheld_parameters
 
 from . import toy
 
@@ -240,7 +240,7 @@ def test_the_seed_decides_which_samples_and_augmentations(tmp_path):
 def test_soft_labels_are_not_class_ids():
     from mmpretrain.structures import DataSample
 
-    from cdra_mm.mm.run_planning.label_check import check_labels
+    from cdra_mm.mm.planning.label_check import check_labels
 
     head = torch.nn.Module()
     head.num_classes = 3

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cdra_mm.core import ConfigError, Plan, find_targets
 from cdra_mm.mm.hook import CDRAHook
-from cdra_mm.mm.run_planning.contrastive import contrastive_loss, supervised_contrastive
-from cdra_mm.mm.run_planning.scoring import SeededSamples
+from cdra_mm.mm.planning.contrastive import contrastive_loss, supervised_contrastive
+from cdra_mm.mm.planning.scoring import SeededSamples
 from tests.reference.contrastive import supervised_contrastive as reference
 
 from . import toy

@@ -9,8 +9,8 @@ from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 
 from cdra_mm.core import ConfigError, DataError, find_targets
+from cdra_mm.mm.planning.competing import competing_targets
 from cdra_mm.mm.rebuild import plain_model
-from cdra_mm.mm.run_planning.competing import competing_targets
 
 from . import toy
 from .test_scoring import one_by_one, ready, score

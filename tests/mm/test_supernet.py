@@ -9,7 +9,7 @@ import torch
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 
 from cdra_mm.core import adapters, apply_plan
-from cdra_mm.mm.run_planning.supernet import trials_in
+from cdra_mm.mm.planning.supernet import trials_in
 
 from . import toy
 from .test_methods_runs import _unformatted  # noqa: F401 (a fixture)

@@ -12,9 +12,9 @@ from mmpretrain.models import VisionTransformer
 
 from cdra_mm.core import PlanError, adapters, find_targets
 from cdra_mm.methods.base import FROZEN, UNREACHED
+from cdra_mm.mm.planning import withheld as withheld_module
+from cdra_mm.mm.planning.withheld import withheld_parameters
 from cdra_mm.mm.rebuild import plain_model
-from cdra_mm.mm.run_planning import withheld as withheld_module
-from cdra_mm.mm.run_planning.withheld import withheld_parameters
 
 from . import test_methods_runs, toy
 from .scenarios import plain, ready
@@ -125,7 +125,7 @@ def test_a_backbone_that_freezes_all_of_itself_is_refused_before_scoring(
     tmp_path, name, monkeypatch
 ):
     monkeypatch.setattr(
-        'cdra_mm.mm.run_planning.run_plan.score_backbone', lambda *_, **__: pytest.fail('scored')
+        'cdra_mm.mm.planning.run_plan.score_backbone', lambda *_, **__: pytest.fail('scored')
     )
     cfg = config(tmp_path, name, type='SelfFreezing')
     with pytest.raises(

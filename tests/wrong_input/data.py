@@ -21,8 +21,8 @@ from cdra_mm.core import (
     make_plan,
 )
 from cdra_mm.mm.datasets import FGVC, VTAB1k
-from cdra_mm.mm.run_planning.label_check import check_labels, named_loss
-from cdra_mm.mm.run_planning.scoring import SeededSamples, _draw
+from cdra_mm.mm.planning.label_check import check_labels, named_loss
+from cdra_mm.mm.planning.scoring import SeededSamples, _draw
 from tests.mm import toy
 from tests.models import TinyViT, images, losses
 

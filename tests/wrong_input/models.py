@@ -20,7 +20,7 @@ from cdra_mm.mm.export.formats import FORMATS, Export, check_options
 from cdra_mm.mm.export.merging import merge_checkpoint
 from cdra_mm.mm.export.outputs import random_image
 from cdra_mm.mm.painting import paint_predictions
-from cdra_mm.mm.run_planning.run_plan import RunPlanner
+from cdra_mm.mm.planning.run_plan import RunPlanner
 from tests.mm.test_merging_models import Fixed, of, trained
 from tests.mm.toy import base_file
 from tests.models import TinyViT

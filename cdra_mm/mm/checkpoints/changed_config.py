@@ -14,7 +14,7 @@ from cdra_mm.command_line import command
 from cdra_mm.core import Plan
 from cdra_mm.errors import CheckpointError
 
-from ..run_planning.run_plan import read_plan
+from ..planning.run_plan import read_plan
 from .record import Record
 
 __all__ = ['check_asked']

@@ -13,7 +13,7 @@ from torch import Tensor
 from cdra_mm.errors import DataError
 
 from ..dataset_configs import LOADERS
-from ..run_planning.scoring_state import preserved_random_state
+from ..planning.scoring_state import preserved_random_state
 from .config_datasets import ConfiguredDataset, build, check_command, configured_datasets, in_scope
 from .dataset_files import absent_files, folders_read_twice, infos_of, is_local, unpaired_masks
 from .label_rule import LabelRule, label_rule, last_head
