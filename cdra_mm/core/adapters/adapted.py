@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from cdra_mm.errors import CheckpointError, PlanError
@@ -117,7 +118,8 @@ def describe_in_state(model: nn.Module) -> None:
 def _put_plan(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     packed = packed_plan_of(model)
     if packed is not None and not all(adapter.merged for adapter in adapters(model).values()):
-        state_dict[prefix + PLAN_KEY] = packed
+        # Its own: what is done in place to a state dict is not done to the model.
+        state_dict[prefix + PLAN_KEY] = packed.clone()
 
 
 def _take_plan(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -126,11 +128,11 @@ def _take_plan(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: An
     if plan is None or packed is None:
         return
     del state_dict[prefix + PLAN_KEY]
-    own = packed_plan_of(model)
-    assert own is not None
-    if packed.shape == own.shape and bool((packed.cpu() == own).all()):
-        return
     try:
+        own = packed_plan_of(model)
+        assert own is not None
+        if isinstance(packed, Tensor) and torch.equal(packed.cpu(), own):
+            return
         same = same_plan(unpack_plan(packed), plan)
     except PlanError as error:
         raise CheckpointError(str(error)) from None

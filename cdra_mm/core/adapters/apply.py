@@ -173,7 +173,10 @@ def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None =
         if count != part.num_params:
             raise PlanError(f'{part.name} has {count} parameters, the plan says {part.num_params}')
     for name, numel in plan.also_train.items():
-        shape = tuple(parameter_of(model, resolve(model, name)).shape)
+        target = resolve(model, name)
+        if target.part:
+            raise PlanError(f'also_train names {name}, a part of a parameter: name {target.path}')
+        shape = tuple(parameter_of(model, target).shape)
         if torch.Size(shape).numel() != numel:
             raise PlanError(f'{name} has shape {shape}, the plan says {numel} entries')
     if plan.fingerprint:

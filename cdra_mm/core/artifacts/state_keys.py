@@ -75,7 +75,8 @@ def build_adapters(
         PlanError: If the plan does not fit the model.
     """
     own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    learnt = {key: value for key, value in own.items() if is_adapter_key(key)}
+    first = _first_names(model)
+    learnt = {_named_first(key, first): value for key, value in own.items() if is_adapter_key(key)}
     present = adapters(model)
     if plan is None and PLAN_KEY in own:
         try:
@@ -91,7 +92,8 @@ def build_adapters(
                 'the model has other adapters than the checkpoint (another plan): load it into a '
                 'model without adapters'
             )
-        _check_learnt(learnt, learnt_of(present.items()))
+        expected = learnt_of(present.items())
+        _check_learnt(learnt, {_named_first(k, first): v for k, v in expected.items()})
         return list(present)
     if plan is None:
         raise CheckpointError(
@@ -102,12 +104,25 @@ def build_adapters(
     check_fits(model, replace(plan, fingerprint=''))
     slots = planned_adapters(model, plan)
     named = [(f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in slots]
-    _check_learnt(learnt, learnt_of(named))
+    _check_learnt(learnt, {_named_first(k, first): v for k, v in learnt_of(named).items()})
     for path, suffix, adapter in slots:
         adapt_module(model, path, suffix, adapter)
     if slots:
         remember_plan(model, plan)
     return [name for name, _ in named]
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Of every path of a module the first one: a module may stand in several places."""
+    first: dict[int, str] = {}
+    modules = model.named_modules(remove_duplicate=False)
+    return {path: first.setdefault(id(module), path) for path, module in modules}
+
+
+def _named_first(key: str, first: Mapping[str, str]) -> str:
+    """The key of an adapter's tensor under the first name of its module."""
+    path, mark, rest = key.partition('.cdra.')
+    return f'{first.get(path, path)}{mark}{rest}' if mark else key
 
 
 def _check_learnt(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

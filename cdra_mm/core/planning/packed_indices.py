@@ -26,10 +26,18 @@ MOST_IN_RUNS = 1 << 23
 LARGEST_K = 40
 
 
-def pack(indices: Sequence[int], size: int) -> tuple[list[Any], bytes]:
-    """Form and bits of indices below `size`, at least one; `unpack` gives them back."""
+def pack(
+    indices: Sequence[int], size: int, most_in_run: int = MOST_IN_RUNS
+) -> tuple[list[Any], bytes]:
+    """Form and bits of indices below `size`, at least one; `unpack` gives them back.
+
+    Args:
+        indices: In any order.
+        size: One more than the largest may be.
+        most_in_run: As many may be claimed by a run.
+    """
     first, count = indices[0], len(indices)
-    if all(index == first + at for at, index in enumerate(indices)):
+    if count <= most_in_run and all(index == first + at for at, index in enumerate(indices)):
         return ['run', first, count], b''
     gaps = [(new - old - 1) % size for old, new in zip([-1, *indices], indices, strict=False)]
     lengths = {k: sum(gap >> k for gap in gaps) + count * (k + 1) for k in _candidates(gaps)}
@@ -94,7 +102,7 @@ def unpack(form: list[Any], data: bytes, size: int) -> list[int]:
 
 def _candidates(gaps: Sequence[int]) -> range:
     """Parameters of the Rice code around the best one, the bits of the mean gap."""
-    best = max(1, sum(gaps) // len(gaps)).bit_length()
+    best = min(LARGEST_K, max(1, sum(gaps) // len(gaps)).bit_length())
     return range(max(0, best - 3), min(LARGEST_K, best + 1) + 1)
 
 

@@ -24,9 +24,11 @@ MARK = b'CDP1'
 
 def pack_plan(plan: Plan) -> Tensor:
     """The plan as uint8 ``[n]``; `unpack_plan` gives an equal one back."""
-    record, pieces = plan.to_record(), []
+    record, pieces, left = plan.to_record(), [], MOST_IN_RUNS
     for entry, key, size in _lists(record):
-        entry[key], bits = pack(entry[key], size)
+        form, bits = pack(entry[key], size, left)
+        left -= form[2] if form[0] == 'run' else 0
+        entry[key] = form
         pieces.append(bits)
     return pack_text(MARK, record, b''.join(pieces))
 

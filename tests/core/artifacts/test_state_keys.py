@@ -14,6 +14,7 @@ from cdra_mm.core import (
     apply_plan,
     build_adapters,
     merge_adapters,
+    plan_from_masks,
     remove_adapters,
     unmerge_adapters,
 )
@@ -120,3 +121,23 @@ def test_indices_stand_in_the_plan_and_nowhere_else():
     state = model.state_dict()
     assert {v.dtype for k, v in state.items() if k != PLAN_KEY} == {torch.float64}
     assert state[PLAN_KEY].dtype == torch.uint8
+
+
+def test_a_module_in_two_places_is_read_back():
+    def shared():
+        layer = nn.Linear(4, 6)
+        return nn.ModuleDict({'a': nn.Sequential(layer), 'b': nn.Sequential(layer)})
+
+    model, again = shared(), shared()
+    apply_plan(model, plan_from_masks({'a.0.weight': torch.ones(6, 4) > 0}, rank_rule=1))
+    state = model.state_dict()
+    assert build_adapters(again, state) == ['a.0.weight']
+    again.load_state_dict(state)
+    assert build_adapters(again, model.state_dict()) == ['a.0.weight']
+
+
+def test_a_state_dict_is_not_the_models_own():
+    model = nn.Sequential(nn.Linear(4, 6))
+    apply_plan(model, plan_from_masks({'0.weight': torch.ones(6, 4) > 0}, rank_rule=1))
+    model.state_dict()['cdra_plan'].zero_()
+    assert build_adapters(nn.Sequential(nn.Linear(4, 6)), model.state_dict()) == ['0.weight']

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import zlib
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdra_mm.core import Block, Plan, PlanError, SparseMatrix
-from cdra_mm.core.packed import pack_text, unpack_text
+from cdra_mm.core.packed import HEAD, pack_text, unpack_text
 from cdra_mm.core.planning.packed_indices import MOST_IN_RUNS, num_bytes, pack, unpack
 from cdra_mm.core.planning.packed_plan import MARK, pack_plan, unpack_plan
 from tests.golden import PLAN
@@ -111,10 +113,31 @@ def test_packed_plan_that_is_cut_off_is_refused(length):
 
 
 def test_packed_plan_that_would_grow_without_end_is_refused():
-    bomb = pack_text(MARK, ' ' * (1 << 26), b'')
-    assert len(bomb) < 1 << 17
+    text = json.dumps(' ' * (1 << 26)).encode()
+    content = HEAD.pack(MARK, len(text), 0) + zlib.compress(text, 9)
+    assert len(content) < 1 << 17
+    bomb = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     with pytest.raises(PlanError, match=r'claims 67,108,866 bytes in'):
         unpack_plan(bomb)
     for tensor in (torch.zeros(20), torch.zeros(20, 2, dtype=torch.uint8), None):
         with pytest.raises(PlanError, match='no uint8'):
             unpack_plan(tensor)
+
+
+def test_regular_masks_of_real_size_come_back():
+    nearly_dense = tuple(k for k in range(768 * 300) if k % 5000)
+    column = tuple(range(5, 20_000 * 10, 10))
+    everything = tuple(range(768 * 300))
+    sizes = [((768, 300), nearly_dense)] * 4 + [((20_000, 10), column)] * 4
+    sizes += [((768, 300), everything)] * 40  # more than may be claimed by runs
+    entries = (SparseMatrix(f's{i}', *entry) for i, entry in enumerate(sizes))
+    plan = Plan(sparse=tuple(entries))
+    assert sum(len(entry.indices) for entry in plan.sparse[8:]) > MOST_IN_RUNS
+    assert unpack_plan(pack_plan(plan)) == plan
+
+
+def test_bits_cost_a_file_what_they_claim():
+    """Zeros that are many indices: a compressed stream of them would be tiny."""
+    indices = tuple(range(0, 80_000 * 8, 2))
+    packed = pack_plan(Plan(sparse=(SparseMatrix('s', (80_000, 8), indices),)))
+    assert len(packed) > len(indices) // 8
