@@ -41,9 +41,16 @@ def suffixes(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             suffix, field = rest.rsplit('.', 1)
             found.setdefault(f'{module}.{suffix}', {})[field] = tensor
     # A module that stands in two places comes under two names; the plan has one of them.
-    values = {name: sides.get('up', sides.get('value')).data_ptr() for name, sides in found.items()}
-    planned = {values[name]: sides for name, sides in found.items() if {'rows', 'index'} & {*sides}}
-    return {name: planned[values[name]] for name in found}
+    places = {
+        (sides['up'] if 'up' in sides else sides['value']).data_ptr(): sides
+        for sides in found.values()
+        if {'rows', 'index'} & {*sides}
+    }
+    for name, sides in found.items():
+        learnt = sides.get('up', sides.get('value'))
+        if learnt is not None:
+            found[name] = places.get(learnt.data_ptr(), sides)
+    return found
 
 
 @torch.no_grad()
