@@ -84,12 +84,6 @@ def write_camvid(root: Path) -> None:
             Image.fromarray(np.minimum(labels, 11)).save(root / f'ann_dir/{split}/{i}.png')
 
 
-@pytest.fixture(autouse=True)
-def _plain_config_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mmengine lays out the text of a config six times a run, which takes longer than the run."""
-    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
-
-
 WRITERS = {'ade20k': write_ade20k, 'voc': write_voc, 'camvid': write_camvid}
 
 

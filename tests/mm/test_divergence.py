@@ -11,7 +11,7 @@ from cdra_mm.core import CDRAError, CheckpointError, DivergedError
 from cdra_mm.mm.divergence import refuse_diverged
 
 from . import toy
-from .test_resume import config, quick_configs  # noqa: F401
+from .test_resume import config
 from .test_resume_saving import checkpoints
 
 

@@ -22,7 +22,7 @@ from cdra_mm.mm.export.merging import merge_checkpoint
 from . import test_methods_runs as plain_vit
 from . import toy
 from .test_life_cycle import assert_same, weights
-from .test_methods_runs import MERGING, _unformatted  # noqa: F401 (a fixture)
+from .test_methods_runs import MERGING
 
 STAGES = dict(embed_dims=8, depths=[1, 2], num_heads=[2, 2])
 SWIN: dict[str, Any] = dict(window_size=4, out_indices=(1,), drop_path_rate=0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -53,18 +52,6 @@ def config(folder, name, task, **options):
     cfg.default_hooks.checkpoint.interval = 2
     cfg.param_scheduler[0].update(T_max=4, end=4)
     return cfg
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _unformatted():
-    """Dumped configs have one line a key: to make them pretty takes most of a short run's time."""
-
-    def text(cfg):
-        return ''.join(f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, 'pretty_text', property(text))
-        yield
 
 
 RUNS = [(name, task) for name in METHODS for task in ('seg', 'cls')]

@@ -28,7 +28,6 @@ from cdra_mm.mm.planning.supernet import RunTrials, trials_in
 
 from . import toy
 from .test_life_cycle import Stop, assert_same, weights
-from .test_methods_runs import _unformatted  # noqa: F401  # short runs
 
 SETTINGS = dict(
     type='noah',

@@ -18,7 +18,6 @@ from cdra_mm.mm.optimizer_parameters import build_optimizer, named_optimizers
 from . import toy
 from .scenarios import plain, ready
 from .test_life_cycle import Stop, assert_same, weights
-from .test_methods_runs import _unformatted  # noqa: F401
 
 SETTINGS = {
     'cdra': dict(num_sensitive=900, beta=1, rank_rule='count'),  # vectors are trained in part

@@ -21,7 +21,6 @@ from cdra_mm.mm.rebuild import plain_model
 from . import toy
 from .scenarios import state
 from .test_amp import amp_on_cpu  # noqa: F401
-from .test_methods_runs import _unformatted  # noqa: F401
 
 SAYS = 'the learning rate may be too high'
 RUINOUS = 0.3

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
@@ -61,12 +60,6 @@ def amp_on_cpu(monkeypatch):
     amp = types.ModuleType('mmengine.runner.amp')
     amp.autocast = lambda dtype=None: torch.autocast('cpu', dtype or torch.float16)
     monkeypatch.setitem(sys.modules, 'mmengine.runner.amp', amp)
-
-
-@pytest.fixture(autouse=True)
-def quick_configs(monkeypatch):
-    """Without mmengine's formatting of the whole config, once per checkpoint."""
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: repr(cfg.to_dict())))
 
 
 def config(folder, work_dir, **options):

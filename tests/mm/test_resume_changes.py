@@ -12,21 +12,17 @@ from cdra_mm.core import CheckpointError, ConfigError
 from cdra_mm.mm.checkpoints.checked_optimizer import OPTIMIZER_KEY
 
 from . import toy
-from .test_resume import by_epochs, config, quick_configs  # noqa: F401
+from .test_resume import by_epochs, config
 
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     """Runs of two epochs of three iterations: (folder); checkpoints by iterations and by epochs."""
     folder = tmp_path_factory.mktemp('made')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            'mmengine.config.Config.pretty_text', property(lambda cfg: repr(cfg.to_dict()))
-        )
-        toy.train(by_epochs(folder, 'iters', **window()))
-        cfg = by_epochs(folder, 'epochs', **window())
-        cfg.default_hooks.checkpoint.by_epoch = True
-        toy.train(cfg)
+    toy.train(by_epochs(folder, 'iters', **window()))
+    cfg = by_epochs(folder, 'epochs', **window())
+    cfg.default_hooks.checkpoint.by_epoch = True
+    toy.train(cfg)
     return folder
 
 

@@ -8,7 +8,6 @@ import signal
 import sys
 
 import pytest
-from mmengine.config import Config
 from mmpretrain.utils import register_all_modules
 
 from cdra_mm.mm.planning.scoring import SeededSamples
@@ -22,7 +21,6 @@ def train(tmp_path, monkeypatch, capfd):
     register_all_modules(init_default_scope=False)
     # What a shell starts in the background ignores SIGINT, and so would its children.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: repr(cfg.to_dict())))
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
 

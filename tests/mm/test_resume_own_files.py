@@ -17,7 +17,7 @@ from cdra_mm.mm.checkpoints.own_files import OwnFiles
 from cdra_mm.mm.checkpoints.resuming import latest_checkpoint
 
 from . import toy
-from .test_resume import config, quick_configs  # noqa: F401
+from .test_resume import config
 from .test_resume_saving import checkpoints, latest, save
 
 VALIDATIONS = count()

@@ -12,7 +12,7 @@ from cdra_mm.core import CheckpointError
 from cdra_mm.mm.checkpoints.keys import RECORD_KEY
 
 from . import toy
-from .test_resume import config, quick_configs  # noqa: F401
+from .test_resume import config
 
 RECORD = 'backbone.' + RECORD_KEY
 

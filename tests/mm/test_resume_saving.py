@@ -19,7 +19,7 @@ from cdra_mm.mm.checkpoints.resuming import latest_checkpoint, with_resume_advic
 
 from . import toy
 from .test_life_cycle import assert_same, weights
-from .test_resume import config, quick_configs  # noqa: F401
+from .test_resume import config
 
 
 class Killed(BaseException):

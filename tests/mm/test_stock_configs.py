@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -37,17 +36,7 @@ def repeatable(monkeypatch):
     monkeypatch.setattr(BaseDataset, '__getitem__', seeded)
 
 
-@pytest.fixture
-def unformatted(monkeypatch):
-    """Dumped configs have one line a key: to make them pretty takes most of a short run's time."""
-
-    def text(cfg):
-        return ''.join(f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
-
-    monkeypatch.setattr(Config, 'pretty_text', property(text))
-
-
-@pytest.mark.usefixtures('repeatable', 'unformatted')
+@pytest.mark.usefixtures('repeatable')
 @pytest.mark.parametrize('stock', STOCK, ids=lambda stock: stock.name)
 def test_stock_config_is_scored_trained_resumed_tested_and_merged(stock, tmp_path):
     write_data(stock.package, tmp_path)
@@ -72,7 +61,6 @@ def test_stock_config_is_scored_trained_resumed_tested_and_merged(stock, tmp_pat
     check_merge(stock, cfg, last, tested, metrics, tmp_path)
 
 
-@pytest.mark.usefixtures('unformatted')
 @pytest.mark.parametrize(('stock', 'reason'), REFUSED, ids=[stock.name for stock, _ in REFUSED])
 def test_stock_config_that_cannot_be_adapted_is_refused_with_the_reason(stock, reason, tmp_path):
     write_data(stock.package, tmp_path)

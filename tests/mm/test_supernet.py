@@ -12,7 +12,6 @@ from cdra_mm.core import adapters, apply_plan
 from cdra_mm.mm.planning.supernet import trials_in
 
 from . import toy
-from .test_methods_runs import _unformatted  # noqa: F401 (a fixture)
 from .test_noah_run import plan_of, ready
 
 

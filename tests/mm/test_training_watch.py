@@ -12,7 +12,6 @@ from cdra_mm.core import ConfigError
 from cdra_mm.mm.rebuild import plain_model
 
 from . import toy
-from .test_methods_runs import _unformatted  # noqa: F401
 
 
 @HOOKS.register_module(force=True)

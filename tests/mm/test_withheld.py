@@ -18,7 +18,6 @@ from cdra_mm.mm.rebuild import plain_model
 
 from . import test_methods_runs, toy
 from .scenarios import plain, ready
-from .test_methods_runs import _unformatted  # noqa: F401
 
 SWIN = dict(
     type='SwinTransformer',
