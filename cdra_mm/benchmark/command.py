@@ -22,6 +22,7 @@ from .block_sizes import KINDS, make_block_plan
 from .case import Case, build_vit, check_vit
 from .growth import Point, compare_growth, points
 from .inference import compare_inference
+from .launches import compare_launches
 from .peers import PEERS
 from .planning_time import compare_planning
 from .report import Results, machine_line, render
@@ -174,6 +175,12 @@ def _steps(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
         yield Job({'benchmark': 'step', **case.describe()}, run)
 
 
+def _launches(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
+    for case in cases:
+        run = partial(compare_launches, case, blocks=settings['blocks'], peers=settings['peers'])
+        yield Job({'benchmark': 'launches', **case.describe()}, run)
+
+
 def _strategies(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
     for case in cases:
         run = partial(compare_strategies, case, blocks=settings['blocks'])
@@ -214,6 +221,7 @@ def _placed(measured: Callable[..., Any], point: Point, place: dict[str, str]) -
 JOBS: dict[str, Callable[[dict[str, Any], Sequence[Case]], Jobs]] = {
     'scores': _scores,
     'step': _steps,
+    'launches': _launches,
     'strategies': _strategies,
     'inference': _inference,
     'planning': _planning,
