@@ -1,8 +1,9 @@
 """How many operations a training step launches: what a GPU pays for, counted without one.
 
 Every operation that reaches the device's own kernels is one launch; those that only look at a
-tensor differently, or take memory, are none; an operation of ours is one, as its kernel is. It is counted on a CPU with
-the product of a GPU (`choose_product`), so a GPU's own libraries may differ by a few.
+tensor differently, or take memory, are none. An operation of ours is one: its kernel, though the
+copies of all weights are a few more. It is counted on a CPU, with the product of a GPU
+(`choose_product`); a GPU's own libraries may differ by a few.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ __all__ = ['LaunchCounter', 'compare_launches', 'count_step']
 
 REFERENCE = 'frozen limit'
 # Names that take memory or look at it, though their schemas do not say so.
-NO_KERNEL = ('empty', 'new_empty', 'empty_like', 'empty_strided', 'new_empty_strided')
-NO_KERNEL += ('_unsafe_view', '_reshape_alias', 'lift_fresh', 'detach')
+NO_KERNEL = frozenset(
+    'empty empty_like empty_strided new_empty new_empty_strided _unsafe_view _reshape_alias '
+    'lift_fresh detach'.split()
+)
 
 
 class LaunchCounter(TorchDispatchMode):

@@ -47,7 +47,7 @@ class AdapterSet(nn.Module):
                     self._joint[name] = join_blocks(blocks, found[0].rows.device, shape)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> AdapterSet:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._joint = {name: joint.moved(fn) for name, joint in self._joint.items()}
         return self
 

@@ -93,6 +93,7 @@ def write_blocks(
     indices: Sequence[Tensor],
     counts: Sequence[int],
     scales: Sequence[float],
+    begins: Sequence[int],
 ) -> None:
     """Writes the blocks of `block_ops.adapted_copies` into its result, which holds plain copies.
 
@@ -103,15 +104,18 @@ def write_blocks(
         indices: int64, contiguous.
         counts: See `block_ops.adapted_copies`.
         scales: Likewise.
+        begins: Where the copy of each weight begins in `flat`, entries.
     """
     if not factors:
         return
     key = (
         'write', *(t.data_ptr() for t in weights), *(t.data_ptr() for t in factors),
         *(t.data_ptr() for t in indices), *(w.shape for w in weights),
-        *(f.shape for f in factors), *counts, *scales,
+        *(f.shape for f in factors), *counts, *scales, *begins,
     )  # fmt: skip
-    table, factor = _table(key, _tiles(weights, factors, indices, counts), scales, flat.device)
+    table, factor = _table(
+        key, _tiles(weights, factors, indices, counts, begins), scales, flat.device
+    )
     with torch.cuda.device_of(flat):  # Triton launches on the current device
         _write_tiles[(len(table),)](
             flat,
@@ -128,12 +132,11 @@ def _tiles(
     factors: Sequence[Tensor],
     indices: Sequence[Tensor],
     counts: Sequence[int],
+    begins: Sequence[int],
 ) -> Iterator[list[int]]:
     """The rows of the table of `_write_tiles`."""
-    from .block_ops import padded
-
-    begin = block = 0
-    for weight, count in zip(weights, counts, strict=True):
+    block = 0
+    for weight, count, begin in zip(weights, counts, begins, strict=True):
         for i in range(block, block + count):
             down, up = factors[2 * i], factors[2 * i + 1]
             pointers = [t.data_ptr() for t in (weight, down, up, *indices[2 * i : 2 * i + 2])]
@@ -142,7 +145,6 @@ def _tiles(
             for r in range(0, height, TILE):
                 for c in range(0, width, TILE):
                     yield [*pointers, *sizes, r, c, i]
-        begin += padded(weight.numel())
         block += count
 
 
@@ -265,13 +267,16 @@ def check_kernels(device: torch.device) -> None:
     rows, cols = (torch.randperm(n, generator=generator).to(device) for n in weight.shape)
     rows, cols = rows[:66].contiguous(), cols[:70].contiguous()
     flat = weight.flatten().bfloat16()
-    write_blocks(flat, [weight], [down, up], [rows, cols], [1], [2.0])
+    write_blocks(flat, [weight], [down, up], [rows, cols], [1], [2.0], [0])
     expected = weight.clone()
     expected[rows[:, None], cols] += 2 * (up @ down)
     block = flat.view(weight.shape)[:66, :70]
     grads = take_factor_gradients([block], [down, up], [2.0])
     wide = block.float()
     wanted = torch.cat([(2 * up.t() @ wide).flatten(), (2 * wide @ down.t()).flatten()])
-    for what, found, right in (('copies', flat.float(), expected.flatten()), ('gradients', grads, wanted)):
+    for what, found, right in (
+        ('copies', flat.float(), expected.flatten()),
+        ('gradients', grads, wanted),
+    ):
         if not torch.equal(found, right):
             raise RuntimeError(f'its {what} are off by up to {(found - right).abs().max().item()}')

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,13 @@ __all__ = ['ALIGNMENT', 'adapted_copies', 'factor_gradients', 'kernels_run', 'pa
 ALIGNMENT = 64  # entries; where a tensor begins in what `adapted_copies` returns
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_LIBRARY = torch.library.Library('cdra_mm', 'DEF')
-_LIBRARY.define(
+_LIBRARY = torch.library.Library('cdra_mm', 'FRAGMENT')  # type: ignore[no-untyped-call]
+_define: Any = _LIBRARY.define  # torch has no types for it
+_define(
     'adapted_copies(Tensor[] weights, Tensor[] plain, Tensor[] factors, Tensor[] indices, '
     'int[] counts, float[] scales, ScalarType dtype) -> Tensor'
 )
-_LIBRARY.define('factor_gradients(Tensor[] blocks, Tensor[] factors, float[] scales) -> Tensor')
+_define('factor_gradients(Tensor[] blocks, Tensor[] factors, float[] scales) -> Tensor')
 
 
 def padded(numel: int) -> int:
@@ -66,7 +68,7 @@ def adapted_copies(
     flat: Tensor = torch.ops.cdra_mm.adapted_copies(
         weights, plain, factors, indices, counts, scales, dtype
     )
-    pieces = flat.split([padded(source.numel()) for source in sources])
+    pieces = torch.split(flat, [padded(source.numel()) for source in sources])
     return [
         (piece if len(piece) == source.numel() else piece[: source.numel()]).view(source.shape)
         for piece, source in zip(pieces, sources, strict=True)
@@ -87,7 +89,7 @@ def factor_gradients(
         The gradients, in the order of `factors`.
     """
     flat: Tensor = torch.ops.cdra_mm.factor_gradients(blocks, factors, scales)
-    pieces = flat.split([factor.numel() for factor in factors])
+    pieces = torch.split(flat, [factor.numel() for factor in factors])
     return [piece.view(factor.shape) for piece, factor in zip(pieces, factors, strict=True)]
 
 
@@ -105,7 +107,7 @@ def _adapted_copies(
     with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
         sources = [*weights, *plain]
         flat = sources[0].new_empty(sum(padded(s.numel()) for s in sources), dtype=dtype)
-        pieces = flat.split([padded(source.numel()) for source in sources])
+        pieces = torch.split(flat, [padded(source.numel()) for source in sources])
         copies = [
             piece[: source.numel()].view(source.shape)
             for piece, source in zip(pieces, sources, strict=True)
@@ -115,7 +117,8 @@ def _adapted_copies(
         if contiguous and kernels_run(flat.device) and _fit_kernels(weights, factors, dtype):
             from .block_kernels import write_blocks
 
-            write_blocks(flat, weights, factors, indices, counts, scales)
+            begins = [copy.storage_offset() for copy in copies[: len(weights)]]
+            write_blocks(flat, weights, factors, indices, counts, scales, begins)
             return flat
         first = 0
         for copy, weight, count in zip(copies, weights, counts, strict=False):
@@ -130,9 +133,7 @@ def _adapted_copies(
 
 
 @torch.library.impl(_LIBRARY, 'factor_gradients', 'CompositeExplicitAutograd')
-def _factor_gradients(
-    blocks: list[Tensor], factors: list[Tensor], scales: list[float]
-) -> Tensor:
+def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[float]) -> Tensor:
     with torch.no_grad(), torch.autocast(blocks[0].device.type, enabled=False):
         if kernels_run(blocks[0].device) and _fit_kernels(blocks, factors, blocks[0].dtype):
             from .block_kernels import MOST_BLOCKS, take_factor_gradients
@@ -140,7 +141,7 @@ def _factor_gradients(
             if len(blocks) <= MOST_BLOCKS:
                 return take_factor_gradients(blocks, factors, scales)
         flat = factors[0].new_empty(sum(factor.numel() for factor in factors))
-        pieces = iter(flat.split([factor.numel() for factor in factors]))
+        pieces = iter(torch.split(flat, [factor.numel() for factor in factors]))
         for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
             down, up = factors[2 * i], factors[2 * i + 1]
             wide = block.to(down.dtype)

@@ -3,8 +3,8 @@
     y = x W'^T + b,   W' = round(W + sum_i scale_i * scatter_{R_i, C_i}(up_i down_i))
 
 W' is in the type that the product is computed in, and all layers' are made together, once a
-forward (`copied_weights`): what autocast does with a frozen weight at every product, with the update
-written in. So forward and input gradient are one ordinary product each. An update is lost in
+forward (`copied_weights`): what autocast does with a frozen weight at every product, with the
+update written in. So forward and input gradient are one ordinary product each. An update is lost in
 the rounding no more than in mixed-precision fine-tuning, which rounds its fp32 weights likewise.
 
     G_i = dy[:, R_i]^T x[:, C_i],   ddown_i = scale_i up_i^T G_i,   dup_i = scale_i G_i down_i^T
@@ -99,7 +99,7 @@ def takes_copy(product: str, weight: Tensor) -> bool:
 
 
 def computing_type(device: str, dtype: torch.dtype) -> torch.dtype:
-    """The type in which a product of a tensor of `dtype` is computed there: autocast's if it is on."""
+    """The type in which a tensor of `dtype` is multiplied there: autocast's where it is on."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
@@ -176,10 +176,10 @@ def _gradients(
         return _through_factors(dy_r, x_c, joint, factors)
     wasted = sum(heights) * sum(widths) - joint.size
     if len(dy_r) * wasted <= WASTED_PRODUCTS:
-        whole = (dy_r.t() @ x_c).split(heights, 0)
-        blocks = [rows.split(widths, 1)[i] for i, rows in enumerate(whole)]
+        whole = torch.split(dy_r.t() @ x_c, heights, 0)
+        blocks = [torch.split(rows, widths, 1)[i] for i, rows in enumerate(whole)]
     else:
-        parts = zip(dy_r.split(heights, 1), x_c.split(widths, 1), strict=True)
+        parts = zip(torch.split(dy_r, heights, 1), torch.split(x_c, widths, 1), strict=True)
         blocks = [d.t() @ x for d, x in parts]
     return factor_gradients(blocks, factors, joint.scales)
 
@@ -188,7 +188,11 @@ def _through_factors(
     dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
 ) -> list[Tensor]:
     grads = []
-    parts = zip(dy_r.split(joint.heights, 1), x_c.split(joint.widths, 1), strict=True)
+    parts = zip(
+        torch.split(dy_r, list(joint.heights), 1),
+        torch.split(x_c, list(joint.widths), 1),
+        strict=True,
+    )
     for i, (d, x) in enumerate(parts):
         down, up = factors[2 * i], factors[2 * i + 1]
         scaled = up.to(d.dtype) if joint.scales[i] == 1 else (up * joint.scales[i]).to(d.dtype)

@@ -23,7 +23,15 @@ from cdra_mm.errors import ConfigError
 from .adapter_set import AdapterSet
 from .copied_linear import Layer, computing_type, copy_layers, is_remade
 
-__all__ = ['PRODUCTS', 'attach_copies', 'carriers', 'choose_product', 'detach_copies', 'product_of']
+__all__ = [
+    'PRODUCTS',
+    'attach_copies',
+    'carriers',
+    'check_product',
+    'choose_product',
+    'detach_copies',
+    'product_of',
+]
 
 PRODUCTS = ('auto', 'copied', 'factored')
 _CARRIERS = '_cdra_carriers'
@@ -42,11 +50,16 @@ def choose_product(model: nn.Module, product: str) -> None:
     Raises:
         ConfigError: If it is another.
     """
-    if product not in PRODUCTS:
-        raise ConfigError(f'product={product!r}: expected one of {", ".join(PRODUCTS)}')
+    check_product(product)
     model.__dict__[_PRODUCT] = product
     for module in carriers(model):
         cast(AdapterSet, module.cdra).product = product
+
+
+def check_product(product: str) -> None:
+    """Raises ConfigError unless `choose_product` knows a word."""
+    if product not in PRODUCTS:
+        raise ConfigError(f'product={product!r}: expected one of {", ".join(PRODUCTS)}')
 
 
 def product_of(model: nn.Module) -> str:

@@ -55,7 +55,8 @@ def check_copies(layers, dtype, tolerance):
 def check_gradients(layers, dtype, tolerance, *, of=slice(None)):
     factors, scales = layers.factors, layers.scales[of]
     factors = [f for i in range(len(layers.scales))[of] for f in factors[2 * i : 2 * i + 2]]
-    shapes = [(len(up), down.shape[1]) for down, up in zip(factors[::2], factors[1::2], strict=True)]
+    pairs = zip(factors[::2], factors[1::2], strict=True)
+    shapes = [(len(up), down.shape[1]) for down, up in pairs]
     # Views of a wider matrix, as they come from the product of all blocks.
     device = factors[0].device
     blocks = [torch.randn(h + 2, w + 3).to(device, dtype)[1 : h + 1, 2 : w + 2] for h, w in shapes]
@@ -71,7 +72,9 @@ size = st.integers(1, 9)
 blocks = st.lists(st.tuples(size, size, st.integers(1, 4)), min_size=1, max_size=3)
 
 
-@given(sizes=st.lists(st.tuples(size, size, blocks), min_size=1, max_size=3), seed=st.integers(0, 9))
+@given(
+    sizes=st.lists(st.tuples(size, size, blocks), min_size=1, max_size=3), seed=st.integers(0, 9)
+)
 def test_operations_equal_the_loops(sizes, seed):
     layers = Layers(sizes, seed=seed, weight=torch.float64, factor=torch.float64)
     check_copies(layers, torch.float64, 1e-12)
