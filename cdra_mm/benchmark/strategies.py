@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cdra_mm.core.adapters import compact_linear as product
+from cdra_mm.core.adapters.copied_weights import choose_product
 
 from . import adapted
 from .block_sizes import label, make_block_plan
@@ -59,6 +60,9 @@ def compare_strategies(case: Case, *, blocks: Sequence[str] = ('paper', 'spt')) 
             run = _products(case, _layers(adapted.ours(case.make_model(), plan, case.seed)))
             for strategy in STRATEGIES:
                 runs[f'{label(kind)}: {strategy}'] = _by(strategy, run)
+            model = adapted.ours(case.make_model(), plan, case.seed)
+            choose_product(model, 'copied')
+            runs[f'{label(kind)}: copied'] = _products(case, _layers(model))
         measured = measure(
             runs, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
         )

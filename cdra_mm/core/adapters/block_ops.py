@@ -117,7 +117,7 @@ def _adapted_copies(
         if contiguous and kernels_run(flat.device) and _fit_kernels(weights, factors, dtype):
             from .block_kernels import write_blocks
 
-            begins = [copy.storage_offset() for copy in copies[: len(weights)]]
+            begins = [int(copy.storage_offset()) for copy in copies[: len(weights)]]
             write_blocks(flat, weights, factors, indices, counts, scales, begins)
             return flat
         first = 0

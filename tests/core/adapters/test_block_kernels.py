@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cdra_mm.core.adapters import block_ops
-from tests.core.adapters.test_block_ops import Layers, check_copies, check_gradients
+from tests.core.adapters.block_layers import Layers, check_copies, check_gradients
 
 pytest.importorskip('triton', reason='the kernels are for GPUs, where torch brings Triton')
 kernels = pytest.importorskip('cdra_mm.core.adapters.block_kernels')
