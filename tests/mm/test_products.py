@@ -17,6 +17,7 @@ assert amp_on_cpu  # a fixture
 
 
 def trained(folder, name, product, **options):
+    torch.compiler.reset()
     runner = toy.train(config(folder, name, cdra=dict(product=product), **options))
     assert product_of(runner.model.backbone) == product
     return weights(runner)

@@ -114,7 +114,7 @@ def _adapted_copies(
         ]
         torch._foreach_copy_(copies, sources)
         contiguous = all(tensor.is_contiguous() for tensor in (*weights, *indices))
-        if contiguous and kernels_run(flat.device) and _fit_kernels(weights, factors, dtype):
+        if contiguous and _take_kernels(weights, factors, dtype):
             from .block_kernels import write_blocks
 
             begins = [int(copy.storage_offset()) for copy in copies[: len(weights)]]
@@ -135,7 +135,7 @@ def _adapted_copies(
 @torch.library.impl(_LIBRARY, 'factor_gradients', 'CompositeExplicitAutograd')
 def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[float]) -> Tensor:
     with torch.no_grad(), torch.autocast(blocks[0].device.type, enabled=False):
-        if kernels_run(blocks[0].device) and _fit_kernels(blocks, factors, blocks[0].dtype):
+        if _take_kernels(blocks, factors, blocks[0].dtype):
             from .block_kernels import MOST_BLOCKS, take_factor_gradients
 
             if len(blocks) <= MOST_BLOCKS:
@@ -164,34 +164,48 @@ def _(blocks, factors, scales):  # type: ignore[no-untyped-def]
     return factors[0].new_empty(sum(factor.numel() for factor in factors))
 
 
-def _fit_kernels(matrices: list[Tensor], factors: list[Tensor], dtype: torch.dtype) -> bool:
-    """Whether the kernels know the types: one of the matrices, fp32 factors."""
-    kinds = {(matrix.dtype, matrix.device) for matrix in matrices}
-    return (
-        len(kinds) == 1
-        and matrices[0].dtype in KERNEL_DTYPES
-        and dtype in KERNEL_DTYPES
-        and all(factor.dtype == torch.float32 and factor.is_contiguous() for factor in factors)
-    )
+def _take_kernels(matrices: list[Tensor], factors: list[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the kernels run there and know the types: one of the matrices, fp32 factors."""
+    device = matrices[0].device
+    if not kernels_run(device):
+        return False
+    known = {matrix.dtype for matrix in matrices} | {dtype} <= set(KERNEL_DTYPES)
+    known = known and all(f.dtype == torch.float32 and f.is_contiguous() for f in factors)
+    if not known:
+        types = sorted({str(t.dtype) for t in (*matrices, *factors)} | {str(dtype)})
+        _say_slower(device, f'know fp32, bf16 and fp16 over fp32 factors, not {", ".join(types)}')
+    return known and len({(matrix.dtype, matrix.device) for matrix in matrices}) == 1
 
 
 @cache
 def kernels_run(device: torch.device) -> bool:
     """Whether the Triton kernels work there, seen by running them once."""
-    if device.type != 'cuda' or torch.version.cuda is None:
-        return False  # torch calls AMD's GPUs cuda too
+    if device.type != 'cuda':
+        return False
+    if torch.version.cuda is None:
+        _say_slower(device, "are for NVIDIA's GPUs")  # torch calls AMD's cuda too
+        return False
     if torch.cuda.get_device_capability(device) < (8, 0) or find_spec('triton') is None:
+        _say_slower(device, 'need Triton and compute capability 8.0')
         return False
     try:
         from .block_kernels import check_kernels
 
         check_kernels(device)
     except Exception as error:  # many kinds: Triton calls a C compiler and writes a cache
-        warnings.warn(
-            f'training is slower than it could be: the Triton kernels for blocks do not run on '
-            f'{device} ({type(error).__name__}: {error}); they need Triton 3, a C compiler and '
+        _say_slower(
+            device,
+            f'do not run ({type(error).__name__}: {error}); they need Triton 3, a C compiler and '
             "Python's headers",
-            stacklevel=2,
         )
         return False
     return True
+
+
+@cache
+def _say_slower(device: torch.device, why: str) -> None:
+    """Once for each reason."""
+    warnings.warn(
+        f'training on {device} is slower than it could be: the kernels for blocks {why}',
+        stacklevel=3,
+    )

@@ -44,5 +44,38 @@ def test_operations_keep_the_rules_of_torch():
     torch.library.opcheck(gradients, (given_blocks, layers.factors, layers.scales))
 
 
-def test_no_kernels_on_a_cpu():
+def test_no_kernels_on_a_cpu(recwarn):
     assert not block_ops.kernels_run(torch.device('cpu'))
+    assert not recwarn
+
+
+@pytest.fixture
+def _asked_anew():
+    block_ops.kernels_run.cache_clear()
+    block_ops._say_slower.cache_clear()
+    yield
+    block_ops.kernels_run.cache_clear()
+    block_ops._say_slower.cache_clear()
+
+
+@pytest.mark.usefixtures('_asked_anew')
+def test_gpu_that_is_too_old_takes_the_slower_way_with_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    with pytest.warns(
+        UserWarning, match='slower than it could be.* compute capability 8.0'
+    ) as seen:
+        for _ in range(2):
+            assert not block_ops.kernels_run(torch.device('cuda', 0))
+    assert len(seen) == 1
+
+
+@pytest.mark.usefixtures('_asked_anew')
+def test_type_that_the_kernels_lack_takes_the_slower_way_with_one_line(monkeypatch):
+    """Never a wrong result: the same loops hold."""
+    monkeypatch.setattr(block_ops, 'kernels_run', lambda device: True)
+    layers = Layers([(9, 7, [(4, 3, 2)])], weight=torch.float64, factor=torch.float64)
+    with pytest.warns(UserWarning, match='not torch.float64') as seen:
+        for _ in range(2):
+            check_copies(layers, torch.float64, 1e-12)
+    assert len(seen) == 1
