@@ -77,8 +77,7 @@ class VisualHook(Hook):
             scalars['share_of_budget'] = trained / budget
         self._show(runner, scalars, runner.iter)
         if any(_takes_images(backend) for backend in backends):
-            # With all names of the backbone, so that every layer shows.
-            positions = positions_of(plan, (name for name, _ in backbone.named_parameters()))
+            positions = positions_of(plan.located_in(backbone))
             for what in PICTURES:
                 plan_map = map_of(plan, what, positions)
                 if plan_map.values:

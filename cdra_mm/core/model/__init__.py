@@ -3,6 +3,7 @@
 =================  ===========================================================
 `families`         where each family of transformers holds its weights
 `targets`          which weights compete, and their names
+`positions`        in which layer and which role they are
 `exclusion`        which of them a user leaves out
 `own_state`        its own weights and buffers, adapted or not
 `digests`          which base weights a plan or an adapter belongs to

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from torch import nn
 
 from cdra_mm.errors import PlanError
 from cdra_mm.storage.strict_json import strict_json
 
+from ..model.positions import Positions, find_positions
 from .plan_checks import (
     check_keys,
     read_block,
@@ -22,6 +25,7 @@ from .plan_checks import (
     read_list,
     read_mapping,
     read_part,
+    read_positions,
     read_sparse,
     read_text,
     read_vector,
@@ -49,6 +53,8 @@ class Plan:
         num_sensitive: Entries that were selected.
         settings: How the plan was made; plain types only.
         fingerprint: Short digests of the base weights that compete, '' if unknown.
+        positions: The layers of the backbone and the roles of its targets; None if unknown, as in
+            plans of earlier releases and in those that were made without a model.
         version: Version of this format.
     """
 
@@ -63,6 +69,7 @@ class Plan:
     num_sensitive: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ''
+    positions: Positions | None = None
     version: int = PLAN_VERSION
 
     @property
@@ -80,7 +87,13 @@ class Plan:
         """The plan as plain values; `from_record` gives an equal plan back."""
         record = asdict(self)
         record['also_train'], record['settings'] = dict(self.also_train), dict(self.settings)
+        if self.positions is None:
+            del record['positions']
         return record
+
+    def located_in(self, model: nn.Module) -> Plan:
+        """The plan with its positions, taken from the model that it is for where it has none."""
+        return self if self.positions else replace(self, positions=find_positions(model))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -113,7 +126,8 @@ class Plan:
                 f'the plan has version {version!r}: this release reads version '
                 f'{PLAN_VERSION}; make the plan anew or install the release that wrote it'
             )
-        check_keys('the plan', record, set(cls.__dataclass_fields__))
+        known = set(cls.__dataclass_fields__)
+        check_keys('the plan', record, known if 'positions' in record else known - {'positions'})
         plan = cls(
             method=read_text(record, 'method'),
             blocks=tuple(read_block(entry, 1) for entry in read_list(record, 'blocks')),
@@ -129,6 +143,7 @@ class Plan:
             num_sensitive=read_count(record['num_sensitive'], 'num_sensitive', 0),
             settings=read_mapping(record, 'settings'),
             fingerprint=read_text(record, 'fingerprint'),
+            positions=read_positions(record) if 'positions' in record else None,
         )
         records: tuple[Block | Vector | SparseMatrix | Part, ...]
         records = (*plan.blocks, *plan.dropped, *plan.vectors, *plan.sparse, *plan.parts)

@@ -139,7 +139,7 @@ class RunPlanner:
         if self.path:
             given = read_plan(self.path)
             request.check(given)
-            return given
+            return given.located_in(backbone)
         scores: dict[str, Tensor] = {}
         num_samples = 0
         if self.method.needs_scores:
@@ -175,6 +175,7 @@ class RunPlanner:
             plan = same_everywhere(self._decide(runner, request))
         if plan is not None:
             request.check(plan)  # a method of another package may look at the backbone alone
+            plan = plan.located_in(backbone)
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan
