@@ -26,13 +26,14 @@ from .adapters.adapted import adapters, count_parameters, plan_of, trained_whole
 from .adapters.adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
 from .adapters.apply import apply_plan, freeze_rest
 from .adapters.merging import merge_adapters, remove_adapters, unmerge_adapters
-from .artifacts.files import save_adapter
+from .artifacts.adapter_saving import save_adapter
 from .artifacts.loading import load_adapter
 from .artifacts.named_adapters import NamedAdapters
 from .artifacts.state_keys import build_adapters
 from .model.digests import digests_of, fingerprint, fingerprint_of
 from .model.own_state import base_state
-from .model.targets import Target, block_width, find_blocks, find_targets, resolve
+from .model.targets import Target, find_targets, resolve
+from .model.transformer_blocks import block_width, find_blocks
 from .planning.compaction import compact
 from .planning.making import make_plan, plan_from_masks
 from .planning.plan import Block, Part, Plan, SparseMatrix, Vector

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdra_mm.core import Plan
-from cdra_mm.core.model.positions import positions_by_name
 from cdra_mm.core.planning.plan import Block, Part, SparseMatrix, Vector
+from cdra_mm.core.planning.positions import positions_by_name
 
 from .style import INK, SEQUENCE, new_figure
 from .weight_positions import WeightPositions
@@ -111,8 +111,8 @@ def positions_of(plan: Plan, names: Iterable[str] = ()) -> WeightPositions:
         plan: The plan.
         names: Further targets of its backbone that are drawn.
     """
-    records = (*plan.blocks, *plan.dropped, *plan.sparse, *plan.vectors)
-    drawn = [*(record.name for record in records), *names]
+    matrices: list[Block | SparseMatrix | Vector] = [*plan.blocks, *plan.dropped, *plan.sparse]
+    drawn = [*(record.name for record in [*matrices, *plan.vectors]), *names]
     others = [*(part.name for part in plan.parts), *plan.also_train]
     return WeightPositions(plan.positions or positions_by_name([*drawn, *others]), drawn)
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cdra_mm.core.model.positions import Positions
+from cdra_mm.core.planning.records import Positions
 
 __all__ = ['WeightPosition', 'WeightPositions', 'role_order']
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from torch import nn
 
 from cdra_mm.errors import PlanError
 from cdra_mm.storage.strict_json import strict_json
 
-from ..model.positions import Positions, find_positions
 from .plan_checks import (
     check_keys,
     read_block,
@@ -30,7 +27,7 @@ from .plan_checks import (
     read_text,
     read_vector,
 )
-from .records import Block, Part, SparseMatrix, Vector
+from .records import Block, Part, Positions, SparseMatrix, Vector
 
 __all__ = ['PLAN_VERSION', 'Block', 'Part', 'Plan', 'SparseMatrix', 'Vector']
 
@@ -90,10 +87,6 @@ class Plan:
         if self.positions is None:
             del record['positions']
         return record
-
-    def located_in(self, model: nn.Module) -> Plan:
-        """The plan with its positions, taken from the model that it is for where it has none."""
-        return self if self.positions else replace(self, positions=find_positions(model))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -6,8 +6,7 @@ from typing import Any
 
 from cdra_mm.errors import PlanError
 
-from ..model.positions import Positions
-from .records import Block, Part, SparseMatrix, Vector
+from .records import Block, Part, Positions, SparseMatrix, Vector
 
 __all__ = [
     'check_keys',

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from cdra_mm.errors import ScoreError
 
+from .squares import add_squared
+
 __all__ = [
-    'add_squared',
+    'add_gradients',
     'add_squares_one_by_one',
     'all_finite',
     'gradient_not_finite',
@@ -57,17 +59,16 @@ def add_squares_one_by_one(
             if n == 0 < count - 1 and not all_finite(gradients(1, False)):
                 raise gradient_not_finite(first, first + count - 1)
             raise gradient_not_finite(first + n)
-        add_squared(own, sums)
+        add_gradients(own, sums)
 
 
-def add_squared(
+def add_gradients(
     gradients: Mapping[str, Tensor | None], sums: Mapping[str, Tensor], divisor: int = 1
 ) -> None:
     """Adds the squares of ``gradients / divisor``; one that is None is zero."""
     for name, gradient in gradients.items():
         if gradient is not None:
-            wide = gradient.to(sums[name].dtype).div(divisor)
-            sums[name].addcmul_(wide, wide)
+            add_squared(sums[name], gradient.to(sums[name].dtype).div(divisor)[None])
 
 
 def all_finite(gradients: Mapping[str, Tensor | None]) -> bool:

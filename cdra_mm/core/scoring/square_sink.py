@@ -12,7 +12,7 @@ from torch import Tensor
 from cdra_mm.errors import ScoreError
 
 from .sample_check import SampleCheck
-from .squares import add_squares
+from .squares import add_squared, add_squares
 
 __all__ = ['ALL', 'Shift', 'SquareSink']
 
@@ -121,10 +121,9 @@ class SquareSink:
 
     def add_vector(self, name: str, rows: slice, grads: Tensor) -> None:
         """Adds the squares of per-sample gradients, fp32 ``[B, length]``."""
-        if self.per_sample:
-            self.sums[name][rows].add_(grads.square().sum(0))
-        else:
-            self.sums[name][rows].add_(grads.sum(0).div_(self.batch_size).square_())
+        if not self.per_sample:
+            grads = grads.sum(0, keepdim=True).div_(self.batch_size)
+        add_squared(self.sums[name][rows], grads)
 
     def add_shifts(self, shifts: tuple[Shift, ...], grad: Tensor) -> None:
         """Adds the squares of biases' gradients, grad ``[B, T, O]``, and notes which are finite.

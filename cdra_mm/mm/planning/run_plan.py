@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from cdra_mm.core import Plan, fingerprint
+from cdra_mm.core.planning.positions import with_positions
 from cdra_mm.core.scoring.scores import require_finite
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import Method, Request
@@ -139,7 +140,7 @@ class RunPlanner:
         if self.path:
             given = read_plan(self.path)
             request.check(given)
-            return given.located_in(backbone)
+            return with_positions(given, backbone)
         scores: dict[str, Tensor] = {}
         num_samples = 0
         if self.method.needs_scores:
@@ -175,7 +176,7 @@ class RunPlanner:
             plan = same_everywhere(self._decide(runner, request))
         if plan is not None:
             request.check(plan)  # a method of another package may look at the backbone alone
-            plan = plan.located_in(backbone)
+            plan = with_positions(plan, backbone)
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdra_mm.core import Block, Plan, PlanError, SparseMatrix
-from cdra_mm.core.model.positions import Positions
 from cdra_mm.core.packed import HEAD, pack_text, unpack_text
 from cdra_mm.core.planning.packed_indices import MOST_IN_RUNS, num_bytes, pack, unpack
 from cdra_mm.core.planning.packed_plan import MARK, pack_plan, unpack_plan
+from cdra_mm.core.planning.records import Positions
 from tests.golden import PLAN
 
 

@@ -8,42 +8,19 @@ not: `positions_by_name` is the one place that reads them from names.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from torch import nn
 
 from cdra_mm.errors import PlanError
 
-from .families import FAMILIES
-from .targets import find_blocks, find_targets
+from ..model.families import FAMILIES
+from ..model.targets import find_targets
+from ..model.transformer_blocks import find_blocks
+from .plan import Plan
+from .records import Positions
 
-__all__ = ['Positions', 'find_positions', 'positions_by_name']
-
-
-@dataclass(frozen=True)
-class Positions:
-    """The layers of a backbone and the roles of its targets.
-
-    Attributes:
-        layers: Paths of the transformer blocks, first to last.
-        roles: `Target.role` by the target's name.
-    """
-
-    layers: tuple[str, ...] = ()
-    roles: dict[str, str] = field(default_factory=dict)
-
-    def layer_of(self, name: str) -> str:
-        """Path of the layer that holds a weight or module, '' if none does."""
-        path = name.partition(':')[0]
-        layers = set(self.layers)
-        while path and path not in layers:
-            path = path.rpartition('.')[0]
-        return path
-
-    def role_of(self, name: str) -> str:
-        """The role of a target; of anything else its path in its layer."""
-        inside = name.removeprefix(f'{self.layer_of(name)}.').removesuffix('.weight')
-        return self.roles.get(name, inside)
+__all__ = ['find_positions', 'positions_by_name', 'with_positions']
 
 
 def find_positions(model: nn.Module) -> Positions:
@@ -55,6 +32,11 @@ def find_positions(model: nn.Module) -> Positions:
     return Positions(
         tuple(find_blocks(model)), {name: target.role for name, target in targets.items()}
     )
+
+
+def with_positions(plan: Plan, model: nn.Module) -> Plan:
+    """The plan with its positions, those of the model that it is for where it has none."""
+    return plan if plan.positions else replace(plan, positions=find_positions(model))
 
 
 def positions_by_name(names: Iterable[str]) -> Positions:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from cdra_mm.core import find_targets
-from cdra_mm.core.model.positions import Positions, find_positions, positions_by_name
+from cdra_mm.core import Plan, find_targets
+from cdra_mm.core.planning.positions import (
+    find_positions,
+    positions_by_name,
+    with_positions,
+)
+from cdra_mm.core.planning.records import Positions
 from tests.models import TinyViT
 
 
@@ -20,6 +25,9 @@ def test_positions_are_those_of_the_model():
     assert positions.layer_of('cls_token') == positions.layer_of('blocks.10.x') == ''
     assert positions.role_of('blocks.1.ffn.bottleneck') == 'ffn.bottleneck'
     assert find_positions(nn.Linear(2, 2)) == Positions()
+    plan = with_positions(Plan(), model)
+    assert plan.positions == positions
+    assert with_positions(plan, nn.Linear(2, 2)) is plan
 
 
 def test_positions_by_name_find_stage_and_block():
