@@ -43,9 +43,6 @@ def class_lines(
         table: Whether a table is wanted at all.
         names: Class names by id, for the table.
 
-    Returns:
-        Indented lines.
-
     Example:
         >>> print('\n'.join(class_lines({'train': Tally(Counter([0, 0, 1]))}, 3)))
           class      train

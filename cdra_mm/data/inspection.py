@@ -93,9 +93,6 @@ def inspect_data(name: str, root: str | Path, *, progress: Progress | None = Non
         root: The folder that was given to :func:`~cdra_mm.data.prepare`.
         progress: Called with (images done, total); a line on the terminal by default.
 
-    Returns:
-        What is there and what is wrong with it.
-
     Raises:
         DataError: If the data set is unknown, the record of a generated one is damaged, or Pillow
             is missing.

@@ -13,12 +13,6 @@ __all__ = ['install']
 def install(files: Mapping[str, Path], out: Path, *, inside: str, entry: str) -> None:
     """Unpack one folder of the only archive.
 
-    Args:
-        files: The archive, under any name.
-        out: Folder in which to make the entry.
-        inside: Folder within the archive.
-        entry: Path of the data set in ``out``.
-
     Raises:
         DataError: If the archive cannot be unpacked.
     """

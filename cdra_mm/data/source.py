@@ -64,9 +64,6 @@ class Source:
     def fitted(self, root: Path) -> tuple[Source, tuple[str, ...]]:
         """The data set as the folder calls for, and notes on it.
 
-        Args:
-            root: Folder of the data set.
-
         Returns:
             The record with the splits to expect there, and sentences for the listing.
         """

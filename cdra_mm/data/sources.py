@@ -274,12 +274,6 @@ SOURCES: dict[str, Source] = {
 def find_source(name: str) -> Source:
     """The data set of that name.
 
-    Args:
-        name: A key of :data:`SOURCES`.
-
-    Returns:
-        The record of the data set.
-
     Raises:
         DataError: If there is none; names the nearest.
 

@@ -166,12 +166,7 @@ class Request:
         )
 
     def record(self, method: Method, **trained: Any) -> Plan:
-        """The plan of a method, with its settings beside those of the run.
-
-        Args:
-            method: The method.
-            **trained: The records of what is trained; see `Plan`.
-        """
+        """The plan of a method, with its settings beside those of the run."""
         return Plan(
             method=method.name,
             settings={**self.settings, **asdict(method)},

@@ -88,12 +88,6 @@ def prepare_config(cfg: Config) -> Config:
 
     A top-level ``cdra = dict(...)`` becomes ``default_hooks.cdra``.
 
-    Args:
-        cfg: A config, changed in place.
-
-    Returns:
-        The config.
-
     Raises:
         ConfigError: If a setting is unknown or out of range, is given twice with
             different values, or OpenMMLab lacks the package that the config needs.

@@ -31,11 +31,6 @@ Pair = tuple[nn.Parameter, nn.Parameter]
 def build_optimizer(runner: Runner, backbone: nn.Module, config: Any) -> Any:
     """Builds an ``optim_wrapper`` for the parameters of now.
 
-    Args:
-        runner: A runner in training.
-        backbone: The backbone of its model, adapted or plain.
-        config: Of the wrapper.
-
     Returns:
         The wrapper. Its optimizers hold what requires a gradient and no state of anything else.
 

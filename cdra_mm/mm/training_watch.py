@@ -34,10 +34,6 @@ NAMED = 3
 def check_stays_trained(model: nn.Module, backbone: nn.Module) -> None:
     """Checks that the model's own ``train()`` freezes nothing that is planned.
 
-    Args:
-        model: The model, before its first iteration.
-        backbone: Its backbone with the plan applied.
-
     Raises:
         PlanError: Names what it freezes.
     """

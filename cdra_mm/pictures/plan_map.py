@@ -105,12 +105,7 @@ def map_values(
 
 
 def positions_of(plan: Plan, names: Iterable[str] = ()) -> WeightPositions:
-    """The positions of everything in a plan.
-
-    Args:
-        plan: The plan.
-        names: Further targets of its backbone that are drawn.
-    """
+    """The positions of everything in a plan."""
     matrices: list[Block | SparseMatrix | Vector] = [*plan.blocks, *plan.dropped, *plan.sparse]
     drawn = [*(record.name for record in [*matrices, *plan.vectors]), *names]
     others = [*(part.name for part in plan.parts), *plan.also_train]

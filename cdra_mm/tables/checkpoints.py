@@ -15,9 +15,6 @@ def drop_checkpoints(job: Job) -> None:
 
     Where the run keeps them and how it names them stands in its config.
 
-    Args:
-        job: A job that is done.
-
     Raises:
         ConfigError: If its config cannot be read any more; nothing is deleted then.
     """

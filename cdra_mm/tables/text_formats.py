@@ -20,11 +20,7 @@ LATEX = {
 
 
 def terminal(table: Table) -> str:
-    """Aligned columns under two lines of titles; families are headings.
-
-    Args:
-        table: The table.
-    """
+    """Aligned columns under two lines of titles; families are headings."""
     rows = [(title, texts) for _, title, texts in _texts(table)]
     titles = [column.title for column in table.columns]
     widths = [
@@ -48,11 +44,7 @@ def terminal(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A GitHub table; the best figure of a column is bold.
-
-    Args:
-        table: The table.
-    """
+    """A GitHub table; the best figure of a column is bold."""
     lines = [f'**{table.title}**', '']
     heads = [_two(column, ': ') for column in table.columns]
     lines.append(_pipes(['', *heads]))
@@ -65,11 +57,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """A row a method, in full precision: each figure, its spread and its number of seeds.
-
-    Args:
-        table: The table.
-    """
+    """A row a method, in full precision: each figure, its spread and its number of seeds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
     heads = ['family', 'method']
@@ -89,11 +77,7 @@ def comma_separated(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A ``table*`` for the package booktabs; the best figure of a column is bold.
-
-    Args:
-        table: The table.
-    """
+    """A ``table*`` for the package booktabs; the best figure of a column is bold."""
     width = 1 + len(table.columns)
     over, under = [''], ['']
     for group, columns in groupby(table.columns, lambda column: column.group):

@@ -58,9 +58,6 @@ def apply_plan(
         seed: Seed of the factors' initial values; no global random state is used.
         digests: Table of the base weights (`digests_of`), where it is known already.
 
-    Returns:
-        The model.
-
     Raises:
         PlanError: If the model is adapted already, or the plan's names, shapes
             or base fingerprint do not fit it. The model is then unchanged.

@@ -43,9 +43,6 @@ def load_adapter(
         may_differ: Names of weights and buffers that may be others than in training, and stay as
             they are: a position embedding resized for another image size, another head.
 
-    Returns:
-        The plan.
-
     Raises:
         CheckpointError: If the file is missing, truncated or foreign, or was
             trained on other base weights.

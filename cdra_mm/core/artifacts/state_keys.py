@@ -46,11 +46,7 @@ def is_adapter_key(key: str) -> bool:
 
 
 def learnt_of(built: Iterable[tuple[str, Adapter]]) -> dict[str, nn.Parameter]:
-    """The parameters of adapters, by their keys in a state dict.
-
-    Args:
-        built: Target name and adapter of each.
-    """
+    """The parameters of adapters, by their keys in a state dict."""
     return {
         adapter_prefix(name) + key: parameter
         for name, adapter in built
@@ -68,9 +64,6 @@ def build_adapters(
         state_dict: Holds ``<prefix>cdra_plan``, and what was learnt.
         prefix: Prefix of the model's keys.
         plan: The plan, where it is known already.
-
-    Returns:
-        The target names.
 
     Raises:
         CheckpointError: If the plan is damaged or not there, tensors are missing or do not fit

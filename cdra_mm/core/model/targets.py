@@ -99,12 +99,6 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     blocks and heads do not compete. A parameter that several modules share (a tied weight)
     is one target, under its first name; so is a module that is reached by several paths.
 
-    Args:
-        model: Any module that holds transformer blocks.
-
-    Returns:
-        Targets by name.
-
     Raises:
         PlanError: If the model holds no transformer block, or quantised weights in one.
     """

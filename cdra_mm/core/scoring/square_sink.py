@@ -92,12 +92,7 @@ class SquareSink:
             self._purpose = ''
 
     def takes(self, names: Sequence[str], grad: Tensor) -> bool:
-        """Whether the squares of an operation are to be added; looks at its gradient otherwise.
-
-        Args:
-            names: The parameters that it scores.
-            grad: Gradient of its output.
-        """
+        """Whether the squares of an operation are to be added; looks at its gradient otherwise."""
         if self._purpose == 'look' and self.needs_places:
             if self._sample is None:
                 self.check.see_shape(names, grad, self.batch_size)

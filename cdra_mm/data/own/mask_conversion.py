@@ -45,9 +45,6 @@ def convert_masks(
         ids: Class id of each value.
         ignored: Values that are ignored.
 
-    Returns:
-        The pairs with the new masks.
-
     Raises:
         CheckpointError: If the disk does not take it.
     """

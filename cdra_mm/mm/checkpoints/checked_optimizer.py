@@ -39,10 +39,6 @@ def note_optimizer(wrapper: Any, meta: MutableMapping[str, Any]) -> None:
 def check_optimizer(checkpoint: Mapping[str, Any], wrapper: Any) -> None:
     """Refuses the state of another optimizer, and tells which settings are the old ones.
 
-    Args:
-        checkpoint: A checkpoint to resume.
-        wrapper: The optimizer wrapper of the run, or a dict of such.
-
     Raises:
         CheckpointError: If an optimizer is of another type, has other groups, or an entry of
             another type or shape than the optimizer keeps; names the first.

@@ -179,11 +179,6 @@ def check_parts(checkpoint: Mapping[str, Any], runner: Runner) -> None:
 def check_weights(checkpoint: Mapping[str, Any], runner: Runner, record: Record | None) -> None:
     """Refuses weights that do not fit the run; mmengine leaves them out.
 
-    Args:
-        checkpoint: A checkpoint with all its parts.
-        runner: The run, its adapters in place.
-        record: The record of the checkpoint.
-
     Raises:
         CheckpointError: Names the first.
     """

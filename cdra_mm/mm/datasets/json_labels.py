@@ -23,9 +23,6 @@ class _Pairs(list[tuple[str, Any]]):
 def read_labels(file: Path) -> dict[str, int]:
     """Reads a list of images and their class ids.
 
-    Args:
-        file: The JSON file; it exists.
-
     Returns:
         Class id by path, in the order of the file. Ids are the file's own, any integers.
 

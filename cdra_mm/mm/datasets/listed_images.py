@@ -73,9 +73,6 @@ class ListedImages(BaseDataset):
     def known_classes(cls, folder: str) -> tuple[str, ...] | None:
         """Class names of the known set that a folder of this name holds.
 
-        Args:
-            folder: Name of the folder, without the path.
-
         Returns:
             Names in label order, or None where no known set has that name.
         """
@@ -83,9 +80,6 @@ class ListedImages(BaseDataset):
 
     def read_split(self, root: Path) -> tuple[Path, list[tuple[str, int]]]:
         """Reads and checks the list of the split.
-
-        Args:
-            root: Folder of the set; it exists.
 
         Returns:
             The folder that image paths are relative to, and each image's path and label.

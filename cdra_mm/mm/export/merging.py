@@ -82,10 +82,6 @@ class Merged:
 def open_adapted(cfg: Config, path: str) -> Adapted:
     """Loads a checkpoint with adapters into the model of its config.
 
-    Args:
-        cfg: Config of the model, with or without our hook.
-        path: The checkpoint.
-
     Raises:
         CheckpointError: If the checkpoint has no adapters, or does not fit the config.
     """
@@ -107,10 +103,6 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
 
 def merge_checkpoint(cfg: Config, path: str) -> Merged:
     """Merges the adapters of a checkpoint.
-
-    Args:
-        cfg: Config of the model, with or without our hook.
-        path: The checkpoint.
 
     Returns:
         The plain checkpoint. It was loaded strictly into the plain model, whose

@@ -92,10 +92,6 @@ def sources_of(
 ) -> tuple[dict[str, Sequence[SplitFiles]], dict[str, list[str]]]:
     """The data sets of each split, and the lists that they need.
 
-    Args:
-        pairing: The pairs.
-        splits: The splits.
-
     Returns:
         One source for all pairs of a split that end alike, and the lines of each list by its name.
     """

@@ -105,11 +105,6 @@ class RunPlanner:
     def plan(self, runner: Runner, backbone: nn.Module, digests: Mapping[str, str]) -> Plan | None:
         """The plan for a backbone with its pretrained weights, the same on every rank.
 
-        Args:
-            runner: The run.
-            backbone: Its backbone, plain.
-            digests: Table of its weights.
-
         Returns:
             The plan, or None to train the whole backbone.
 

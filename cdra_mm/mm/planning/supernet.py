@@ -67,11 +67,6 @@ def trials_in(runner: Runner, backbone: nn.Module, seed: int) -> Iterator[RunTri
 class RunTrials:
     """See `cdra_mm.methods.Trials`.
 
-    Args:
-        runner: See `trials_in`.
-        backbone: Likewise.
-        seed: Likewise.
-
     Attributes:
         seed: Likewise.
         held_out: Indices of the training samples that are measured on, ascending.
