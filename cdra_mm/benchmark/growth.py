@@ -11,6 +11,7 @@ from torch import nn
 from cdra_mm.core import Plan
 
 from . import adapted
+from .arguments import MODELS
 from .block_sizes import KINDS, drawn_plan
 from .case import Case
 from .scores import compare_scores
@@ -38,18 +39,10 @@ class Point:
     share: float = 1.0
 
 
-# Sizes that take minutes on a CPU, and that fill a GPU.
+# Batches that take minutes on a CPU, and that fill a GPU.
 AXES: dict[str, dict[str, tuple[Any, ...]]] = {
-    'cpu': {
-        'model': ('ViT-Ti', 'ViT-S', 'ViT-B', 'ViT-L'),
-        'image_size': (224, 384, 512),
-        'batch': (1, 4, 8),
-    },
-    'cuda': {
-        'model': ('ViT-Ti', 'ViT-S', 'ViT-B', 'ViT-L'),
-        'image_size': (224, 384, 512),
-        'batch': (8, 32, 128),
-    },
+    device: {'model': MODELS, 'image_size': (224, 384, 512), 'batch': batches}
+    for device, batches in {'cpu': (1, 4, 8), 'cuda': (8, 32, 128)}.items()
 }
 SAVED = 'adapter_saved_bytes_ratio_vs_peft_lora'
 SCALES, SHARES = (0.5, 1.0, 2.0), (0.25, 0.5, 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 
 from . import adapted
 from .block_sizes import label, make_block_plan
+from .candidates import Candidates
 from .case import Batch, Case
 from .memory import peak_above_rest, saved_bytes
 from .peers import quiet
-from .timing import add_ratio, is_out_of_memory, measure
 
 __all__ = ['STEP_PEERS', 'Step', 'compare_steps', 'step_builders']
 
@@ -60,43 +59,26 @@ def compare_steps(
             skipped with a line.
         builders: Candidates by name, instead of those of `step_builders`.
     """
-    record: dict[str, Any] = {'benchmark': 'step', **case.describe(), 'reference': REFERENCE}
-    candidates: dict[str, dict[str, Any]] = {}
-    skipped: dict[str, str] = {}
-    record |= {'blocks': list(blocks), 'candidates': candidates, 'skipped': skipped}
+    references = {'frozen_limit': REFERENCE, 'peft_lora': LORA}
+    compared = Candidates(case, 'step', references, blocks=list(blocks))
     with quiet():
-        builders = builders or step_builders(case, blocks, peers, skipped)
+        builders = builders or step_builders(case, blocks, peers, compared.skipped)
         batch = case.make_batch()
         steps: dict[str, Step] = {}
         for name, build in builders.items():
-            try:
+            with compared.fitting(name):
                 step = Step(case, build(case.make_model()), batch)
-                candidates[name] = {
+                compared.found[name] = {
                     'trainable': adapted.trainable(step.model),
                     'saved_bytes': saved_bytes(step.model, step.forward),
                 }
                 if case.device == 'cuda':
-                    candidates[name]['peak_bytes_above_rest'] = peak_above_rest(step, case.device)
+                    peak = peak_above_rest(step, case.device)
+                    compared.found[name]['peak_bytes_above_rest'] = peak
                 steps[name] = step
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                candidates.pop(name, None)
-                skipped[name] = f'out of memory at batch {case.batch}'
-        measured = measure(
-            steps, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
-        )
-    for name in measured.failed:
-        candidates.pop(name)
-        skipped[name] = f'out of memory at batch {case.batch}'
-    for name, seconds in measured.seconds.items():
-        entry = candidates[name]
-        entry |= {'seconds': median(seconds), 'seconds_all': seconds}
-        for key, other in (('frozen_limit', REFERENCE), ('peft_lora', LORA)):
-            if other in measured.seconds:
-                add_ratio(entry, key, seconds, measured.seconds[other])
-    _compare_saved(candidates)
-    return record
+        compared.time(steps)
+    _compare_saved(compared.found)
+    return compared.record
 
 
 def _compare_saved(candidates: dict[str, dict[str, Any]]) -> None:

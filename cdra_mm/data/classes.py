@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cdra_mm.columns import aligned
+from cdra_mm.spelling import first_of
 
 __all__ = ['Tally', 'class_lines']
 
@@ -86,6 +87,5 @@ def _summary(tally: Tally, ids: list[int]) -> str:
         f'(median {statistics.median(counts):g})'
     )
     if empty:
-        rest = f' and {len(empty) - NAMED} more' if len(empty) > NAMED else ''
-        text += f'; without an image: {", ".join(empty[:NAMED])}{rest}'
+        text += f'; without an image: {first_of(empty, NAMED)}'
     return text

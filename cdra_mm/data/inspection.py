@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cdra_mm.progress import Progress, progress_line
+from cdra_mm.spelling import first_of
 
 from .classes import Tally, class_lines
 from .completeness import Report, SplitState, check
@@ -55,8 +56,7 @@ class Inspection:
         """What is missing or wrong, in one line; empty for a good data set."""
         problem = self.report.problem()
         if self.damaged:
-            rest = f' and {len(self.damaged) - 1} more' if len(self.damaged) > 1 else ''
-            damaged = f'{self.damaged[0]}{rest}'
+            damaged = first_of(self.damaged)
             where = f'{self.report.source.name} in {self.report.root} is damaged: '
             problem = f'{problem}; {damaged}' if problem else where + damaged
         return problem

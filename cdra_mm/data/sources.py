@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from cdra_mm.errors import DataError
-from cdra_mm.spelling import did_you_mean
+from cdra_mm.spelling import unknown
 
 from .birds import convert_birds
 from .camvid import VOID, convert_camvid
@@ -283,6 +283,4 @@ def find_source(name: str) -> Source:
     """
     if name in SOURCES:
         return SOURCES[name]
-    raise DataError(
-        f'unknown data set {name!r}{did_you_mean(name, SOURCES)}: known are {", ".join(SOURCES)}'
-    )
+    raise DataError(unknown('unknown data set', name, SOURCES, ''))

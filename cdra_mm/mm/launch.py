@@ -21,7 +21,7 @@ from mmengine.runner import Runner, get_priority
 
 from cdra_mm.errors import ConfigError
 from cdra_mm.methods import CDRA
-from cdra_mm.spelling import did_you_mean
+from cdra_mm.spelling import did_you_mean, unknown
 
 from .config_dump import choose_name
 from .data_check import WatchDataHook
@@ -256,10 +256,7 @@ def _check_settings(config: Mapping[str, Any]) -> None:
     known += [field.name for field in fields(CDRA) if field.name not in known]
     for key in settings:
         if key not in known:
-            raise ConfigError(
-                f'cdra has no setting {key!r}{did_you_mean(key, known)}: expected some of '
-                + ', '.join(known)
-            )
+            raise ConfigError(unknown('cdra has no setting', key, known, ''))
     kind = config.get('type')
     try:
         cls = HOOKS.get(kind) if isinstance(kind, str) else kind

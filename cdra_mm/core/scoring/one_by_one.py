@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cdra_mm.errors import ScoreError
+from cdra_mm.spelling import first_of
 
 from .squares import add_squared
 
@@ -103,7 +104,6 @@ def named(reasons: Mapping[str, str]) -> str:
         groups.setdefault(reason, []).append(name)
     texts = []
     for reason, names in list(groups.items())[:SHOWN]:
-        more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-        texts.append(f'{", ".join(names[:SHOWN])}{more} ({reason})')
+        texts.append(f'{first_of(names, SHOWN)} ({reason})')
     left = sum(map(len, list(groups.values())[SHOWN:]))
     return '; '.join(texts) + (f'; and {left} more' if left else '')

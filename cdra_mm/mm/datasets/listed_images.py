@@ -11,6 +11,7 @@ from mmpretrain.datasets import BaseDataset
 
 from cdra_mm.command_line import worded
 from cdra_mm.errors import ConfigError, DataError
+from cdra_mm.spelling import first_of
 
 __all__ = ['ListedImages', 'check_relative', 'read_text']
 
@@ -131,11 +132,9 @@ class ListedImages(BaseDataset):
         """Raises when an image is missing; the message names the first few."""
         missing = [path for path in paths if not os.path.isfile(folder / path)]
         if missing:
-            named = ', '.join(missing[:NAMED_IMAGES])
-            rest = f' and {len(missing) - NAMED_IMAGES} more' if len(missing) > NAMED_IMAGES else ''
             raise DataError(
                 f'{len(missing)} of {len(paths)} listed images are missing under {folder}: '
-                f'{named}{rest}. {worded(self.WHERE_FROM)}'
+                f'{first_of(missing, NAMED_IMAGES)}. {worded(self.WHERE_FROM)}'
             )
 
 
