@@ -25,7 +25,7 @@ from .growth import Point, compare_growth, points
 from .inference import compare_inference
 from .planning_time import compare_planning
 from .report import Results, machine_line, render
-from .scores import compare_scores
+from .scoring_time import compare_scores
 from .step import compare_steps
 from .strategies import compare_strategies
 from .timing import is_out_of_memory

@@ -10,11 +10,11 @@ from torch import nn
 
 from cdra_mm.core import Plan
 
-from . import adapted
+from . import compared_models
 from .arguments import MODELS
 from .block_sizes import KINDS, drawn_plan
 from .case import Case
-from .scores import compare_scores
+from .scoring_time import compare_scores
 from .step import LORA, REFERENCE, Builder, compare_steps
 
 __all__ = ['AXES', 'Point', 'compare_growth', 'points']
@@ -29,7 +29,7 @@ class Point:
         value: Its value.
         case: The setting.
         scale: Factor of the paper's block sizes.
-        share: Share of the matrices that are adapted.
+        share: Share of the matrices that are compared_models.
     """
 
     axis: str
@@ -67,17 +67,19 @@ def compare_growth(
     Args:
         case: The setting.
         scale: Factor of the paper's block sizes.
-        share: Share of the matrices that are adapted.
+        share: Share of the matrices that are compared_models.
         peers: ``'peft'`` compares with its LoRA, where it is installed.
     """
     builders: dict[str, Builder] = {
-        REFERENCE: adapted.frozen_limit,
-        'ours': lambda model: adapted.ours(model, _plan(model, case, scale, share), case.seed),
+        REFERENCE: compared_models.frozen_limit,
+        'ours': lambda model: compared_models.ours(
+            model, _plan(model, case, scale, share), case.seed
+        ),
     }
     skipped: dict[str, str] = {}
     if 'peft' in peers:
-        if adapted.installed('peft'):
-            builders[LORA] = adapted.peft_lora
+        if compared_models.installed('peft'):
+            builders[LORA] = compared_models.peft_lora
         else:
             skipped['peft LoRA'] = 'peft is not installed: pip install peft'
     step = compare_steps(case, builders=builders)

@@ -33,13 +33,15 @@ from .artifacts.state_keys import build_adapters
 from .model.digests import digests_of, fingerprint, fingerprint_of
 from .model.own_state import base_state
 from .model.targets import Target, find_targets, resolve
-from .model.transformer_blocks import block_width, find_blocks
+from .model.transformer_layers import find_layers, layer_width
 from .planning.compaction import compact
 from .planning.making import make_plan, plan_from_masks
 from .planning.plan import Block, Part, Plan, SparseMatrix, Vector
 from .planning.ranks import dynamic_rank
 from .planning.selection import select
 from .scoring.scores import estimate_scores
+
+find_blocks, block_width = find_layers, layer_width  # their names in earlier releases
 
 __all__ = [
     'Adapter',
@@ -63,6 +65,7 @@ __all__ = [
     'apply_plan',
     'base_state',
     'block_width',
+    'layer_width',
     'build_adapters',
     'compact',
     'count_parameters',
@@ -70,6 +73,7 @@ __all__ = [
     'dynamic_rank',
     'estimate_scores',
     'find_blocks',
+    'find_layers',
     'find_targets',
     'fingerprint',
     'fingerprint_of',

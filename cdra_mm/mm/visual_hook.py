@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from mmengine.visualization.vis_backend import BaseVisBackend
 
 from cdra_mm.core import count_parameters
-from cdra_mm.core.planning.positions import with_positions
+from cdra_mm.core.planning.plan_positions import with_positions
 from cdra_mm.methods import Method
 from cdra_mm.pictures import draw_map, map_of, pixels_of, styled
 from cdra_mm.pictures.plan_map import positions_of

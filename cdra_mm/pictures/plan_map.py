@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdra_mm.core import Plan
 from cdra_mm.core.planning.plan import Block, Part, SparseMatrix, Vector
-from cdra_mm.core.planning.positions import positions_by_name
+from cdra_mm.core.planning.plan_positions import positions_by_name
 
 from .style import INK, SEQUENCE, new_figure
 from .weight_positions import WeightPositions

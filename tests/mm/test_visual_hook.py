@@ -11,7 +11,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 from PIL import Image
 
 from cdra_mm.core import Plan, adapters, merge_adapters, resolve
-from cdra_mm.core.planning.positions import find_positions
+from cdra_mm.core.planning.plan_positions import find_positions
 from cdra_mm.mm import visual_hook
 from cdra_mm.mm.adapter_growth import AdapterGrowth
 from cdra_mm.mm.backbone import find_backbone

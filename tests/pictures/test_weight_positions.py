@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cdra_mm.core import find_targets
-from cdra_mm.core.planning.positions import find_positions
+from cdra_mm.core.planning.plan_positions import find_positions
 from cdra_mm.core.planning.records import Positions
 from cdra_mm.pictures import WeightPositions
 from tests.models import TinyViT

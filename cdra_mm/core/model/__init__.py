@@ -2,7 +2,7 @@
 
 ====================  ========================================================
 `families`            where each family of transformers holds its weights
-`transformer_blocks`  which modules are the blocks
+`transformer_layers`  which modules are the layers
 `targets`             which weights compete, and their names
 `exclusion`           which of them a user leaves out
 `own_state`           its own weights and buffers, adapted or not

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cdra_mm.errors import PlanError
 
 from .families import FAMILIES, GATED, QKV, families_of
-from .transformer_blocks import attention_width, block_width, find_blocks
+from .transformer_layers import attention_width, find_layers, layer_width
 
 __all__ = [
     'Target',
@@ -104,7 +104,7 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     """
     found: dict[str, Target] = {}
     seen: set[int] = set()
-    for block in find_blocks(model):
+    for block in find_layers(model):
         for path, module in _modules_of(model, block):
             for name in _competing_parameters(module):
                 if id(module._parameters[name]) in seen:
@@ -265,7 +265,7 @@ def _role(model: nn.Module, path: str, parameter: str, block: str) -> str:
     if any(GATED in family.fused.values() for family in families_of(owner)):
         return 'w3'
     # Two linear layers that widen and narrow again are an FFN, however they are called.
-    width = block_width(model, block) if block else 0
+    width = layer_width(model, block) if block else 0
     if width and weight.shape[1] == width and weight.shape[0] != width:
         return 'fc1'
     if width and weight.shape[0] == width and weight.shape[1] != width:

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from cdra_mm.core import Plan, fingerprint
-from cdra_mm.core.planning.positions import with_positions
+from cdra_mm.core.planning.plan_positions import with_positions
 from cdra_mm.core.scoring.scores import require_finite
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import Method, Request

@@ -16,7 +16,7 @@ from cdra_mm.errors import PlanError
 
 from ..model.families import FAMILIES
 from ..model.targets import find_targets
-from ..model.transformer_blocks import find_blocks
+from ..model.transformer_layers import find_layers
 from .plan import Plan
 from .records import Positions
 
@@ -30,7 +30,7 @@ def find_positions(model: nn.Module) -> Positions:
     except PlanError:
         return Positions()
     return Positions(
-        tuple(find_blocks(model)), {name: target.role for name, target in targets.items()}
+        tuple(find_layers(model)), {name: target.role for name, target in targets.items()}
     )
 
 

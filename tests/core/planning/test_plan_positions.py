@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from cdra_mm.core import Plan, find_targets
-from cdra_mm.core.planning.positions import (
+from cdra_mm.core.planning.plan_positions import (
     find_positions,
     positions_by_name,
     with_positions,

@@ -1,6 +1,7 @@
-"""The transformer blocks of a model, found by structure, never by name.
+"""The layers of a model, which are its transformer blocks, found by structure, never by name.
 
-A block is the innermost member of a ``ModuleList`` or ``Sequential`` that holds an attention.
+A layer is the innermost member of a ``ModuleList`` or ``Sequential`` that holds an attention. It is
+not called a block here: that is the compact block of a matrix (Eq. 4).
 """
 
 from __future__ import annotations
@@ -9,14 +10,11 @@ from torch import nn
 
 from .families import families_of
 
-__all__ = ['attention_width', 'block_width', 'find_blocks']
+__all__ = ['attention_width', 'layer_width', 'find_layers']
 
 
-def find_blocks(model: nn.Module) -> list[str]:
-    """Paths of the transformer blocks, in module order; [] if there is none.
-
-    A block is an innermost member of a ``ModuleList`` or ``Sequential`` that holds an attention.
-    """
+def find_layers(model: nn.Module) -> list[str]:
+    """Paths of the layers, in module order; [] if there is none."""
     members = {
         f'{path}.{child}'.removeprefix('.')
         for path, owner in model.named_modules()
@@ -34,9 +32,9 @@ def find_blocks(model: nn.Module) -> list[str]:
     return list(found)
 
 
-def block_width(model: nn.Module, block: str) -> int:
-    """Width E of the tokens of a block that `find_blocks` has found."""
-    return next(filter(None, map(attention_width, model.get_submodule(block).modules())))
+def layer_width(model: nn.Module, layer: str) -> int:
+    """Width E of the tokens of a layer that `find_layers` has found."""
+    return next(filter(None, map(attention_width, model.get_submodule(layer).modules())))
 
 
 def attention_width(module: nn.Module) -> int:
