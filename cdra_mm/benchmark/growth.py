@@ -10,7 +10,7 @@ from torch import nn
 
 from cdra_mm.core import Plan
 
-from . import compared_models
+from . import compared_models as models
 from .arguments import MODELS
 from .block_sizes import KINDS, drawn_plan
 from .case import Case
@@ -29,7 +29,7 @@ class Point:
         value: Its value.
         case: The setting.
         scale: Factor of the paper's block sizes.
-        share: Share of the matrices that are compared_models.
+        share: Share of the matrices that are models.
     """
 
     axis: str
@@ -67,19 +67,17 @@ def compare_growth(
     Args:
         case: The setting.
         scale: Factor of the paper's block sizes.
-        share: Share of the matrices that are compared_models.
+        share: Share of the matrices that are models.
         peers: ``'peft'`` compares with its LoRA, where it is installed.
     """
     builders: dict[str, Builder] = {
-        REFERENCE: compared_models.frozen_limit,
-        'ours': lambda model: compared_models.ours(
-            model, _plan(model, case, scale, share), case.seed
-        ),
+        REFERENCE: models.frozen_limit,
+        'ours': lambda model: models.ours(model, _plan(model, case, scale, share), case.seed),
     }
     skipped: dict[str, str] = {}
     if 'peft' in peers:
-        if compared_models.installed('peft'):
-            builders[LORA] = compared_models.peft_lora
+        if models.installed('peft'):
+            builders[LORA] = models.peft_lora
         else:
             skipped['peft LoRA'] = 'peft is not installed: pip install peft'
     step = compare_steps(case, builders=builders)

@@ -11,7 +11,7 @@ from torch import nn
 
 from cdra_mm.core import merge_adapters
 
-from . import compared_models
+from . import compared_models as models
 from .block_sizes import label, make_block_plan
 from .candidates import Candidates
 from .case import Batch, Case
@@ -39,14 +39,12 @@ def compare_inference(
         builders: dict[str, Builder] = {REFERENCE: lambda model: model}
         for kind in blocks:
             plan = make_block_plan(plain, kind, seed=case.seed)
-            ours = partial(compared_models.ours, plan=plan, seed=case.seed)
+            ours = partial(models.ours, plan=plan, seed=case.seed)
             builders[f'ours {label(kind)} merged'] = partial(_merged, ours)
             builders[f'ours {label(kind)} unmerged'] = ours
         if 'peft' in peers:
-            if compared_models.installed('peft'):
-                builders[f'peft LoRA r={compared_models.LORA_RANK} unmerged'] = (
-                    compared_models.peft_lora
-                )
+            if models.installed('peft'):
+                builders[f'peft LoRA r={models.LORA_RANK} unmerged'] = models.peft_lora
             else:
                 compared.skipped['peft LoRA'] = 'peft is not installed: pip install peft'
         runs: dict[str, Callable[[], Any]] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import compared_models
+from . import compared_models as models
 from .block_sizes import label, make_block_plan
 from .candidates import Candidates
 from .case import Batch, Case
@@ -20,7 +20,7 @@ __all__ = ['STEP_PEERS', 'Step', 'compare_steps', 'step_builders']
 
 STEP_PEERS = ('peft', 'mmpretrain')
 REFERENCE = 'frozen limit'
-LORA = f'peft LoRA r={compared_models.LORA_RANK}'
+LORA = f'peft LoRA r={models.LORA_RANK}'
 Builder = Callable[[nn.Module], nn.Module]
 
 
@@ -69,7 +69,7 @@ def compare_steps(
             with compared.fitting(name):
                 step = Step(case, build(case.make_model()), batch)
                 compared.found[name] = {
-                    'trainable': compared_models.trainable(step.model),
+                    'trainable': models.trainable(step.model),
                     'saved_bytes': saved_bytes(step.model, step.forward),
                 }
                 if case.device == 'cuda':
@@ -100,27 +100,21 @@ def step_builders(
     """The candidates by name; what cannot be compared is noted in `skipped`."""
     plain = case.make_model()
     plans = {kind: make_block_plan(plain, kind, seed=case.seed) for kind in blocks}
-    builders: dict[str, Builder] = {REFERENCE: compared_models.frozen_limit}
+    builders: dict[str, Builder] = {REFERENCE: models.frozen_limit}
     for kind, plan in plans.items():
-        builders[f'ours {label(kind)}'] = partial(compared_models.ours, plan=plan, seed=case.seed)
-    if 'peft' in peers and not compared_models.installed('peft'):
+        builders[f'ours {label(kind)}'] = partial(models.ours, plan=plan, seed=case.seed)
+    if 'peft' in peers and not models.installed('peft'):
         skipped['peft LoRA'] = 'peft is not installed: pip install peft'
     elif 'peft' in peers:
-        builders[LORA] = compared_models.peft_lora
+        builders[LORA] = models.peft_lora
         # The ranks that train about as much as ours; one candidate where they agree.
-        for rank in dict.fromkeys(
-            compared_models.lora_rank_of_size(plain, p) for p in plans.values()
-        ):
-            builders.setdefault(
-                f'peft LoRA r={rank}', partial(compared_models.peft_lora, rank=rank)
-            )
+        for rank in dict.fromkeys(models.lora_rank_of_size(plain, p) for p in plans.values()):
+            builders.setdefault(f'peft LoRA r={rank}', partial(models.peft_lora, rank=rank))
     if 'mmpretrain' in peers:
-        problem = compared_models.mmpretrain_problem()
+        problem = models.mmpretrain_problem()
         if problem:
             skipped['mmpretrain LoRA'] = problem
         else:
-            builders[f'mmpretrain LoRA r={compared_models.LORA_RANK}'] = (
-                compared_models.mmpretrain_lora
-            )
-    builders['full'] = compared_models.full
+            builders[f'mmpretrain LoRA r={models.LORA_RANK}'] = models.mmpretrain_lora
+    builders['full'] = models.full
     return builders

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core.adapters import compact_linear as product
 
-from . import compared_models
+from . import compared_models as models
 from .block_sizes import label, make_block_plan
 from .candidates import Candidates
 from .case import Case
@@ -54,7 +54,7 @@ def compare_strategies(case: Case, *, blocks: Sequence[str] = ('paper', 'spt')) 
         plain.requires_grad_(False)
         for kind in blocks:
             plan = make_block_plan(plain, kind, seed=case.seed)
-            run = _products(case, _layers(compared_models.ours(case.make_model(), plan, case.seed)))
+            run = _products(case, _layers(models.ours(case.make_model(), plan, case.seed)))
             for strategy in STRATEGIES:
                 runs[f'{label(kind)}: {strategy}'] = _by(strategy, run)
         compared.time(runs)
@@ -63,7 +63,7 @@ def compare_strategies(case: Case, *, blocks: Sequence[str] = ('paper', 'spt')) 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The linear layers of the middle block."""
-    paths = compared_models.linear_paths(model)
+    paths = models.linear_paths(model)
     block = paths[len(paths) // 2].rpartition('.')[0].rpartition('.')[0]
     return [model.get_submodule(path) for path in paths if path.startswith(f'{block}.')]
 

@@ -13,7 +13,7 @@
 `budget_by_plans`   the same where no histogram tells the sizes, by trying
 `making`            the steps above in their order
 `plan`              the record of it all, of `records`; `plan_checks` reads them
-`positions`         the layers and roles that a plan keeps for its readers
+`plan_positions`    the layers and roles that a plan keeps for its readers
 `packed_plan`       the plan as a small tensor, its lists by `packed_indices`
 ==================  ==========================================================
 """
