@@ -95,7 +95,7 @@ class RunTrials:
         held_out: float,
         max_held_out: int,
     ) -> None:
-        """Trains the supernet; see `Trials.train`.
+        """See `Trials.train`.
 
         The optimizer is the run's own; its learning rates fall to zero along a cosine, each
         step. Sample order, augmentations and dropout depend on the seed alone, not on workers.
