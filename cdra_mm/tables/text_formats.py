@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from itertools import groupby
+
+from cdra_mm.columns import csv_text
 
 from .table import Cell, Column, Table
 
@@ -58,13 +58,11 @@ def markdown(table: Table) -> str:
 
 def comma_separated(table: Table) -> str:
     """A row a method, in full precision: each figure, its spread and its number of seeds."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator='\n')
     heads = ['family', 'method']
     for column in table.columns:
         name = _two(column, ': ')
         heads += [name] if column.share else [name, f'{name} (spread)', f'{name} (seeds)']
-    writer.writerow(heads)
+    lines: list[list[object]] = []
     for family, rows in table.families:
         for title, cells in rows:
             words: list[object] = [family, title]
@@ -72,8 +70,8 @@ def comma_separated(table: Table) -> str:
                 figures = [cell.mean, cell.spread]
                 texts = ['' if value is None else f'{value:.6g}' for value in figures]
                 words += texts[:1] if column.share else [*texts, len(cell.values)]
-            writer.writerow(words)
-    return out.getvalue()
+            lines.append(words)
+    return csv_text(heads, lines)
 
 
 def latex(table: Table) -> str:
