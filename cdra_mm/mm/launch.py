@@ -205,11 +205,11 @@ def _select_final_run(cfg: Config, path: Path) -> None:
             f'config {path} has no final_run: expected a dict of what the final run changes, as '
             'configs/_base_/datasets/vtab.py has it; leave --final out, or add it'
         )
-    unknown = [key for key in changes if key not in cfg]
-    if unknown:
+    foreign = [key for key in changes if key not in cfg]
+    if foreign:
         raise ConfigError(
-            f'final_run of config {path} changes {", ".join(unknown)}, which the config does not '
-            f'have{did_you_mean(unknown[0], list(cfg.keys()))}'
+            f'final_run of config {path} changes {", ".join(foreign)}, which the config does not '
+            f'have{did_you_mean(foreign[0], list(cfg.keys()))}'
         )
     cfg.merge_from_dict(dict(changes))
 
