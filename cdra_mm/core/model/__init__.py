@@ -5,7 +5,7 @@
 `transformer_layers`  which modules are the layers
 `targets`             which weights compete, and their names
 `exclusion`           which of them a user leaves out
-`own_state`           its own weights and buffers, adapted or not
+`own_state`           its own weights and buffers, adapted or not; tensors in nested values
 `digests`             which base weights a plan or an adapter belongs to
 `old_fingerprints`    the same in plans of earlier releases
 `attention`           attention between adapted or scored projections
