@@ -27,8 +27,7 @@ from .expected_contents import fit_demo, fit_voc
 from .fgvc import LISTS, fgvc_splits
 from .matlab import CARS_TEST, convert_cars, convert_dogs, convert_flowers
 from .pairs import PairSplit
-from .plain import install
-from .source import Archive, Source
+from .source import Archive, Source, install
 from .unpack import unpack
 from .vtab import TASKS, convert_vtab, fit_vtab, task_splits
 
