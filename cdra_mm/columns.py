@@ -7,8 +7,6 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 __all__ = ['aligned', 'csv_text']
 
 
@@ -26,6 +24,8 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ours       1.0
         backward  12.0
     """
+    from tabulate import tabulate  # here: a bare machine that measures has none
+
     sides = ['left', *('right' for _ in head[1:])]
     text = tabulate(
         rows, head, tablefmt='simple', disable_numparse=True, colalign=sides if rows else None

@@ -58,7 +58,7 @@ WITHOUT_TORCH = [
     'commands.data_prepare',
 ]
 # Loaded only where there is a GPU; torch brings Triton along there.
-CORE_ALSO = {'square_kernel.py': {'triton'}}
+CORE_ALSO = {'square_kernel.py': {'triton'}, 'block_kernels.py': {'triton'}}
 
 
 def fresh(code, repository):

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ['BENCHMARKS', 'MODELS', 'PEER_NAMES', 'nearest', 'parser']
 
-BENCHMARKS = ('scores', 'step', 'strategies', 'inference', 'planning', 'growth')
+BENCHMARKS = ('scores', 'step', 'launches', 'strategies', 'inference', 'planning', 'growth')
 MODELS = ('ViT-Ti', 'ViT-S', 'ViT-B', 'ViT-L')
 PEER_NAMES = ('loop', 'vmap', 'opacus', 'backpack', 'peft', 'mmpretrain')
 ENTRIES = ('86M', '304M', '1.1B')

@@ -63,6 +63,8 @@ class Case:
         warmup: Rounds before them.
         seed: Seed of the weights, images and orders.
         threads: Threads of PyTorch, None for its default.
+        mode: How a training step runs: ``'eager'``, ``'compile'`` (the model by `torch.compile`)
+            or ``'graph'`` (the whole step as one CUDA graph).
         build: Makes the model, ``build(name, image_size)``; its classifier is ``head``.
     """
 
@@ -75,11 +77,12 @@ class Case:
     warmup: int = 1
     seed: int = 0
     threads: int | None = None
+    mode: str = 'eager'
     build: Callable[[str, int], nn.Module] = build_vit
 
     def describe(self) -> dict[str, Any]:
         """The setting as plain values, for the JSON file."""
-        keys = ('model', 'image_size', 'batch', 'dtype', 'device', 'repeats', 'warmup')
+        keys = ('model', 'image_size', 'batch', 'dtype', 'device', 'mode', 'repeats', 'warmup')
         return {key: getattr(self, key) for key in keys}
 
     def __str__(self) -> str:

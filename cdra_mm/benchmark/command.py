@@ -23,6 +23,7 @@ from .block_sizes import KINDS, make_block_plan
 from .case import Case, build_vit, check_vit
 from .growth import Point, compare_growth, points
 from .inference import compare_inference
+from .launches import compare_launches
 from .planning_time import compare_planning
 from .report import Results, machine_line, render
 from .scoring_time import compare_scores
@@ -165,6 +166,7 @@ Jobs = Iterator[Job]
 COMPARED: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     'scores': (compare_scores, ('peers',)),
     'step': (compare_steps, ('blocks', 'peers')),
+    'launches': (compare_launches, ('blocks', 'peers')),
     'strategies': (compare_strategies, ('blocks',)),
     'inference': (compare_inference, ('blocks', 'peers')),
 }

@@ -158,6 +158,13 @@ COLUMNS: dict[str, list[Column]] = {
         ('added to saved, x LoRA', _ratio('adapter_saved_bytes_ratio_vs_peft_lora')),
         EXTRA,
     ],
+    'launches': [
+        ('launches', _number('launches', ',')),
+        ('forward', _number('forward', ',')),
+        ('backward', _number('backward', ',')),
+        ('x frozen limit', _ratio('ratio_vs_frozen_limit')),
+        ('x full', _ratio('ratio_vs_full')),
+    ],
     'strategies': [TIME, ('x frozen (quartiles)', _ratio('ratio_vs_frozen'))],
     'inference': [TIME, ('x base (quartiles)', _ratio('ratio_vs_base'))],
     'planning': [('s', _number('seconds', ',.2f')), EXTRA],

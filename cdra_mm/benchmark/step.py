@@ -30,11 +30,15 @@ class Step:
     def __init__(self, case: Case, model: nn.Module, batch: Batch) -> None:
         self.case, self.model, self.batch = case, model.train(), batch
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        on_gpu = case.device == 'cuda'
+        self.optimizer = torch.optim.AdamW(
+            trained, lr=1e-4, fused=on_gpu or None, capturable=case.mode == 'graph'
+        )
+        self.called: Any = torch.compile(model) if case.mode == 'compile' else model
 
     def forward(self) -> Tensor:
         """The mean loss."""
-        return self.case.losses(self.model, self.batch).mean()
+        return self.case.losses(self.called, self.batch).mean()
 
     def __call__(self) -> None:
         """One step."""
@@ -43,12 +47,37 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+class GraphStep(Step):
+    """The same as one CUDA graph: no launch waits for Python."""
+
+    def __init__(self, case: Case, model: nn.Module, batch: Batch) -> None:
+        super().__init__(case, model, batch)
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):  # what is made once is made before the capture
+                super().__call__()
+        torch.cuda.current_stream().wait_stream(beside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.forward().backward()
+            self.optimizer.step()
+
+    def __call__(self) -> None:
+        """One step; the graph writes its gradients anew."""
+        self.graph.replay()
+
+
+STEPS: dict[str, type[Step]] = {'eager': Step, 'compile': Step, 'graph': GraphStep}
+
+
 def compare_steps(
     case: Case,
     *,
     blocks: Sequence[str] = ('paper', 'spt'),
     peers: Sequence[str] = STEP_PEERS,
     builders: dict[str, Builder] | None = None,
+    of_size: bool = True,
 ) -> dict[str, Any]:
     """Times, parameters and saved bytes of a training step.
 
@@ -58,21 +87,21 @@ def compare_steps(
         peers: Which of `STEP_PEERS` to compare with; one that is not installed is
             skipped with a line.
         builders: Candidates by name, instead of those of `step_builders`.
+        of_size: Whether to compare with LoRA of our number of parameters too.
     """
     references = {'frozen_limit': REFERENCE, 'peft_lora': LORA}
     compared = Candidates(case, 'step', references, blocks=list(blocks))
     with quiet():
-        builders = builders or step_builders(case, blocks, peers, compared.skipped)
+        builders = builders or step_builders(case, blocks, peers, compared.skipped, of_size)
         batch = case.make_batch()
         steps: dict[str, Step] = {}
         for name, build in builders.items():
             with compared.fitting(name):
-                step = Step(case, build(case.make_model()), batch)
-                compared.found[name] = {
-                    'trainable': models.trainable(step.model),
-                    'saved_bytes': saved_bytes(step.model, step.forward),
-                }
-                if case.device == 'cuda':
+                step = STEPS[case.mode](case, build(case.make_model()), batch)
+                compared.found[name] = {'trainable': models.trainable(step.model)}
+                if case.mode == 'eager':
+                    compared.found[name]['saved_bytes'] = saved_bytes(step.model, step.forward)
+                if case.device == 'cuda' and case.mode == 'eager':
                     peak = peak_above_rest(step, case.device)
                     compared.found[name]['peak_bytes_above_rest'] = peak
                 steps[name] = step
@@ -83,7 +112,7 @@ def compare_steps(
 
 def _compare_saved(candidates: dict[str, dict[str, Any]]) -> None:
     """What each candidate keeps beyond the frozen base, over what LoRA keeps beyond it."""
-    if REFERENCE not in candidates:
+    if 'saved_bytes' not in candidates.get(REFERENCE, {}):
         return
     base = candidates[REFERENCE]['saved_bytes']
     lora = candidates[LORA]['saved_bytes'] - base if LORA in candidates else 0
@@ -95,7 +124,11 @@ def _compare_saved(candidates: dict[str, dict[str, Any]]) -> None:
 
 
 def step_builders(
-    case: Case, blocks: Sequence[str], peers: Sequence[str], skipped: dict[str, str]
+    case: Case,
+    blocks: Sequence[str],
+    peers: Sequence[str],
+    skipped: dict[str, str],
+    of_size: bool = True,
 ) -> dict[str, Builder]:
     """The candidates by name; what cannot be compared is noted in `skipped`."""
     plain = case.make_model()
@@ -108,7 +141,8 @@ def step_builders(
     elif 'peft' in peers:
         builders[LORA] = models.peft_lora
         # The ranks that train about as much as ours; one candidate where they agree.
-        for rank in dict.fromkeys(models.lora_rank_of_size(plain, p) for p in plans.values()):
+        sizes = (models.lora_rank_of_size(plain, p) for p in plans.values() if of_size)
+        for rank in dict.fromkeys(sizes):
             builders.setdefault(f'peft LoRA r={rank}', partial(models.peft_lora, rank=rank))
     if 'mmpretrain' in peers:
         problem = models.mmpretrain_problem()

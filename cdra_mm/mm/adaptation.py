@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_rest
+from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.methods import Full
 
 from .checkpoints.base_weights import check_loaded, find_source, reproduced_names
@@ -33,11 +34,13 @@ class Adaptation:
         planner: Makes the plan of a new run.
         seed: Seed of the factors.
         save_base: Whether checkpoints hold the base.
+        product: How adapted products are computed, see `choose_product`.
     """
 
     planner: RunPlanner
     seed: int
     save_base: bool
+    product: str = 'auto'
 
     def begin(self, runner: Runner, backbone: nn.Module) -> Record:
         """A fresh run: plan on the loaded weights, then adapt.
@@ -58,6 +61,7 @@ class Adaptation:
         plan = self.planner.plan(runner, backbone, digests)
         if plan is not None:
             apply_plan(backbone, plan, seed=self.seed, digests=digests)
+            choose_product(backbone, self.product)
             check_stays_trained(model, backbone)
             logger.info('\n' + describe_plan(plan, backbone))
         record = make_record(
@@ -106,6 +110,7 @@ class Adaptation:
             if not adapters(backbone):
                 # The record's table vouches for the base.
                 apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)
+            choose_product(backbone, self.product)
             freeze_rest(backbone, plan)
             check_stays_trained(plain_model(runner), backbone)
         return record

@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from cdra_mm.core.adapters.copied_weights import check_product
 from cdra_mm.errors import CheckpointError
 from cdra_mm.methods import Full, check_types
 from cdra_mm.storage import write_text
@@ -88,6 +89,10 @@ class CDRAHook(Hook):
             ``cdra_scores.safetensors`` in the work directory, for pictures (see `kept_scores`).
         visualize: bool, default True: show the plan and how the adapters grow through the run's
             visualizer (see `visual_hook`).
+        product: ``'auto'`` (default), ``'copied'`` or ``'factored'``: how adapted products are
+            computed. Copied, the default on a GPU, is the fastest there: the update is rounded
+            with its weight to the type that is computed in, as in mixed-precision fine-tuning.
+            Factored, the default on a CPU, never rounds an update.
         **settings: Of ``cdra``; at most one of the four budgets, and the defaults are the paper's
             but for the budget:
 
@@ -132,6 +137,7 @@ class CDRAHook(Hook):
         save_base: bool = False,
         keep_scores: bool | str = False,
         visualize: bool = True,
+        product: str = 'auto',
         **settings: Any,
     ) -> None:
         given = {
@@ -146,6 +152,7 @@ class CDRAHook(Hook):
             'save_base': save_base,
             'keep_scores': keep_scores,
             'visualize': visualize,
+            'product': product,
         }
         set_guards()
         check_types(given, get_type_hints(CDRAHook.__init__))
@@ -154,7 +161,8 @@ class CDRAHook(Hook):
             self.method, num_samples, batch_size, statistic, also_train, seed, plan, keep_scores,
             exclude, also_train_in_budget,
         )  # fmt: skip
-        self.adaptation = Adaptation(self.planner, seed, save_base)
+        check_product(product)
+        self.adaptation = Adaptation(self.planner, seed, save_base, product)
         self.visualize = visualize
         self.record: Record | None = None
         self._configs: dict[str, Any] = {}

@@ -42,8 +42,9 @@ def test_record_has_every_strategy_and_kind(monkeypatch):
 
     monkeypatch.setattr(strategies, '_products', noted)
     record = compare_strategies(tiny_case())
-    names = [f'{kind}: {strategy}' for kind in ('paper', 'spt') for strategy in STRATEGIES]
+    ways = [*STRATEGIES, 'copied']
+    names = [f'{kind}: {way}' for kind in ('paper', 'spt') for way in ways]
     assert list(record['candidates']) == ['frozen', *names]
-    assert shapes == [['Linear'] * 4, ['AdaptedLinear'] * 4, ['AdaptedLinear'] * 4]
+    assert shapes == [['Linear'] * 4, *[['AdaptedLinear'] * 4] * 4]
     for entry in record['candidates'].values():
         assert len(entry['seconds_all']) == 2 and entry['ratio_vs_frozen'] > 0

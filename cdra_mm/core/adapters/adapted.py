@@ -21,7 +21,7 @@ from ..model.targets import parameter_of, resolve
 from ..planning.packed_plan import pack_plan, unpack_plan
 from ..planning.plan import Plan
 from .adapter import Adapter
-from .layers import AdapterSet
+from .adapter_set import AdapterSet
 
 __all__ = [
     'adapters',

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ['BlockIndex', 'Index', 'compact_linear', 'wide_factors']
+__all__ = ['BlockIndex', 'Index', 'columns_of', 'compact_linear', 'length_of', 'wide_factors']
 
 # A run of rows or columns (LoRA's: all of them) is a slice: it is taken without a copy.
 Index = Tensor | slice
@@ -164,7 +164,7 @@ class _MergedLinear(torch.autograd.Function):
             dx = dy @ _merged(weight, ctx.blocks, factors)
         grads: list[Tensor] = []
         for (rows, _, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
-            dy_r = _columns(dy, rows)
+            dy_r = columns_of(dy, rows)
             height, width = len(up), down.shape[1]
             if height * width <= max(SMALL_BLOCK, len(down)) * (height + width):
                 block = _scaled(dy_r.t() @ x_c, scale)
@@ -194,7 +194,7 @@ class _FactoredLinear(torch.autograd.Function):
         d_hidden: list[Tensor] = []
         for (rows, _, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
             h, hidden = hidden[:, : len(down)], hidden[:, len(down) :]
-            dy_r = _columns(dy, rows)
+            dy_r = columns_of(dy, rows)
             dh = dy_r @ _scaled(up, scale)
             d_hidden.append(dh)
             grads += [dh.t() @ x_c, _scaled(dy_r.t() @ h, scale)]
@@ -205,7 +205,7 @@ class _FactoredLinear(torch.autograd.Function):
         return dx, None, _bias_gradient(ctx, dy), None, *grads
 
 
-def _columns(x: Tensor, index: Index) -> Tensor:
+def columns_of(x: Tensor, index: Index) -> Tensor:
     """``x[:, index]``; of a slice a view."""
     if isinstance(index, slice):
         return x[:, index]
@@ -216,12 +216,13 @@ def _columns(x: Tensor, index: Index) -> Tensor:
 
 def _kept(x: Tensor, blocks: Blocks) -> list[Tensor]:
     """The columns of each adapter, or all of x where that is less."""
-    if sum(_length(cols) for _, cols, _ in blocks) >= x.shape[1]:
+    if sum(length_of(cols) for _, cols, _ in blocks) >= x.shape[1]:
         return [x]
-    return [_columns(x, cols).contiguous() for _, cols, _ in blocks]  # a view keeps all of x
+    return [columns_of(x, cols).contiguous() for _, cols, _ in blocks]  # a view keeps all of x
 
 
-def _length(index: Index) -> int:
+def length_of(index: Index) -> int:
+    """How many rows or columns an index takes."""
     return index.stop - index.start if isinstance(index, slice) else len(index)
 
 
@@ -237,7 +238,7 @@ def _each(
     """Block, down, up and selected columns of x of each adapter."""
     whole = kept[0].shape[1] == weight.shape[1]
     for i, block in enumerate(blocks):
-        x_c = _columns(kept[0], block[1]) if whole else kept[i]
+        x_c = columns_of(kept[0], block[1]) if whole else kept[i]
         yield block, factors[2 * i], factors[2 * i + 1], x_c
 
 
@@ -278,7 +279,7 @@ def _wide_up(weight: Tensor, blocks: Sequence[BlockIndex], factors: Sequence[Ten
 
 def _write(wide: Tensor, dim: int, index: Index, values: Tensor) -> None:
     if isinstance(index, slice):
-        wide.narrow(dim, index.start, _length(index)).copy_(values)
+        wide.narrow(dim, index.start, length_of(index)).copy_(values)
     else:
         wide.index_copy_(dim, index, values)
 

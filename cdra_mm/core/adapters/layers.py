@@ -12,7 +12,7 @@ makes no gradient of the whole weight.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any, cast
 
 import torch
@@ -22,49 +22,18 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of nn.Mul
 
 from ..model.attention import attend
 from .adapter import Adapter, CallAdapter, ParameterAdapter
+from .adapter_set import AdapterSet
 from .compact_linear import compact_linear
+from .copied_linear import computing_type, copied_linear
+from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
 from .low_rank import LowRank
 
-__all__ = ['PLAIN_LINEAR', 'AdapterSet', 'adapt_module']
+__all__ = ['PLAIN_LINEAR', 'adapt_module']
 
 # Linear classes whose forward is nothing but F.linear: they take the fast path. Other subclasses
 # keep their own forward and read the effective weight. A framework adds its own here.
 PLAIN_LINEAR: set[type[nn.Module]] = {nn.Linear, NonDynamicallyQuantizableLinear}
-
-
-class AdapterSet(nn.Module):
-    """The adapters of one module, by parameter (``weight``, ``weight:q`` ...) or kind.
-
-    Attributes:
-        borrowed: Adapters of another module whose parameter this one shares (a tied weight), by
-            the name that the parameter has here. They are the other's children, not this one's:
-            a state dict holds them once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.borrowed: dict[str, list[ParameterAdapter]] = {}
-
-    def of(self, parameter: str) -> Iterator[ParameterAdapter]:
-        """The unmerged adapters of one base parameter."""
-        own = (a for a in self._modules.values() if isinstance(a, ParameterAdapter))
-        mine = (a for a in own if a.parameter == parameter)
-        for adapter in (*mine, *self.borrowed.get(parameter, ())):
-            if not adapter.merged:
-                yield adapter
-
-    def calls(self) -> Iterator[CallAdapter]:
-        """The unmerged adapters of what the module computes."""
-        for adapter in self._modules.values():
-            if isinstance(adapter, CallAdapter) and not adapter.merged:
-                yield adapter
-
-    def effective(self, parameter: str, base: Tensor) -> Tensor:
-        """The base parameter with its adapters added."""
-        for adapter in self.of(parameter):
-            base = adapter.added_to(base)
-        return base
 
 
 def adapt_module(model: nn.Module, path: str, suffix: str, adapter: Adapter) -> None:
@@ -76,16 +45,21 @@ def adapt_module(model: nn.Module, path: str, suffix: str, adapter: Adapter) -> 
     module = model.get_submodule(path)
     adapter.train(module.training)
     _adapter_set(module).add_module(suffix, adapter)
-    _choose_class(module)
-    if not isinstance(adapter, ParameterAdapter):
-        return
-    shared = module._parameters[adapter.parameter]
-    for other in model.modules():
-        if other is module or isinstance(other, Adapter | AdapterSet):
-            continue
-        for name in [name for name, value in other._parameters.items() if value is shared]:
-            _adapter_set(other).borrowed.setdefault(name, []).append(adapter)
-            _choose_class(other)
+    touched = [module]
+    if isinstance(adapter, ParameterAdapter):
+        shared = module._parameters[adapter.parameter]
+        for other in model.modules():
+            if other is module or isinstance(other, Adapter | AdapterSet):
+                continue
+            for name in [name for name, value in other._parameters.items() if value is shared]:
+                _adapter_set(other).borrowed.setdefault(name, []).append(adapter)
+                touched.append(other)
+    for one in touched:
+        _choose_class(one)
+        adapters = cast(AdapterSet, one.cdra)
+        adapters.product = product_of(model)
+        adapters.join(one)
+    attach_copies(model)
 
 
 def _adapter_set(module: nn.Module) -> AdapterSet:
@@ -110,6 +84,7 @@ def _adapted_class(base: type[nn.Module], names: tuple[str, ...], calls: bool) -
     """The subclass of `base` whose `names` read as effective parameters."""
     namespace: dict[str, Any] = {name: _effective_parameter(name) for name in names}
     namespace['base_class'] = base
+    namespace['products'] = _products(base)
     namespace['__module__'] = base.__module__
     # A class made at run time cannot be found by name: copy and pickle rebuild it.
     namespace['__reduce_ex__'] = lambda self, _: (
@@ -127,6 +102,13 @@ def _adapted_class(base: type[nn.Module], names: tuple[str, ...], calls: bool) -
     if forward is not None:
         namespace['forward'] = forward
     return type(f'Adapted{base.__name__}', (base,), namespace)
+
+
+def _products(base: type[nn.Module]) -> tuple[tuple[str, str], ...]:
+    """The weights, each with its bias, that a class multiplies by through `_adapted_product`."""
+    if base in PLAIN_LINEAR:
+        return (('weight', 'bias'),)
+    return (('in_proj_weight', 'in_proj_bias'),) if base is nn.MultiheadAttention else ()
 
 
 def _new_adapted(base: type[nn.Module], names: tuple[str, ...], calls: bool) -> nn.Module:
@@ -162,7 +144,13 @@ def _adapted_call(plain: Callable[..., Any]) -> Callable[..., Any]:
 def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear(x, module.<name>, bias)`` without making the effective weight's gradient."""
     weight = cast(Tensor, module._parameters[name])
-    adapters = list(cast(AdapterSet, module.cdra).of(name))
+    carried = cast(AdapterSet, module.cdra)
+    layer = carried.layer(name, weight, bias)
+    if layer is not None:
+        copy = carried.copies.get(name)
+        dtype = computing_type(x.device.type, x.dtype)
+        return copied_linear(x, layer, copy if copy and copy.weight.dtype == dtype else None)
+    adapters = list(carried.of(name))
     entries = [a for a in adapters if isinstance(a, Entries)]
     low_rank = [a for a in adapters if isinstance(a, LowRank)]
     if len(entries) + len(low_rank) < len(adapters):

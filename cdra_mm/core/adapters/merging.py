@@ -11,7 +11,8 @@ from cdra_mm.errors import PlanError
 
 from .adapted import adapters, forget_plan
 from .adapter import Adapter
-from .layers import AdapterSet
+from .adapter_set import AdapterSet
+from .copied_weights import detach_copies
 
 __all__ = ['merge_adapters', 'remove_adapters', 'unmerge_adapters']
 
@@ -68,6 +69,7 @@ def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
             base = cast('type[nn.Module]', type(module).base_class)  # type: ignore[attr-defined]
             del module.cdra
             module.__class__ = base
+    detach_copies(model)
     forget_plan(model)
 
 

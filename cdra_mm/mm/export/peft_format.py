@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdra_mm.core import ParameterAdapter, adapters, base_state, plan_of, resolve, trained_whole
+from cdra_mm.core.adapters.adapter_set import AdapterSet
 from cdra_mm.core.adapters.compact_linear import wide_factors
 from cdra_mm.core.adapters.entries import Entries
-from cdra_mm.core.adapters.layers import AdapterSet
 from cdra_mm.core.adapters.low_rank import LowRank
 from cdra_mm.core.model.targets import parameter_of
 from cdra_mm.errors import ConfigError, PlanError

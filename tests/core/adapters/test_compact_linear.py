@@ -11,23 +11,38 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cdra_mm.core.adapters import compact_linear as module
+from cdra_mm.core.adapters import copied_linear as copied
 from cdra_mm.core.adapters.compact_linear import compact_linear
+from cdra_mm.core.adapters.joint_blocks import join_blocks
 
-STRATEGIES = {  # (merged, widest block whose own gradient is taken)
+IN_PLACE = {  # (merged, widest block whose own gradient is taken)
     'merged, through the block': (True, 1 << 30),
     'merged, through the factors': (True, 0),
     'factored': (False, 0),
 }
+COPIED = {  # (widest block whose own gradient is taken, products made in vain)
+    'copied, as one block': (1 << 40, 1 << 40),
+    'copied, block by block': (1 << 40, -1),
+    'copied, through the factors': (0, 0),
+}
+STRATEGIES = [*IN_PLACE, *COPIED]
 
 
 each_strategy = pytest.mark.parametrize('strategy', STRATEGIES)
+each_in_place = pytest.mark.parametrize('strategy', IN_PLACE)
 
 
 @contextmanager
 def taking(strategy):
-    """Makes `compact_linear` take one of its ways whatever the shapes and types are."""
-    full, small = STRATEGIES[strategy]
+    """Makes a product take one of its ways whatever the shapes and types are."""
     with pytest.MonkeyPatch.context() as patch:
+        if strategy in COPIED:
+            largest, wasted = COPIED[strategy]
+            patch.setattr(copied, 'LARGEST_BLOCK', largest)
+            patch.setattr(copied, 'WASTED_PRODUCTS', wasted)
+            yield
+            return
+        full, small = IN_PLACE[strategy]
         patch.setattr(module, 'takes_merged', lambda x, weight: full)
         patch.setattr(module, 'SMALL_BLOCK', small)
         yield
@@ -59,7 +74,14 @@ class Problem:
 
     def run(self, strategy):
         with taking(strategy):
-            return compact_linear(self.x, self.weight, self.bias, self.blocks, self.factors)
+            return self.product(strategy, self.x, self.bias, self.factors)
+
+    def product(self, strategy, x, bias, factors):
+        if strategy not in COPIED:
+            return compact_linear(x, self.weight, bias, self.blocks, factors)
+        joint = join_blocks(self.blocks, self.weight.device, tuple(self.weight.shape))
+        assert joint.disjoint
+        return copied.copied_linear(x, copied.Layer(self.weight, bias, joint, list(factors)))
 
     def reference(self):
         """By the dense product in fp64, and autograd."""
@@ -101,7 +123,7 @@ def test_strategy_passes_gradcheck(strategy, sizes, runs):
     inputs = (problem.x, problem.bias, *problem.factors)
 
     def run(x, bias, *factors):
-        return compact_linear(x, problem.weight, bias, problem.blocks, factors)
+        return problem.product(strategy, x, bias, factors)
 
     with taking(strategy):
         assert torch.autograd.gradcheck(run, inputs)
@@ -166,7 +188,7 @@ def kept_bytes(problem, strategy):
     return sum(kept.values())
 
 
-@each_strategy
+@each_in_place
 @pytest.mark.parametrize('runs', [False, True], ids=['indices', 'runs'])
 def test_only_selected_columns_are_kept(strategy, runs):
     sizes = [(20, 5, 2), (20, 6, 2), (20, 7, 2)]
@@ -175,11 +197,21 @@ def test_only_selected_columns_are_kept(strategy, runs):
     assert kept_bytes(problem.requires_grad(), strategy) == 50 * (5 + 6 + 7 + hidden) * 4
 
 
-@each_strategy
+@each_in_place
 def test_input_is_kept_where_the_columns_together_are_wider(strategy):
     problem = Problem(90, 64, [(20, 30, 2)] * 3, torch.float32, tokens=(50,)).requires_grad()
     hidden = 6 if strategy == 'factored' else 0
     assert kept_bytes(problem, strategy) == 50 * (64 + hidden) * 4
+
+
+@pytest.mark.parametrize('columns', [5, 30], ids=['selected', 'whole'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_copied_weight_is_kept_unless_the_base_is_of_its_type(dtype, columns):
+    """Beside the columns; a base in half precision is not held twice."""
+    problem = Problem(96, 64, [(20, columns, 2)] * 3, dtype, tokens=(50,)).requires_grad()
+    copy = 96 * 64 * 4 + 128 * 4 if dtype == torch.float32 else 0  # the bias is padded
+    kept = kept_bytes(problem, 'copied, as one block') - copy
+    assert kept == 50 * min(64, 3 * columns) * dtype.itemsize
 
 
 @each_strategy

@@ -1,0 +1,86 @@
+"""The adapters of one module, which are its child ``cdra``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from .adapter import CallAdapter, ParameterAdapter
+from .copied_linear import Copy, Layer, takes_copy
+from .joint_blocks import JointBlocks, join_blocks
+from .low_rank import LowRank
+
+__all__ = ['AdapterSet']
+
+
+class AdapterSet(nn.Module):
+    """The adapters of one module, by parameter (``weight``, ``weight:q`` ...) or kind.
+
+    Attributes:
+        product: How its products are computed; see `copied_weights.choose_product`.
+        copies: The copies of the module's weights, while the model's forward runs.
+        borrowed: Adapters of another module whose parameter this one shares (a tied weight), by
+            the name that the parameter has here. They are the other's children, not this one's:
+            a state dict holds them once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = 'auto'
+        self.copies: dict[str, Copy] = {}
+        self.borrowed: dict[str, list[ParameterAdapter]] = {}
+        self._joint: dict[str, JointBlocks] = {}
+
+    def join(self, module: nn.Module) -> None:
+        """Takes note of the blocks of each weight, after adapters have come or moved."""
+        self._joint = {}
+        own = (a.parameter for a in self._modules.values() if isinstance(a, ParameterAdapter))
+        for name in dict.fromkeys([*own, *self.borrowed]):
+            weight = module._parameters[name]
+            found = [a for a in self.of(name, merged=True) if isinstance(a, LowRank)]
+            whole = len(found) == len(list(self.of(name, merged=True)))
+            if found and whole and weight is not None and weight.dim() == 2:
+                if not found[0].rows.is_meta:
+                    blocks, shape = [a.block for a in found], (weight.shape[0], weight.shape[1])
+                    self._joint[name] = join_blocks(blocks, found[0].rows.device, shape)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> AdapterSet:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._joint = {name: joint.moved(fn) for name, joint in self._joint.items()}
+        return self
+
+    def layer(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
+        """What a copy of a weight is made of; None where its product is computed otherwise.
+
+        Otherwise: where `product` says so, with dropout, with adapters of other kinds, with some
+        that are merged and some that are not, with blocks that overlap.
+        """
+        joint = self._joint.get(parameter)
+        if joint is None or not joint.disjoint or not takes_copy(self.product, weight):
+            return None
+        found = cast('list[LowRank]', list(self.of(parameter)))
+        if len(found) < len(joint.scales) or any(a.training and a.dropout for a in found):
+            return None
+        return Layer(weight, bias, joint, [factor for a in found for factor in (a.down, a.up)])
+
+    def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
+        """The unmerged adapters of one base parameter, or all."""
+        own = (a for a in self._modules.values() if isinstance(a, ParameterAdapter))
+        mine = (a for a in own if a.parameter == parameter)
+        for adapter in (*mine, *self.borrowed.get(parameter, ())):
+            if merged or not adapter.merged:
+                yield adapter
+
+    def calls(self) -> Iterator[CallAdapter]:
+        """The unmerged adapters of what the module computes."""
+        for adapter in self._modules.values():
+            if isinstance(adapter, CallAdapter) and not adapter.merged:
+                yield adapter
+
+    def effective(self, parameter: str, base: Tensor) -> Tensor:
+        """The base parameter with its adapters added."""
+        for adapter in self.of(parameter):
+            base = adapter.added_to(base)
+        return base

@@ -1,0 +1,282 @@
+"""The operations of `block_ops` on an NVIDIA GPU: one launch for the blocks of all layers.
+
+Every program takes a tile of one block. Where the tensors of a block lie and how large they are
+is a row of a table in the GPU's memory; a table is made when tensors are seen for the first time
+and kept, so that a step copies nothing to the GPU, also while a CUDA graph is being captured.
+
+Importing this needs Triton; `block_ops` does so when there is a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ['MOST_BLOCKS', 'check_kernels', 'take_factor_gradients', 'write_blocks']
+
+TILE = 64  # rows and columns of a tile
+RANKS = 16  # ranks that one product takes at a time: the least that tl.dot does
+MOST_BLOCKS = 4  # of a layer in one launch of `take_factor_gradients`
+KEPT_TABLES = 512
+_TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+_tables: OrderedDict[Hashable, tuple[Tensor, Tensor]] = OrderedDict()
+_captured: dict[Hashable, tuple[Tensor, Tensor]] = {}  # a graph reads them as long as it lives
+
+
+def _table(
+    key: Hashable, rows: Iterator[list[int]], scales: Sequence[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A table of int64 and the scales, on the device; made once for a key.
+
+    It holds nothing but what its key says, so it is never out of date.
+    """
+    found = _captured.get(key) or _tables.pop(key, None)
+    if found is None:
+        made = torch.tensor(list(rows), dtype=torch.int64, device=device)
+        found = made, torch.tensor(scales, dtype=torch.float32, device=device)
+    if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
+        _captured[key] = found
+    elif key not in _captured:
+        _tables[key] = found
+        while len(_tables) > KEPT_TABLES:
+            _tables.popitem(last=False)
+    return found
+
+
+@triton.jit
+def _write_tiles(
+    flat,
+    table,
+    scales,
+    FIELDS: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """One program: a tile of a block, ``flat[begin + row * width + col] = W + scale up down``."""
+    entry = table + tl.program_id(0).to(tl.int64) * FIELDS
+    weight = tl.load(entry).to(tl.pointer_type(WEIGHT))
+    down = tl.load(entry + 1).to(tl.pointer_type(tl.float32))
+    up = tl.load(entry + 2).to(tl.pointer_type(tl.float32))
+    rows = tl.load(entry + 3).to(tl.pointer_type(tl.int64))
+    cols = tl.load(entry + 4).to(tl.pointer_type(tl.int64))
+    begin = tl.load(entry + 5)
+    height, width, rank = tl.load(entry + 6), tl.load(entry + 7), tl.load(entry + 8)
+    stride = tl.load(entry + 9)  # of the weight's rows, and of its copy's
+    r = tl.load(entry + 10) + tl.arange(0, TILE)
+    c = tl.load(entry + 11) + tl.arange(0, TILE)
+    scale = tl.load(scales + tl.load(entry + 12))
+
+    has_row, has_col = r < height, c < width
+    update = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for k in range(rank):
+        left = tl.load(up + r * rank + k, mask=has_row, other=0.0)
+        right = tl.load(down + k * width + c, mask=has_col, other=0.0)
+        update += left[:, None] * right[None, :]
+    row = tl.load(rows + r, mask=has_row, other=0)
+    col = tl.load(cols + c, mask=has_col, other=0)
+    at = row[:, None] * stride + col[None, :]
+    inside = has_row[:, None] & has_col[None, :]
+    value = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32) + scale * update
+    tl.store(flat + begin + at, value.to(flat.dtype.element_ty), mask=inside)
+
+
+def write_blocks(
+    flat: Tensor,
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    counts: Sequence[int],
+    scales: Sequence[float],
+    begins: Sequence[int],
+) -> None:
+    """Writes the blocks of `block_ops.adapted_copies` into its result, which holds plain copies.
+
+    Args:
+        flat: The copies, one after another, each padded.
+        weights: fp32, bf16 or fp16, contiguous, all of one type; first in `flat`.
+        factors: fp32, contiguous.
+        indices: int64, contiguous.
+        counts: See `block_ops.adapted_copies`.
+        scales: Likewise.
+        begins: Where the copy of each weight begins in `flat`, entries.
+    """
+    if not factors:
+        return
+    key = (
+        'write', *(t.data_ptr() for t in weights), *(t.data_ptr() for t in factors),
+        *(t.data_ptr() for t in indices), *(w.shape for w in weights),
+        *(f.shape for f in factors), *counts, *scales, *begins,
+    )  # fmt: skip
+    table, factor = _table(
+        key, _tiles(weights, factors, indices, counts, begins), scales, flat.device
+    )
+    with torch.cuda.device_of(flat):  # Triton launches on the current device
+        _write_tiles[(len(table),)](
+            flat,
+            table,
+            factor,
+            FIELDS=table.shape[1],
+            WEIGHT=_TL[weights[0].dtype],
+            TILE=TILE,
+        )
+
+
+def _tiles(
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    counts: Sequence[int],
+    begins: Sequence[int],
+) -> Iterator[list[int]]:
+    """The rows of the table of `_write_tiles`."""
+    block = 0
+    for weight, count, begin in zip(weights, counts, begins, strict=True):
+        for i in range(block, block + count):
+            down, up = factors[2 * i], factors[2 * i + 1]
+            pointers = [t.data_ptr() for t in (weight, down, up, *indices[2 * i : 2 * i + 2])]
+            height, (rank, width) = len(up), down.shape
+            sizes = [begin, height, width, rank, weight.shape[1]]
+            for r in range(0, height, TILE):
+                for c in range(0, width, TILE):
+                    yield [*pointers, *sizes, r, c, i]
+        block += count
+
+
+@triton.jit
+def _factor_tiles(
+    flat,
+    g0,
+    g1,
+    g2,
+    g3,
+    table,
+    scales,
+    FIELDS: tl.constexpr,
+    TILE: tl.constexpr,
+    RANKS: tl.constexpr,
+):
+    """One program: some columns of a ``down`` gradient, or some rows of an ``up`` gradient."""
+    entry = table + tl.program_id(0).to(tl.int64) * FIELDS
+    block = tl.load(entry)
+    if block == 0:
+        g = g0
+    elif block == 1:
+        g = g1
+    elif block == 2:
+        g = g2
+    else:
+        g = g3
+    of_up = tl.load(entry + 1)
+    other = tl.load(entry + 2).to(tl.pointer_type(tl.float32))  # the other factor
+    out = flat + tl.load(entry + 3)
+    # The gradient as [long, free]: sums run over `long`, the tile is of `free`.
+    long, free, rank = tl.load(entry + 4), tl.load(entry + 5), tl.load(entry + 6)
+    long_stride, free_stride = tl.load(entry + 7), tl.load(entry + 8)
+    f = tl.load(entry + 9) + tl.arange(0, TILE)
+    scale = tl.load(scales + block)
+    # up [|R|, r] is read as [long, rank]; down [r, |C|] likewise, by its strides.
+    other_long = tl.where(of_up == 1, 1, rank)
+    other_rank = tl.where(of_up == 1, long, 1)
+    out_rank = tl.where(of_up == 1, 1, free)
+    out_free = tl.where(of_up == 1, rank, 1)
+
+    has_free = f < free
+    for first in range(0, rank, RANKS):
+        k = first + tl.arange(0, RANKS)
+        has_rank = k < rank
+        total = tl.zeros((RANKS, TILE), dtype=tl.float32)
+        for begin in range(0, long, TILE):
+            s = begin + tl.arange(0, TILE)
+            has_long = s < long
+            left = tl.load(
+                other + s[None, :] * other_long + k[:, None] * other_rank,
+                mask=has_long[None, :] & has_rank[:, None],
+                other=0.0,
+            )
+            right = tl.load(
+                g + s[:, None] * long_stride + f[None, :] * free_stride,
+                mask=has_long[:, None] & has_free[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            total = tl.dot(left, right, total, input_precision='ieee')
+        there = out + k[:, None] * out_rank + f[None, :] * out_free
+        tl.store(there, scale * total, mask=has_rank[:, None] & has_free[None, :])
+
+
+def take_factor_gradients(
+    blocks: Sequence[Tensor], factors: Sequence[Tensor], scales: Sequence[float]
+) -> Tensor:
+    """The gradients of `block_ops.factor_gradients`, one after another, fp32.
+
+    Args:
+        blocks: Gradient of each block ``[|R|, |C|]``, all of one type, at most `MOST_BLOCKS`.
+        factors: fp32, contiguous.
+        scales: Factor of each block's update.
+    """
+    flat = factors[0].new_empty(sum(factor.numel() for factor in factors))
+    key = (
+        'factors', *(t.data_ptr() for t in factors), *(b.shape for b in blocks),
+        *(b.stride() for b in blocks), *(f.shape for f in factors), *scales,
+    )  # fmt: skip
+    table, factor = _table(key, _strips(blocks, factors), scales, flat.device)
+    given = [*blocks, *[blocks[0]] * (MOST_BLOCKS - len(blocks))]
+    with torch.cuda.device_of(flat):
+        _factor_tiles[(len(table),)](
+            flat,
+            *given,
+            table,
+            factor,
+            FIELDS=table.shape[1],
+            TILE=TILE,
+            RANKS=RANKS,
+        )
+    return flat
+
+
+def _strips(blocks: Sequence[Tensor], factors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The rows of the table of `_factor_tiles`."""
+    begin = 0
+    for i, block in enumerate(blocks):
+        down, up = factors[2 * i], factors[2 * i + 1]
+        height, width = block.shape
+        for of_up, other, long, free in ((0, up, height, width), (1, down, width, height)):
+            strides = block.stride() if not of_up else block.stride()[::-1]
+            fields = [i, of_up, other.data_ptr(), begin, long, free, len(down), *strides]
+            yield from ([*fields, first] for first in range(0, free, TILE))
+            begin += len(down) * free
+
+
+def check_kernels(device: torch.device) -> None:
+    """Runs both kernels once on small whole numbers, which no type rounds.
+
+    Raises:
+        RuntimeError: If one computes something else than torch does.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randint(-3, 4, shape, generator=generator).float().to(device)
+
+    weight, down, up = numbers(80, 96), numbers(2, 70), numbers(66, 2)
+    rows, cols = (torch.randperm(n, generator=generator).to(device) for n in weight.shape)
+    rows, cols = rows[:66].contiguous(), cols[:70].contiguous()
+    flat = weight.flatten().bfloat16()
+    write_blocks(flat, [weight], [down, up], [rows, cols], [1], [2.0], [0])
+    expected = weight.clone()
+    expected[rows[:, None], cols] += 2 * (up @ down)
+    block = flat.view(weight.shape)[:66, :70]
+    grads = take_factor_gradients([block], [down, up], [2.0])
+    wide = block.float()
+    wanted = torch.cat([(2 * up.t() @ wide).flatten(), (2 * wide @ down.t()).flatten()])
+    for what, found, right in (
+        ('copies', flat.float(), expected.flatten()),
+        ('gradients', grads, wanted),
+    ):
+        if not torch.equal(found, right):
+            raise RuntimeError(f'its {what} are off by up to {(found - right).abs().max().item()}')

@@ -1,0 +1,197 @@
+"""Two operations on the blocks of many layers, each one launch on a GPU.
+
+``cdra_mm::adapted_copies``    W' of all layers, in the type that it is multiplied in
+``cdra_mm::factor_gradients``  the gradients of a layer's factors from those of its blocks
+
+Registered with torch, so that `torch.compile` takes each as one operation. On an NVIDIA GPU with
+Triton they run the kernels of `block_kernels`; what is here runs everywhere else, and says what
+the kernels compute.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ['ALIGNMENT', 'adapted_copies', 'factor_gradients', 'kernels_run', 'padded']
+
+ALIGNMENT = 64  # entries; where a tensor begins in what `adapted_copies` returns
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_LIBRARY = torch.library.Library('cdra_mm', 'FRAGMENT')  # type: ignore[no-untyped-call]
+_define: Any = _LIBRARY.define  # torch has no types for it
+_define(
+    'adapted_copies(Tensor[] weights, Tensor[] plain, Tensor[] factors, Tensor[] indices, '
+    'int[] counts, float[] scales, ScalarType dtype) -> Tensor'
+)
+_define('factor_gradients(Tensor[] blocks, Tensor[] factors, float[] scales) -> Tensor')
+
+
+def padded(numel: int) -> int:
+    """Entries that a tensor takes in what `adapted_copies` returns."""
+    return -(-numel // ALIGNMENT) * ALIGNMENT
+
+
+def adapted_copies(
+    weights: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    counts: Sequence[int],
+    scales: Sequence[float],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Copies of weights with the updates of their blocks (Eq. 6), and of tensors as they are.
+
+    Updates are added in the factors' type and each entry is rounded once.
+
+    Args:
+        weights: ``[O, I]`` each.
+        plain: Tensors that are copied without a change (biases).
+        factors: ``down [r, |C|], up [|R|, r]`` of every block, weight by weight.
+        indices: Rows and columns of every block in its weight, int64 ``[|R|], [|C|]``. No entry
+            of a weight is in two blocks.
+        counts: Blocks of each weight.
+        scales: Factor of each block's update.
+        dtype: Type of the copies.
+
+    Returns:
+        A copy of each of `weights`, then of each of `plain`; views of one tensor.
+    """
+    sources = [*weights, *plain]
+    flat: Tensor = torch.ops.cdra_mm.adapted_copies(
+        weights, plain, factors, indices, counts, scales, dtype
+    )
+    pieces = torch.split(flat, [padded(source.numel()) for source in sources])
+    return [
+        (piece if len(piece) == source.numel() else piece[: source.numel()]).view(source.shape)
+        for piece, source in zip(pieces, sources, strict=True)
+    ]
+
+
+def factor_gradients(
+    blocks: Sequence[Tensor], factors: Sequence[Tensor], scales: Sequence[float]
+) -> list[Tensor]:
+    """``scale up^T G`` and ``scale G down^T`` of each block, in the factors' type.
+
+    Args:
+        blocks: Gradient of each block, G ``[|R|, |C|]``; may be views.
+        factors: ``down [r, |C|], up [|R|, r]`` of each block in turn.
+        scales: Factor of each block's update.
+
+    Returns:
+        The gradients, in the order of `factors`.
+    """
+    flat: Tensor = torch.ops.cdra_mm.factor_gradients(blocks, factors, scales)
+    pieces = torch.split(flat, [factor.numel() for factor in factors])
+    return [piece.view(factor.shape) for piece, factor in zip(pieces, factors, strict=True)]
+
+
+@torch.library.impl(_LIBRARY, 'adapted_copies', 'CompositeExplicitAutograd')
+def _adapted_copies(
+    weights: list[Tensor],
+    plain: list[Tensor],
+    factors: list[Tensor],
+    indices: list[Tensor],
+    counts: list[int],
+    scales: list[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    # Autocast, where it is on, stays on inside an operation.
+    with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
+        sources = [*weights, *plain]
+        flat = sources[0].new_empty(sum(padded(s.numel()) for s in sources), dtype=dtype)
+        pieces = torch.split(flat, [padded(source.numel()) for source in sources])
+        copies = [
+            piece[: source.numel()].view(source.shape)
+            for piece, source in zip(pieces, sources, strict=True)
+        ]
+        torch._foreach_copy_(copies, sources)
+        contiguous = all(tensor.is_contiguous() for tensor in (*weights, *indices))
+        if contiguous and kernels_run(flat.device) and _fit_kernels(weights, factors, dtype):
+            from .block_kernels import write_blocks
+
+            begins = [int(copy.storage_offset()) for copy in copies[: len(weights)]]
+            write_blocks(flat, weights, factors, indices, counts, scales, begins)
+            return flat
+        first = 0
+        for copy, weight, count in zip(copies, weights, counts, strict=False):
+            for i in range(first, first + count):
+                rows, cols = indices[2 * i][:, None], indices[2 * i + 1][None, :]
+                down, up = factors[2 * i], factors[2 * i + 1]
+                copy[rows, cols] = torch.add(weight[rows, cols], up @ down, alpha=scales[i]).to(
+                    dtype
+                )
+            first += count
+        return flat
+
+
+@torch.library.impl(_LIBRARY, 'factor_gradients', 'CompositeExplicitAutograd')
+def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[float]) -> Tensor:
+    with torch.no_grad(), torch.autocast(blocks[0].device.type, enabled=False):
+        if kernels_run(blocks[0].device) and _fit_kernels(blocks, factors, blocks[0].dtype):
+            from .block_kernels import MOST_BLOCKS, take_factor_gradients
+
+            if len(blocks) <= MOST_BLOCKS:
+                return take_factor_gradients(blocks, factors, scales)
+        flat = factors[0].new_empty(sum(factor.numel() for factor in factors))
+        pieces = iter(torch.split(flat, [factor.numel() for factor in factors]))
+        for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
+            down, up = factors[2 * i], factors[2 * i + 1]
+            wide = block.to(down.dtype)
+            for a, b in ((up.t(), wide), (wide, down.t())):
+                out = next(pieces).view(a.shape[0], b.shape[1])
+                torch.mm(a, b, out=out)
+                if scale != 1:
+                    out.mul_(scale)
+        return flat
+
+
+@torch.library.register_fake('cdra_mm::adapted_copies', lib=_LIBRARY)
+def _(weights, plain, factors, indices, counts, scales, dtype):  # type: ignore[no-untyped-def]
+    numel = sum(padded(tensor.numel()) for tensor in (*weights, *plain))
+    return weights[0].new_empty(numel, dtype=dtype)
+
+
+@torch.library.register_fake('cdra_mm::factor_gradients', lib=_LIBRARY)
+def _(blocks, factors, scales):  # type: ignore[no-untyped-def]
+    return factors[0].new_empty(sum(factor.numel() for factor in factors))
+
+
+def _fit_kernels(matrices: list[Tensor], factors: list[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the kernels know the types: one of the matrices, fp32 factors."""
+    kinds = {(matrix.dtype, matrix.device) for matrix in matrices}
+    return (
+        len(kinds) == 1
+        and matrices[0].dtype in KERNEL_DTYPES
+        and dtype in KERNEL_DTYPES
+        and all(factor.dtype == torch.float32 and factor.is_contiguous() for factor in factors)
+    )
+
+
+@cache
+def kernels_run(device: torch.device) -> bool:
+    """Whether the Triton kernels work there, seen by running them once."""
+    if device.type != 'cuda' or torch.version.cuda is None:
+        return False  # torch calls AMD's GPUs cuda too
+    if torch.cuda.get_device_capability(device) < (8, 0) or find_spec('triton') is None:
+        return False
+    try:
+        from .block_kernels import check_kernels
+
+        check_kernels(device)
+    except Exception as error:  # many kinds: Triton calls a C compiler and writes a cache
+        warnings.warn(
+            f'training is slower than it could be: the Triton kernels for blocks do not run on '
+            f'{device} ({type(error).__name__}: {error}); they need Triton 3, a C compiler and '
+            "Python's headers",
+            stacklevel=2,
+        )
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""The blocks of one weight as one: q, k and v of a fused layer are gathered together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .compact_linear import BlockIndex, Index
+
+__all__ = ['JointBlocks', 'join_blocks']
+
+
+class JointBlocks(NamedTuple):
+    """The blocks of one weight, in the full weight's rows and columns.
+
+    Attributes:
+        rows: Those of all blocks, one block after another, int64 ``[sum |R|]``; a slice where they
+            follow each other.
+        cols: Columns likewise, ``[sum |C|]``.
+        indices: Rows and columns of each block in turn, int64: ``[|R|], [|C|], ...``
+        heights: ``|R|`` of each block.
+        widths: ``|C|`` of each block.
+        scales: Factor of each block's update.
+        disjoint: Whether no entry of the weight belongs to two blocks.
+    """
+
+    rows: Index
+    cols: Index
+    indices: tuple[Tensor, ...]
+    heights: tuple[int, ...]
+    widths: tuple[int, ...]
+    scales: tuple[float, ...]
+    disjoint: bool
+
+    @property
+    def size(self) -> int:
+        """Entries of all blocks."""
+        return sum(h * w for h, w in zip(self.heights, self.widths, strict=True))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> JointBlocks:
+        """The same with every index tensor moved, to another device say."""
+        rows, cols = (i if isinstance(i, slice) else move(i) for i in (self.rows, self.cols))
+        return self._replace(rows=rows, cols=cols, indices=tuple(map(move, self.indices)))
+
+
+def join_blocks(
+    blocks: Sequence[BlockIndex], device: torch.device, size: tuple[int, int]
+) -> JointBlocks:
+    """The blocks of a weight as one.
+
+    Args:
+        blocks: At least one; see `compact_linear.compact_linear`.
+        device: Where the indices go.
+        size: ``(O, I)`` of the weight.
+    """
+    indices = [_indices(index, device) for rows, cols, _ in blocks for index in (rows, cols)]
+    rows, cols = indices[::2], indices[1::2]
+    return JointBlocks(
+        rows=_together([block[0] for block in blocks], rows),
+        cols=_together([block[1] for block in blocks], cols),
+        indices=tuple(indices),
+        heights=tuple(len(index) for index in rows),
+        widths=tuple(len(index) for index in cols),
+        scales=tuple(scale for _, _, scale in blocks),
+        disjoint=_are_disjoint(rows, cols, size),
+    )
+
+
+def _indices(index: Index, device: torch.device) -> Tensor:
+    if isinstance(index, slice):
+        return torch.arange(index.start, index.stop, device=device)
+    return index.to(device)
+
+
+def _together(given: list[Index], indices: list[Tensor]) -> Index:
+    """All in turn; a slice where that is one."""
+    if len(given) == 1:
+        return given[0] if isinstance(given[0], slice) else indices[0]
+    slices = [index for index in given if isinstance(index, slice)]
+    follow = len(slices) == len(given) and all(
+        one.stop == other.start for one, other in zip(slices, slices[1:], strict=False)
+    )
+    return slice(slices[0].start, slices[-1].stop) if follow else torch.cat(indices)
+
+
+def _are_disjoint(rows: list[Tensor], cols: list[Tensor], size: tuple[int, int]) -> bool:
+    if len(rows) == 1:
+        return True
+    taken = torch.zeros(size, dtype=torch.bool)
+    for r, c in zip(rows, cols, strict=True):
+        index = r.cpu()[:, None], c.cpu()[None, :]
+        if bool(taken[index].any()):
+            return False
+        taken[index] = True
+    return True

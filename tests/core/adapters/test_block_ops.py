@@ -1,0 +1,48 @@
+"""The operations on blocks equal loops over entries, and are what torch asks of an operation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdra_mm.core.adapters import block_ops
+from tests.core.adapters.block_layers import Layers, check_copies, check_gradients
+
+size = st.integers(1, 9)
+blocks = st.lists(st.tuples(size, size, st.integers(1, 4)), min_size=1, max_size=3)
+
+
+@given(
+    sizes=st.lists(st.tuples(size, size, blocks), min_size=1, max_size=3), seed=st.integers(0, 9)
+)
+def test_operations_equal_the_loops(sizes, seed):
+    layers = Layers(sizes, seed=seed, weight=torch.float64, factor=torch.float64)
+    check_copies(layers, torch.float64, 1e-12)
+    check_gradients(layers, torch.float64, 1e-11)
+
+
+@pytest.mark.parametrize('weight', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_updates_are_added_in_full_precision_and_rounded_once(weight, autocast):
+    layers = Layers([(9, 7, [(4, 3, 2)] * 2)], weight=weight)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        check_copies(layers, torch.bfloat16, torch.finfo(torch.bfloat16).eps / 2)
+        check_copies(layers, torch.float32, 1e-6)
+        check_gradients(layers, torch.bfloat16, 1e-5)
+
+
+def test_operations_keep_the_rules_of_torch():
+    """Schema, fake tensors, compilation: what `torch.compile` relies on."""
+    layers = Layers([(8, 4, [(4, 3, 2)] * 2), (8, 8, [(5, 6, 1)])])
+    layers.plain = [torch.randn(64)]  # without padding, which holds whatever it may
+    copies = torch.ops.cdra_mm.adapted_copies.default
+    torch.library.opcheck(copies, (*layers.arguments, torch.bfloat16))
+    gradients = torch.ops.cdra_mm.factor_gradients.default
+    given_blocks = [torch.randn(4, 3), torch.randn(4, 3), torch.randn(5, 6)]
+    torch.library.opcheck(gradients, (given_blocks, layers.factors, layers.scales))
+
+
+def test_no_kernels_on_a_cpu():
+    assert not block_ops.kernels_run(torch.device('cpu'))

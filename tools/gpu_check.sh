@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What only a GPU can say, in eight minutes: do the kernels compute what they should, and what do a
+# training step, scores and planning cost there.
+#
+#   bash tools/gpu_check.sh [OUTPUT_FOLDER] [options of python -m cdra_mm.benchmark.gpu_check]
+#
+# Needs a checkout and a Python (PYTHON=...) with torch, Triton, timm, peft and pytest; no OpenMMLab,
+# no network. Leaves gpu_check.json in the folder and prints one table last.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+folder=${1:-work_dirs/gpu_check}
+shift || true
+python=${PYTHON:-python3}
+mkdir -p "$folder"
+export PYTHONPATH=$PWD TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$folder/triton}
+
+# Few shapes of each kernel: every one is compiled once for each type. The project's own conftest
+# asks for packages that a bare machine lacks.
+"$python" -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -q \
+  tests/core/adapters/test_block_kernels.py \
+  tests/core/scoring/test_square_kernel.py \
+  -k 'not square_kernel or (adds_the_squares and (ragged or uneven or whole_and_cut)) or bit_for_bit' \
+  2>&1 | tee "$folder/tests.txt"
+tests=${PIPESTATUS[0]}
+
+"$python" -m cdra_mm.benchmark.gpu_check --json "$folder/gpu_check.json" \
+  --tests "$tests" "$@"
+measured=$?
+[ "$tests" -eq 0 ] && [ "$measured" -eq 0 ]
