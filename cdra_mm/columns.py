@@ -1,10 +1,13 @@
-"""Text in aligned columns, for a terminal or a log."""
+"""Tables as text: aligned columns for a terminal or a log, and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-__all__ = ['aligned']
+__all__ = ['aligned', 'csv_text']
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -28,3 +31,15 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         rows, head, tablefmt='simple', disable_numparse=True, colalign=sides if rows else None
     )
     return '\n'.join(line.rstrip() for line in text.splitlines())
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    r"""A table as CSV; floats so that they read back equal.
+
+    Example:
+        >>> csv_text(('layer', 'rank'), [(0, 3)])
+        'layer,rank\n0,3\n'
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([header, *rows])
+    return text.getvalue()

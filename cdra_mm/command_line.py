@@ -123,9 +123,6 @@ def run(main: Callable[[], object]) -> None:
     What the user can mend (`CDRAError`, a file that is not there, a full disk, a
     missing OpenMMLab) becomes one line ``error: ...`` on stderr and exit code 2 (a run that
     has diverged: 1), an interruption exit code 130. Anything else is a bug and keeps its traceback.
-
-    Args:
-        main: Takes nothing; what it returns is ignored.
     """
     try:
         main()

@@ -146,11 +146,7 @@ def late_line(label: str, unit: str) -> Progress:
 
 @contextmanager
 def reported_to(start: Phases | None) -> Iterator[None]:
-    """Work inside reports to this; with None to whatever it reports to already.
-
-    Args:
-        start: Gets a label and a unit at the beginning of each phase.
-    """
+    """Work inside reports to this; with None to whatever it reports to already."""
     token = _START.set(_START.get() if start is None else start)
     try:
         yield
@@ -159,23 +155,13 @@ def reported_to(start: Phases | None) -> Iterator[None]:
 
 
 def phase(label: str, unit: str) -> Progress:
-    """The function to call with (done, total) of a phase of work; it shows nothing by itself.
-
-    Args:
-        label: What is under way.
-        unit: The plural of what is counted.
-    """
+    """The function to call with (done, total) of a phase of work; it shows nothing by itself."""
     start = _START.get()
     return (lambda done, total: None) if start is None else start(label, unit)
 
 
 def counted(items: Collection[Item], label: str, *, unit: str) -> Iterator[Item]:
     """The items, as a `phase` of how many are done.
-
-    Args:
-        items: What is worked on.
-        label: What is under way.
-        unit: The plural of what is counted.
 
     Example:
         >>> list(counted([3, 4], 'planning', unit='matrices'))

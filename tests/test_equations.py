@@ -50,6 +50,23 @@ def test_equations_of_the_page_are_those_of_the_docstrings(page):
         assert numbers_in(named(name).__doc__) == numbers, name
 
 
+def test_the_square_of_eq_3_stands_once(repository):
+    """Matrices, vectors and single samples call it; the kernel alone has one of its own."""
+    folder = repository / 'cdra_mm/core/scoring'
+    found = {
+        path.name: re.findall(
+            r'square_?\(|addcmul|\*\* ?2\b|\.pow\(|(\b\w+) \* \1\b', path.read_text()
+        )
+        for path in folder.glob('*.py')
+    }
+    assert {name for name, lines in found.items() if lines} == {'squares.py', 'square_kernel.py'}
+    assert not [
+        p
+        for p in ('square_sink.py', 'one_by_one.py')
+        if 'add_squared(' not in (folder / p).read_text()
+    ]
+
+
 def test_numbers_in_reads_lists():
     assert numbers_in('step 1 (Eqs. 4 and 7, Eq. 2)') == {2, 4, 7}
     assert numbers_in('equal to 3, Section 5') == set()

@@ -17,12 +17,7 @@ SHOWN, COLUMNS = 8, 4
 
 
 def block_grid_picture(run: Run, regions: list[Region]) -> Picture:
-    """A grid of blocks inside their matrices, drawn to scale.
-
-    Args:
-        run: The run, for its masks.
-        regions: Its regions, at least one.
-    """
+    """A grid of blocks inside their matrices, drawn to scale."""
     chosen = spread(regions, SHOWN)
     with_masks = any(mask_of(run, region.name) is not None for region in chosen)
 

@@ -86,13 +86,7 @@ def _fill(backbone: nn.Module, run: Run) -> None:
 
 
 def change_picture(run: Run, changes: dict[str, float], norms: dict[str, float]) -> Picture:
-    """A map of the changes, relative to the base where its norms are known.
-
-    Args:
-        run: The run.
-        changes: Norms of the changes, at least one.
-        norms: Norms of the base matrices, {} if unknown.
-    """
+    """A map of the changes, relative to the base where its norms are known."""
     if norms:
         values = {name: 100 * change / norms[name] for name, change in changes.items()}
         title, unit = 'Change of the weights (%)', '% of the base norm'

@@ -20,10 +20,6 @@ def comparison_pictures(
 ) -> tuple[list[Picture], list[str]]:
     """What can be compared.
 
-    Args:
-        runs: At least two, by name.
-        regions: Their regions.
-
     Returns:
         The pictures, and what cannot be shown and why.
     """

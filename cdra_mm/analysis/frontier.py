@@ -56,9 +56,6 @@ def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
 def frontier_picture(runs: Mapping[str, Run]) -> tuple[Picture | None, list[str]]:
     """Every run as a point, with the line of the best.
 
-    Args:
-        runs: Runs by name.
-
     Returns:
         The picture, None unless two runs are measured alike; and why runs are left out: they
         lack the figure that most have.

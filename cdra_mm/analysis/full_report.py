@@ -29,12 +29,6 @@ __all__ = ['analyze']
 def analyze(arguments: argparse.Namespace) -> Path:
     """Draws everything and writes the report.
 
-    Args:
-        arguments: Of ``cdra analyze``.
-
-    Returns:
-        The page.
-
     Raises:
         CDRAError: If an input is wrong; see `read_run` and `check_folder`.
     """

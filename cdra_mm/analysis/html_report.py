@@ -84,9 +84,6 @@ def write_report(
         saved: The pictures.
         missing: What cannot be shown and why.
 
-    Returns:
-        Its path.
-
     Raises:
         CheckpointError: If it cannot be written.
     """

@@ -28,10 +28,6 @@ def overlaps(
 
     An overlap is the Jaccard index: what both have, over what either has.
 
-    Args:
-        runs: Runs by name.
-        regions: Their regions by the same names.
-
     Returns:
         First run, second run, matrix, overlap of the rows, of the columns, of the selected
         entries (None unless both runs kept their masks).
@@ -49,12 +45,7 @@ def overlaps(
 
 
 def overlap_picture(runs: Mapping[str, Run], regions: Mapping[str, Sequence[Region]]) -> Picture:
-    """A square of runs against runs, for rows, columns and, where known, entries.
-
-    Args:
-        runs: At least two, by name.
-        regions: Their regions.
-    """
+    """A square of runs against runs, for rows, columns and, where known, entries."""
     found = overlaps(runs, regions)
     names = list(runs)
     pairs: dict[tuple[str, str], list[Any]] = {}

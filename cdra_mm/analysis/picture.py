@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdra_mm.columns import csv_text
 from cdra_mm.errors import ConfigError
 from cdra_mm.pictures import render, styled
 from cdra_mm.storage import write_atomically
@@ -47,17 +46,8 @@ class Table:
                 raise ValueError(f'a row has {len(row)} entries, the header {len(self.header)}')
 
     def to_csv(self) -> str:
-        r"""The table as CSV text; floats so that they read back equal.
-
-        Example:
-            >>> Table(('layer', 'rank'), [(0, 3)]).to_csv()
-            'layer,rank\n0,3\n'
-        """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator='\n')
-        writer.writerow(self.header)
-        writer.writerows(self.rows)
-        return text.getvalue()
+        """The table as CSV text."""
+        return csv_text(self.header, self.rows)
 
 
 @dataclass(frozen=True)

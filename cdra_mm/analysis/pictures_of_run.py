@@ -7,11 +7,10 @@ from cdra_mm.errors import ConfigError
 from .block_grid import block_grid_picture
 from .block_size_chart import block_sizes_picture
 from .change import base_norms, change_picture, matrix_changes
-from .density import density_picture
 from .maps import parameter_map, rank_map, sensitivity_map
+from .one_matrix import density_picture, reorganised_picture
 from .picture import Picture
 from .regions import Region, find_region, mask_of, middle_region
-from .reorganised import reorganised_picture
 from .run import Run
 from .updates import spectrum_picture, updates_of
 

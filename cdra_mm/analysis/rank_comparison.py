@@ -18,12 +18,7 @@ __all__ = ['rank_comparison_picture', 'short_name']
 def rank_comparison_picture(
     regions: Mapping[str, Sequence[Region]], layers: Sequence[str]
 ) -> Picture:
-    """For each kind of matrix a strip of runs against layers.
-
-    Args:
-        regions: Regions of each run by its name.
-        layers: All layers, first to last.
-    """
+    """For each kind of matrix a strip of runs against layers."""
     kinds = sorted({r.position.role for own in regions.values() for r in own}, key=role_order)
     ranks = {
         (name, r.position.role, r.position.layer): r.rank

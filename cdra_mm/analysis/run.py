@@ -78,9 +78,8 @@ class Run:
 
     @cached_property
     def positions(self) -> WeightPositions:
-        """Where the weights of its backbone sit, from all names that are known."""
-        left_out = self.base_record.left_out if self.base_record else ()
-        return positions_of(self.plan or Plan(), left_out, self.kept.shapes if self.kept else None)
+        """Where the weights of its backbone sit."""
+        return positions_of(self.plan or Plan(), self.kept.shapes if self.kept else ())
 
 
 def read_run(path: str | Path, config: str | Path | None = None) -> Run:

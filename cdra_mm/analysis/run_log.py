@@ -21,9 +21,6 @@ def read_log(folder: str | Path) -> tuple[list[dict[str, Any]], Config | None]:
 
     mmengine makes one folder, named by the time, for each start of a run.
 
-    Args:
-        folder: The work directory.
-
     Returns:
         The entries of `join_logs`, and the newest config or None.
 
@@ -47,9 +44,6 @@ def join_logs(logs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
     A start that goes on from an earlier checkpoint repeats steps: what was logged for
     them before does not count. A start without training (a test) changes nothing.
-
-    Args:
-        logs: Entries of each start, in the order of the starts.
 
     Returns:
         Entries by rising ``step``.

@@ -15,12 +15,7 @@ Sections = list[tuple[str, list[str]]]
 
 
 def summary_sections(run: Run, regions: list[Region]) -> Sections:
-    """The first page of a report: what was tuned, what it cost, what it gave.
-
-    Args:
-        run: The run.
-        regions: Its regions.
-    """
+    """The first page of a report: what was tuned, what it cost, what it gave."""
     return [
         ('What was tuned', list(_tuned(run, regions))),
         ('What it cost', list(_cost(run))),

@@ -51,12 +51,7 @@ def updates_of(run: Run, regions: list[Region]) -> list[Update]:
 
 
 def spectrum_picture(updates: list[Update], layers: list[str]) -> Picture:
-    """The singular values of every adapter, and how many of them count.
-
-    Args:
-        updates: At least one.
-        layers: All layers, first to last.
-    """
+    """The singular values of every adapter, and how many of them count."""
     ranks = [len(update.values) for update in updates]
     used = [effective_rank(update.values) for update in updates]
 

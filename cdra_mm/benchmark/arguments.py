@@ -6,10 +6,8 @@ Loads neither torch nor timm, so that ``--help`` is quick.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
-
-from cdra_mm.spelling import did_you_mean
 
 __all__ = ['BENCHMARKS', 'MODELS', 'PEER_NAMES', 'nearest', 'parser']
 
@@ -96,10 +94,3 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
         ('ViT-B', None)
     """
     return next((name for name in known if name.lower() == word.lower()), None)
-
-
-def unknown(what: str, word: str, known: Sequence[str]) -> str:
-    """The message for a word that is not known, with the nearest one."""
-    return (
-        f'{what} {word!r} is unknown{did_you_mean(word, known)}: expected one of {", ".join(known)}'
-    )

@@ -16,17 +16,17 @@ import torch
 from torch import nn
 
 from cdra_mm.errors import ConfigError
+from cdra_mm.spelling import unknown
 
-from .arguments import BENCHMARKS, DEFAULTS, ENTRIES, MODELS, PEER_NAMES, nearest, unknown
+from .arguments import BENCHMARKS, DEFAULTS, ENTRIES, MODELS, PEER_NAMES, nearest
 from .block_sizes import KINDS, make_block_plan
 from .case import Case, build_vit, check_vit
 from .growth import Point, compare_growth, points
 from .inference import compare_inference
 from .launches import compare_launches
-from .peers import PEERS
 from .planning_time import compare_planning
 from .report import Results, machine_line, render
-from .scores import compare_scores
+from .scoring_time import compare_scores
 from .step import compare_steps
 from .strategies import compare_strategies
 from .timing import is_out_of_memory
@@ -162,35 +162,21 @@ def check_cases(cases: Sequence[Case], blocks: Sequence[str]) -> None:
 Jobs = Iterator[Job]
 
 
-def _scores(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
-    peers = [name for name in settings['peers'] if name in PEERS]
+# What is compared at each case, and by which settings.
+COMPARED: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
+    'scores': (compare_scores, ('peers',)),
+    'step': (compare_steps, ('blocks', 'peers')),
+    'launches': (compare_launches, ('blocks', 'peers')),
+    'strategies': (compare_strategies, ('blocks',)),
+    'inference': (compare_inference, ('blocks', 'peers')),
+}
+
+
+def _compared(name: str, settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
+    compare, wanted = COMPARED[name]
     for case in cases:
-        run = partial(compare_scores, case, peers=peers)
-        yield Job({'benchmark': 'scores', **case.describe()}, run)
-
-
-def _steps(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
-    for case in cases:
-        run = partial(compare_steps, case, blocks=settings['blocks'], peers=settings['peers'])
-        yield Job({'benchmark': 'step', **case.describe()}, run)
-
-
-def _launches(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
-    for case in cases:
-        run = partial(compare_launches, case, blocks=settings['blocks'], peers=settings['peers'])
-        yield Job({'benchmark': 'launches', **case.describe()}, run)
-
-
-def _strategies(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
-    for case in cases:
-        run = partial(compare_strategies, case, blocks=settings['blocks'])
-        yield Job({'benchmark': 'strategies', **case.describe()}, run)
-
-
-def _inference(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
-    for case in cases:
-        run = partial(compare_inference, case, blocks=settings['blocks'], peers=settings['peers'])
-        yield Job({'benchmark': 'inference', **case.describe()}, run)
+        run = partial(compare, case, **{key: settings[key] for key in wanted})
+        yield Job({'benchmark': name, **case.describe()}, run)
 
 
 def _planning(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
@@ -219,11 +205,7 @@ def _placed(measured: Callable[..., Any], point: Point, place: dict[str, str]) -
 
 
 JOBS: dict[str, Callable[[dict[str, Any], Sequence[Case]], Jobs]] = {
-    'scores': _scores,
-    'step': _steps,
-    'launches': _launches,
-    'strategies': _strategies,
-    'inference': _inference,
+    **{name: partial(_compared, name) for name in COMPARED},
     'planning': _planning,
     'growth': _growth,
 }

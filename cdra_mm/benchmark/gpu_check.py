@@ -18,7 +18,7 @@ import torch
 from .case import Case, build_vit
 from .planning_time import compare_planning
 from .report import Results, machine_line
-from .scores import compare_scores
+from .scoring_time import compare_scores
 from .step import compare_steps
 
 __all__ = ['main', 'parts', 'table']

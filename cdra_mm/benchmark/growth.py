@@ -10,10 +10,11 @@ from torch import nn
 
 from cdra_mm.core import Plan
 
-from . import adapted
+from . import compared_models as models
+from .arguments import MODELS
 from .block_sizes import KINDS, drawn_plan
 from .case import Case
-from .scores import compare_scores
+from .scoring_time import compare_scores
 from .step import LORA, REFERENCE, Builder, compare_steps
 
 __all__ = ['AXES', 'Point', 'compare_growth', 'points']
@@ -28,7 +29,7 @@ class Point:
         value: Its value.
         case: The setting.
         scale: Factor of the paper's block sizes.
-        share: Share of the matrices that are adapted.
+        share: Share of the matrices that are models.
     """
 
     axis: str
@@ -38,18 +39,10 @@ class Point:
     share: float = 1.0
 
 
-# Sizes that take minutes on a CPU, and that fill a GPU.
+# Batches that take minutes on a CPU, and that fill a GPU.
 AXES: dict[str, dict[str, tuple[Any, ...]]] = {
-    'cpu': {
-        'model': ('ViT-Ti', 'ViT-S', 'ViT-B', 'ViT-L'),
-        'image_size': (224, 384, 512),
-        'batch': (1, 4, 8),
-    },
-    'cuda': {
-        'model': ('ViT-Ti', 'ViT-S', 'ViT-B', 'ViT-L'),
-        'image_size': (224, 384, 512),
-        'batch': (8, 32, 128),
-    },
+    device: {'model': MODELS, 'image_size': (224, 384, 512), 'batch': batches}
+    for device, batches in {'cpu': (1, 4, 8), 'cuda': (8, 32, 128)}.items()
 }
 SAVED = 'adapter_saved_bytes_ratio_vs_peft_lora'
 SCALES, SHARES = (0.5, 1.0, 2.0), (0.25, 0.5, 1.0)
@@ -74,17 +67,17 @@ def compare_growth(
     Args:
         case: The setting.
         scale: Factor of the paper's block sizes.
-        share: Share of the matrices that are adapted.
+        share: Share of the matrices that are models.
         peers: ``'peft'`` compares with its LoRA, where it is installed.
     """
     builders: dict[str, Builder] = {
-        REFERENCE: adapted.frozen_limit,
-        'ours': lambda model: adapted.ours(model, _plan(model, case, scale, share), case.seed),
+        REFERENCE: models.frozen_limit,
+        'ours': lambda model: models.ours(model, _plan(model, case, scale, share), case.seed),
     }
     skipped: dict[str, str] = {}
     if 'peft' in peers:
-        if adapted.installed('peft'):
-            builders[LORA] = adapted.peft_lora
+        if models.installed('peft'):
+            builders[LORA] = models.peft_lora
         else:
             skipped['peft LoRA'] = 'peft is not installed: pip install peft'
     step = compare_steps(case, builders=builders)

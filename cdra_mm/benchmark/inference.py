@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -12,11 +11,11 @@ from torch import nn
 
 from cdra_mm.core import merge_adapters
 
-from . import adapted
+from . import compared_models as models
 from .block_sizes import label, make_block_plan
+from .candidates import Candidates
 from .case import Batch, Case
 from .peers import quiet
-from .timing import add_ratio, is_out_of_memory, measure
 
 __all__ = ['compare_inference', 'forward_of']
 
@@ -34,42 +33,27 @@ def compare_inference(
         blocks: Block sizes of ours, see `make_block_plan`.
         peers: ``'peft'`` adds its LoRA, not merged, where it is installed.
     """
-    record: dict[str, Any] = {'benchmark': 'inference', **case.describe(), 'reference': REFERENCE}
-    candidates: dict[str, dict[str, Any]] = {}
-    skipped: dict[str, str] = {}
-    record |= {'blocks': list(blocks), 'candidates': candidates, 'skipped': skipped}
+    compared = Candidates(case, 'inference', {'base': REFERENCE}, blocks=list(blocks))
     with quiet():
         plain = case.make_model()
         builders: dict[str, Builder] = {REFERENCE: lambda model: model}
         for kind in blocks:
             plan = make_block_plan(plain, kind, seed=case.seed)
-            ours = partial(adapted.ours, plan=plan, seed=case.seed)
+            ours = partial(models.ours, plan=plan, seed=case.seed)
             builders[f'ours {label(kind)} merged'] = partial(_merged, ours)
             builders[f'ours {label(kind)} unmerged'] = ours
         if 'peft' in peers:
-            if adapted.installed('peft'):
-                builders[f'peft LoRA r={adapted.LORA_RANK} unmerged'] = adapted.peft_lora
+            if models.installed('peft'):
+                builders[f'peft LoRA r={models.LORA_RANK} unmerged'] = models.peft_lora
             else:
-                skipped['peft LoRA'] = 'peft is not installed: pip install peft'
+                compared.skipped['peft LoRA'] = 'peft is not installed: pip install peft'
         runs: dict[str, Callable[[], Any]] = {}
         batch = case.make_batch()
         for name, build in builders.items():
-            try:
+            with compared.fitting(name):
                 runs[name] = forward_of(case, build(case.make_model()).eval(), batch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                skipped[name] = f'out of memory at batch {case.batch}'
-        measured = measure(
-            runs, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
-        )
-    for name in measured.failed:
-        skipped[name] = f'out of memory at batch {case.batch}'
-    for name, seconds in measured.seconds.items():
-        candidates[name] = {'seconds': median(seconds), 'seconds_all': seconds}
-        if REFERENCE in measured.seconds:
-            add_ratio(candidates[name], 'base', seconds, measured.seconds[REFERENCE])
-    return record
+        compared.time(runs)
+    return compared.record
 
 
 def _merged(adapt: Builder, model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdra_mm.core.adapters.copied_weights import choose_product
 
-from . import adapted
+from . import compared_models as models
 from .block_sizes import label, make_block_plan
 from .case import Case
 from .peers import quiet
@@ -110,21 +110,21 @@ def _builders(
     case: Case, blocks: Sequence[str], peers: Sequence[str], skipped: dict[str, str]
 ) -> dict[str, Callable[[nn.Module], nn.Module]]:
     plain = case.make_model()
-    builders: dict[str, Callable[[nn.Module], nn.Module]] = {REFERENCE: adapted.frozen_limit}
+    builders: dict[str, Callable[[nn.Module], nn.Module]] = {REFERENCE: models.frozen_limit}
     for kind in blocks:
         plan = make_block_plan(plain, kind, seed=case.seed)
         for product in ('copied', 'factored'):
             build = partial(_ours, plan=plan, seed=case.seed, product=product)
             builders[f'ours {label(kind)}, {product}'] = build
-    if 'peft' in peers and adapted.installed('peft'):
-        builders[f'peft LoRA r={adapted.LORA_RANK}'] = adapted.peft_lora
+    if 'peft' in peers and models.installed('peft'):
+        builders[f'peft LoRA r={models.LORA_RANK}'] = models.peft_lora
     elif 'peft' in peers:
         skipped['peft LoRA'] = 'peft is not installed: pip install peft'
-    builders['full'] = adapted.full
+    builders['full'] = models.full
     return builders
 
 
 def _ours(model: nn.Module, *, plan: Any, seed: int, product: str) -> nn.Module:
-    model = adapted.ours(model, plan, seed)
+    model = models.ours(model, plan, seed)
     choose_product(model, product)
     return model

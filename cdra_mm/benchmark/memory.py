@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from cdra_mm.core.model.own_state import tensors_in
+
 __all__ = ['in_child', 'peak_above_rest', 'saved_bytes']
 
 STATUS, CLEAR_REFS = Path('/proc/self/status'), Path('/proc/self/clear_refs')
@@ -124,14 +126,4 @@ def _put_aside(loss: Tensor) -> Iterator[Tensor]:
             continue
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]
-        yield from _tensors(getattr(node, '__dict__', {}))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry)
+        yield from tensors_in(getattr(node, '__dict__', {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -20,43 +20,30 @@ __all__ = ['SHAPES', 'compare_planning', 'synthetic_scores']
 GAMMA, BUDGET = 0.01, 0.005  # of the competing entries
 
 
-def _vit(depth: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    matrices = {
-        'attn.qkv.weight:q': (width, width),
-        'attn.qkv.weight:k': (width, width),
-        'attn.qkv.weight:v': (width, width),
-        'attn.proj.weight': (width, width),
-        'mlp.fc1.weight': (4 * width, width),
-        'mlp.fc2.weight': (width, 4 * width),
-    }
-    vectors = {'norm1.weight': (width,), 'attn.qkv.bias': (3 * width,), 'ls1.gamma': (width,)}
-    for block in range(depth):
-        for name, shape in (matrices | vectors).items():
-            yield f'blocks.{block}.{name}', shape
+def _shapes(depth: int, width: int, ffn: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the competing tensors of a ViT."""
+    square = ('qkv.weight:q', 'qkv.weight:k', 'qkv.weight:v', 'proj.weight')
+    shapes: dict[str, tuple[int, ...]] = {f'attn.{name}': (width, width) for name in square}
+    shapes |= {f'mlp.{name}': sides for name, sides in ffn.items()}
+    shapes |= {'norm1.weight': (width,), 'attn.qkv.bias': (3 * width,), 'ls1.gamma': (width,)}
+    return {f'blocks.{block}.{name}': s for block in range(depth) for name, s in shapes.items()}
 
 
-def _dinov2_giant() -> Iterator[tuple[str, tuple[int, ...]]]:
-    width, hidden = 1536, 4096
-    matrices = {
-        'attn.qkv.weight:q': (width, width),
-        'attn.qkv.weight:k': (width, width),
-        'attn.qkv.weight:v': (width, width),
-        'attn.proj.weight': (width, width),
-        'mlp.w12.weight:w1': (hidden, width),
-        'mlp.w12.weight:w2': (hidden, width),
-        'mlp.w3.weight': (width, hidden),
-    }
-    vectors = {'norm1.weight': (width,), 'attn.qkv.bias': (3 * width,), 'ls1.gamma': (width,)}
-    for block in range(40):
-        for name, shape in (matrices | vectors).items():
-            yield f'blocks.{block}.{name}', shape
+def _vit(depth: int, width: int) -> dict[str, tuple[int, ...]]:
+    ffn = {'fc1.weight': (4 * width, width), 'fc2.weight': (width, 4 * width)}
+    return _shapes(depth, width, ffn)
 
 
-# Shapes of the competing tensors of ViT-B, ViT-L and DINOv2's ViT-g.
+def _dinov2_giant() -> dict[str, tuple[int, ...]]:
+    gated = dict.fromkeys(('w12.weight:w1', 'w12.weight:w2'), (4096, 1536))
+    return _shapes(40, 1536, {**gated, 'w3.weight': (1536, 4096)})
+
+
+# ViT-B, ViT-L and DINOv2's ViT-g.
 SHAPES: dict[str, Callable[[], dict[str, tuple[int, ...]]]] = {
-    '86M': lambda: dict(_vit(12, 768)),
-    '304M': lambda: dict(_vit(24, 1024)),
-    '1.1B': lambda: dict(_dinov2_giant()),
+    '86M': lambda: _vit(12, 768),
+    '304M': lambda: _vit(24, 1024),
+    '1.1B': _dinov2_giant,
 }
 
 

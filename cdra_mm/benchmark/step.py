@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import adapted
+from . import compared_models as models
 from .block_sizes import label, make_block_plan
+from .candidates import Candidates
 from .case import Batch, Case
 from .memory import peak_above_rest, saved_bytes
 from .peers import quiet
-from .timing import add_ratio, is_out_of_memory, measure
 
 __all__ = ['STEP_PEERS', 'Step', 'compare_steps', 'step_builders']
 
 STEP_PEERS = ('peft', 'mmpretrain')
 REFERENCE = 'frozen limit'
-LORA = f'peft LoRA r={adapted.LORA_RANK}'
+LORA = f'peft LoRA r={models.LORA_RANK}'
 Builder = Callable[[nn.Module], nn.Module]
 
 
@@ -90,44 +89,25 @@ def compare_steps(
         builders: Candidates by name, instead of those of `step_builders`.
         of_size: Whether to compare with LoRA of our number of parameters too.
     """
-    record: dict[str, Any] = {'benchmark': 'step', **case.describe(), 'reference': REFERENCE}
-    candidates: dict[str, dict[str, Any]] = {}
-    skipped: dict[str, str] = {}
-    record |= {'blocks': list(blocks), 'candidates': candidates, 'skipped': skipped}
+    references = {'frozen_limit': REFERENCE, 'peft_lora': LORA}
+    compared = Candidates(case, 'step', references, blocks=list(blocks))
     with quiet():
-        builders = builders or step_builders(case, blocks, peers, skipped, of_size)
+        builders = builders or step_builders(case, blocks, peers, compared.skipped, of_size)
         batch = case.make_batch()
         steps: dict[str, Step] = {}
         for name, build in builders.items():
-            try:
+            with compared.fitting(name):
                 step = STEPS[case.mode](case, build(case.make_model()), batch)
-                candidates[name] = {
-                    'trainable': adapted.trainable(step.model),
-                }
+                compared.found[name] = {'trainable': models.trainable(step.model)}
                 if case.mode == 'eager':
-                    candidates[name]['saved_bytes'] = saved_bytes(step.model, step.forward)
+                    compared.found[name]['saved_bytes'] = saved_bytes(step.model, step.forward)
                 if case.device == 'cuda' and case.mode == 'eager':
-                    candidates[name]['peak_bytes_above_rest'] = peak_above_rest(step, case.device)
+                    peak = peak_above_rest(step, case.device)
+                    compared.found[name]['peak_bytes_above_rest'] = peak
                 steps[name] = step
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                candidates.pop(name, None)
-                skipped[name] = f'out of memory at batch {case.batch}'
-        measured = measure(
-            steps, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
-        )
-    for name in measured.failed:
-        candidates.pop(name)
-        skipped[name] = f'out of memory at batch {case.batch}'
-    for name, seconds in measured.seconds.items():
-        entry = candidates[name]
-        entry |= {'seconds': median(seconds), 'seconds_all': seconds}
-        for key, other in (('frozen_limit', REFERENCE), ('peft_lora', LORA)):
-            if other in measured.seconds:
-                add_ratio(entry, key, seconds, measured.seconds[other])
-    _compare_saved(candidates)
-    return record
+        compared.time(steps)
+    _compare_saved(compared.found)
+    return compared.record
 
 
 def _compare_saved(candidates: dict[str, dict[str, Any]]) -> None:
@@ -153,22 +133,22 @@ def step_builders(
     """The candidates by name; what cannot be compared is noted in `skipped`."""
     plain = case.make_model()
     plans = {kind: make_block_plan(plain, kind, seed=case.seed) for kind in blocks}
-    builders: dict[str, Builder] = {REFERENCE: adapted.frozen_limit}
+    builders: dict[str, Builder] = {REFERENCE: models.frozen_limit}
     for kind, plan in plans.items():
-        builders[f'ours {label(kind)}'] = partial(adapted.ours, plan=plan, seed=case.seed)
-    if 'peft' in peers and not adapted.installed('peft'):
+        builders[f'ours {label(kind)}'] = partial(models.ours, plan=plan, seed=case.seed)
+    if 'peft' in peers and not models.installed('peft'):
         skipped['peft LoRA'] = 'peft is not installed: pip install peft'
     elif 'peft' in peers:
-        builders[LORA] = adapted.peft_lora
+        builders[LORA] = models.peft_lora
         # The ranks that train about as much as ours; one candidate where they agree.
-        sizes = (adapted.lora_rank_of_size(plain, p) for p in plans.values() if of_size)
+        sizes = (models.lora_rank_of_size(plain, p) for p in plans.values() if of_size)
         for rank in dict.fromkeys(sizes):
-            builders.setdefault(f'peft LoRA r={rank}', partial(adapted.peft_lora, rank=rank))
+            builders.setdefault(f'peft LoRA r={rank}', partial(models.peft_lora, rank=rank))
     if 'mmpretrain' in peers:
-        problem = adapted.mmpretrain_problem()
+        problem = models.mmpretrain_problem()
         if problem:
             skipped['mmpretrain LoRA'] = problem
         else:
-            builders[f'mmpretrain LoRA r={adapted.LORA_RANK}'] = adapted.mmpretrain_lora
-    builders['full'] = adapted.full
+            builders[f'mmpretrain LoRA r={models.LORA_RANK}'] = models.mmpretrain_lora
+    builders['full'] = models.full
     return builders

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from cdra_mm.core.adapters import compact_linear as product
 from cdra_mm.core.adapters.copied_weights import choose_product
 
-from . import adapted
+from . import compared_models as models
 from .block_sizes import label, make_block_plan
+from .candidates import Candidates
 from .case import Case
 from .peers import quiet
-from .timing import add_ratio, measure
 
 __all__ = ['STRATEGIES', 'compare_strategies', 'taking']
 
@@ -49,36 +48,26 @@ def compare_strategies(case: Case, *, blocks: Sequence[str] = ('paper', 'spt')) 
         case: The setting; every layer gets an input of its own, and its gradient is taken.
         blocks: Block sizes, see `make_block_plan`.
     """
-    record: dict[str, Any] = {'benchmark': 'strategies', **case.describe(), 'reference': REFERENCE}
-    record |= {'blocks': list(blocks), 'candidates': {}, 'skipped': {}}
+    compared = Candidates(case, 'strategies', {'frozen': REFERENCE}, blocks=list(blocks))
     with quiet():
         plain = case.make_model()
         runs: dict[str, Callable[[], None]] = {REFERENCE: _products(case, _layers(plain))}
         plain.requires_grad_(False)
         for kind in blocks:
             plan = make_block_plan(plain, kind, seed=case.seed)
-            run = _products(case, _layers(adapted.ours(case.make_model(), plan, case.seed)))
+            run = _products(case, _layers(models.ours(case.make_model(), plan, case.seed)))
             for strategy in STRATEGIES:
                 runs[f'{label(kind)}: {strategy}'] = _by(strategy, run)
-            model = adapted.ours(case.make_model(), plan, case.seed)
+            model = models.ours(case.make_model(), plan, case.seed)
             choose_product(model, 'copied')
             runs[f'{label(kind)}: copied'] = _products(case, _layers(model))
-        measured = measure(
-            runs, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
-        )
-    for name in measured.failed:
-        record['skipped'][name] = f'out of memory at batch {case.batch}'
-    for name, seconds in measured.seconds.items():
-        entry = {'seconds': median(seconds), 'seconds_all': seconds}
-        if REFERENCE in measured.seconds:
-            add_ratio(entry, 'frozen', seconds, measured.seconds[REFERENCE])
-        record['candidates'][name] = entry
-    return record
+        compared.time(runs)
+    return compared.record
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The linear layers of the middle block."""
-    paths = adapted.linear_paths(model)
+    paths = models.linear_paths(model)
     block = paths[len(paths) // 2].rpartition('.')[0].rpartition('.')[0]
     return [model.get_submodule(path) for path in paths if path.startswith(f'{block}.')]
 

@@ -46,9 +46,6 @@ def run_command(name: str) -> None:
 def start(words: Sequence[str]) -> None:
     """Runs the command that a command line names.
 
-    Args:
-        words: Without the name of the program.
-
     Raises:
         ConfigError: If there is no such command.
     """

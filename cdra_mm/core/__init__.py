@@ -26,19 +26,22 @@ from .adapters.adapted import adapters, count_parameters, plan_of, trained_whole
 from .adapters.adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
 from .adapters.apply import apply_plan, freeze_rest
 from .adapters.merging import merge_adapters, remove_adapters, unmerge_adapters
-from .artifacts.files import save_adapter
+from .artifacts.adapter_saving import save_adapter
 from .artifacts.loading import load_adapter
 from .artifacts.named_adapters import NamedAdapters
 from .artifacts.state_keys import build_adapters
 from .model.digests import digests_of, fingerprint, fingerprint_of
 from .model.own_state import base_state
-from .model.targets import Target, block_width, find_blocks, find_targets, resolve
+from .model.targets import Target, find_targets, resolve
+from .model.transformer_layers import find_layers, layer_width
 from .planning.compaction import compact
 from .planning.making import make_plan, plan_from_masks
 from .planning.plan import Block, Part, Plan, SparseMatrix, Vector
 from .planning.ranks import dynamic_rank
 from .planning.selection import select
 from .scoring.scores import estimate_scores
+
+find_blocks, block_width = find_layers, layer_width  # their names in earlier releases
 
 __all__ = [
     'Adapter',
@@ -62,6 +65,7 @@ __all__ = [
     'apply_plan',
     'base_state',
     'block_width',
+    'layer_width',
     'build_adapters',
     'compact',
     'count_parameters',
@@ -69,6 +73,7 @@ __all__ = [
     'dynamic_rank',
     'estimate_scores',
     'find_blocks',
+    'find_layers',
     'find_targets',
     'fingerprint',
     'fingerprint_of',

@@ -4,7 +4,7 @@ Needs no OpenMMLab. In reading order: `sources` says where a data set comes from
 complete copy holds, `download` and `unpack` bring it in, `camvid`, `vtab`, `birds` and `matlab`
 convert, `demo_images` generates, `completeness` counts what is there, `inspection` looks at
 every file of it, `prepare` joins them. The layouts are `pairs` (label maps) and `listed` (class
-ids in lists).
+ids in lists, which `list_files` reads).
 """
 
 from .completeness import Report, check

@@ -26,13 +26,6 @@ JPEG_QUALITY = 92
 def convert_camvid(source: str | Path, out: str | Path) -> int:
     """Re-encode the images as JPEG and the label maps as one-channel PNG.
 
-    Args:
-        source: The tutorial's ``CamVid`` folder.
-        out: Folder in which to make ``img_dir`` and ``ann_dir``.
-
-    Returns:
-        Number of pairs written.
-
     Raises:
         DataError: If a file is missing or cannot be decoded, sizes differ, or a label id is above
             11; names the file.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cdra_mm.columns import aligned
+from cdra_mm.spelling import first_of
 
 __all__ = ['Tally', 'class_lines']
 
@@ -42,9 +43,6 @@ def class_lines(
         num_classes: Number of classes; ``None`` where it is not known.
         table: Whether a table is wanted at all.
         names: Class names by id, for the table.
-
-    Returns:
-        Indented lines.
 
     Example:
         >>> print('\n'.join(class_lines({'train': Tally(Counter([0, 0, 1]))}, 3)))
@@ -89,6 +87,5 @@ def _summary(tally: Tally, ids: list[int]) -> str:
         f'(median {statistics.median(counts):g})'
     )
     if empty:
-        rest = f' and {len(empty) - NAMED} more' if len(empty) > NAMED else ''
-        text += f'; without an image: {", ".join(empty[:NAMED])}{rest}'
+        text += f'; without an image: {first_of(empty, NAMED)}'
     return text

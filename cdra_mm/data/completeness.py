@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from cdra_mm.spelling import first_of
+
 from .layout import Fault, Listing, Split
 from .source import Source
 from .sources import find_source
@@ -89,9 +91,9 @@ class Report:
         """What is missing or wrong, in one line; empty for a complete data set."""
         absent = self.absent_parts()
         if len(absent) == len(self.parts()):
-            folders = _some([str(self.root / entry) for entry in self.source.entries])
+            folders = first_of((self.root / entry for entry in self.source.entries), NAMED)
             return f'nothing of {self.source.name} is there ({folders})'
-        troubles = [f'{_some(absent)} not there'] if absent else []
+        troubles = [f'{first_of(absent, NAMED)} not there'] if absent else []
         for part, states in self.parts().items():
             if part not in absent:
                 troubles += self.part_troubles(part, states)
@@ -168,11 +170,5 @@ def _trouble(
         )
     faults = [fault for state in faulty for fault in state.listing.faults]
     if faults:
-        rest = f' and {len(faults) - 1} more' if len(faults) > 1 else ''
-        text += f' ({faults[0]}{rest})'
+        text += f' ({first_of(faults)})'
     return text
-
-
-def _some(names: list[str]) -> str:
-    rest = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
-    return ', '.join(names[:NAMED]) + rest

@@ -79,9 +79,6 @@ def make_demo(
         num_validation: Number of validation images.
         size: Height and width of an image in pixels.
 
-    Returns:
-        ``root``.
-
     Raises:
         DataError: If a number is out of range, part of a data set is there already, the folder
             cannot be written, or scikit-learn is missing.

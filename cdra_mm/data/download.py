@@ -63,9 +63,6 @@ def download(
         pause: Seconds before a try that follows progress, doubled each time after.
         progress: Called with (bytes done, total); a line on the terminal by default.
 
-    Returns:
-        ``path``.
-
     Raises:
         DataError: If the file cannot be had, is not the expected one, or cannot be written. A
             partial file stays for the next run unless its content proved wrong.

@@ -38,13 +38,6 @@ class ExpectedContents:
 def fit_demo(splits: tuple[Split, ...], root: Path) -> ExpectedContents:
     """The demo data as its own record says it was made; as by default when there is none.
 
-    Args:
-        splits: The splits as they are made by default.
-        root: Folder of the data set.
-
-    Returns:
-        The splits to expect there.
-
     Raises:
         DataError: If the record is damaged.
     """

@@ -32,17 +32,7 @@ def fgvc_splits(
     num_classes: int,
     image_roots: tuple[str, ...],
 ) -> tuple[JsonSplit, ...]:
-    """The three splits of a data set; train and val are counted together.
-
-    Args:
-        folder: The data set's folder.
-        counts: Number of images in train, val and test.
-        num_classes: Number of classes.
-        image_roots: Folders that the paths may be relative to.
-
-    Returns:
-        One record a split.
-    """
+    """The three splits of a data set; train and val are counted together."""
     return tuple(
         JsonSplit(
             name=name,
@@ -109,12 +99,7 @@ def write_lists(folder: Path, labels: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def move_into(source: Path, folder: Path) -> None:
-    """Move what an unpacked folder holds into the data set's folder; what is there already stays.
-
-    Args:
-        source: The unpacked folder.
-        folder: The data set's folder, made when missing.
-    """
+    """Move what an unpacked folder holds into another, made when missing; what is there stays."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if not (folder / path.name).exists():

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from cdra_mm.progress import Progress, progress_line
+from cdra_mm.spelling import first_of
 
 from .classes import Tally, class_lines
 from .completeness import Report, SplitState, check
+from .decoding import decoded, map_on_all_cores, size_fault
 from .layout import Fault
-from .optional import optional_module
 from .pairs import PairSplit
 
 __all__ = ['Inspection', 'inspect_data']
 
 LISTED = 10  # faults that are printed before the rest is only counted
-WINDOW = 512  # samples that are under way at once
 
 Key = tuple[Path, 'Path | None']
 
@@ -55,8 +49,7 @@ class Inspection:
         """What is missing or wrong, in one line; empty for a good data set."""
         problem = self.report.problem()
         if self.damaged:
-            rest = f' and {len(self.damaged) - 1} more' if len(self.damaged) > 1 else ''
-            damaged = f'{self.damaged[0]}{rest}'
+            damaged = first_of(self.damaged)
             where = f'{self.report.source.name} in {self.report.root} is damaged: '
             problem = f'{problem}; {damaged}' if problem else where + damaged
         return problem
@@ -93,15 +86,11 @@ def inspect_data(name: str, root: str | Path, *, progress: Progress | None = Non
         root: The folder that was given to :func:`~cdra_mm.data.prepare`.
         progress: Called with (images done, total); a line on the terminal by default.
 
-    Returns:
-        What is there and what is wrong with it.
-
     Raises:
         DataError: If the data set is unknown, the record of a generated one is damaged, or Pillow
             is missing.
     """
     report = check(name, root)
-    optional_module('PIL.Image', 'pillow')
     owners: dict[Key, list[SplitState]] = {}
     tallies: dict[str, dict[str, Tally]] = {}
     for state in report.states:
@@ -112,65 +101,40 @@ def inspect_data(name: str, root: str | Path, *, progress: Progress | None = Non
                 tally.images[sample.label] += 1
     show = progress_line('checking', unit='images') if progress is None else progress
     damaged: list[Fault] = []
-    with warnings.catch_warnings():
-        # Pillow's remarks on odd metadata; what cannot be decoded is an error.
-        warnings.simplefilter('ignore')
-        for done, (key, (histogram, faults)) in enumerate(_looked_at(owners)):
-            show(done, len(owners))
-            damaged += faults
-            for state in owners[key]:
-                tally = tallies[state.split.part][state.split.name]
-                for number, pixels in histogram.items():
-                    tally.images[number] += 1
-                    tally.pixels[number] += pixels
-            split = owners[key][0].split
-            if key[1] is not None and isinstance(split, PairSplit):
-                damaged += _foreign_ids(key[1], histogram, split)
-        show(len(owners), len(owners))
+    looks = zip(owners, map_on_all_cores(_look, owners), strict=True)
+    for done, (key, (histogram, faults)) in enumerate(looks):
+        show(done, len(owners))
+        damaged += faults
+        for state in owners[key]:
+            tally = tallies[state.split.part][state.split.name]
+            for number, pixels in histogram.items():
+                tally.images[number] += 1
+                tally.pixels[number] += pixels
+        split = owners[key][0].split
+        if key[1] is not None and isinstance(split, PairSplit):
+            damaged += _foreign_ids(key[1], histogram, split)
+    show(len(owners), len(owners))
     return Inspection(report, tallies, tuple(damaged))
 
 
 Look = tuple[dict[int, int], list[Fault]]
 
 
-def _looked_at(keys: Iterable[Key]) -> Iterator[tuple[Key, Look]]:
-    """Every sample with its histogram of class ids and faults, in order; decoded on all cores."""
-    remaining = iter(keys)
-    # Threads are enough: Pillow's decoders let others run while they work.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        while window := list(islice(remaining, WINDOW)):
-            yield from zip(window, pool.map(_look, window), strict=True)
-
-
 def _look(key: Key) -> Look:
     image, label_map = key
     faults: list[Fault] = []
-    size, _ = _decode(image, faults)
+    with decoded(image, faults) as picture:
+        size = None if picture is None else picture.size
     if label_map is None:
         return {}, faults
-    label_size, label = _decode(label_map, faults)
-    if size is not None and label_size is not None and size != label_size:
-        what = 'is {0[0]} x {0[1]} pixels, but its image {1} is {2[0]} x {2[1]}'
-        faults.append(Fault(str(label_map), what.format(label_size, image.name, size)))
-    if label is None:
-        return {}, faults
-    if label.mode not in ('L', 'P'):
-        what = f'has mode {label.mode}, expected one channel of class ids (8 bits)'
-        return {}, [*faults, Fault(str(label_map), what)]
-    return {number: count for number, count in enumerate(label.histogram()) if count}, faults
-
-
-def _decode(path: Path, faults: list[Fault]) -> tuple[tuple[int, int] | None, Any]:
-    """Size in pixels (width, height) and the whole picture; notes why when it cannot be had."""
-    pillow = optional_module('PIL.Image', 'pillow')
-    try:
-        with pillow.open(path) as picture:
-            picture.load()
-            return picture.size, picture
-    except Exception as error:  # its decoders raise anything on a damaged file
-        text = ' '.join(str(error).split()).replace(f' {str(path)!r}', '')
-        faults.append(Fault(str(path), f'cannot be decoded ({text or type(error).__name__})'))
-        return None, None
+    with decoded(label_map, faults) as label:
+        if label is None:
+            return {}, faults
+        faults += size_fault(label_map, label.size, image, size)
+        if label.mode not in ('L', 'P'):
+            what = f'has mode {label.mode}, expected one channel of class ids (8 bits)'
+            return {}, [*faults, Fault(str(label_map), what)]
+        return {number: count for number, count in enumerate(label.histogram()) if count}, faults
 
 
 def _foreign_ids(label_map: Path, histogram: dict[int, int], split: PairSplit) -> list[Fault]:

@@ -27,10 +27,6 @@ CARS_TEST = 'cars_test_annos_withlabels.mat'
 def convert_flowers(files: Mapping[str, Path], out: Path) -> None:
     """Unpack Oxford Flowers and write its lists, with the publisher's own validation split.
 
-    Args:
-        files: ``102flowers.tgz``, ``imagelabels.mat``, ``setid.mat``.
-        out: Folder in which to make ``OxfordFlowers``.
-
     Raises:
         DataError: If a file is damaged or does not fit the others.
     """
@@ -50,10 +46,6 @@ def convert_flowers(files: Mapping[str, Path], out: Path) -> None:
 
 def convert_dogs(files: Mapping[str, Path], out: Path) -> None:
     """Unpack Stanford Dogs and write its lists.
-
-    Args:
-        files: ``images.tar``, ``lists.tar``.
-        out: Folder in which to make ``StanfordDogs``.
 
     Raises:
         DataError: If a file is damaged or does not fit the others.

@@ -13,13 +13,6 @@ __all__ = ['optional_module']
 def optional_module(name: str, package: str) -> ModuleType:
     """Import a module that the core does not depend on.
 
-    Args:
-        name: Dotted name of the module.
-        package: What to install when it is missing.
-
-    Returns:
-        The module.
-
     Raises:
         DataError: If it is not installed; says how to install it.
 

@@ -35,9 +35,6 @@ def prepare(name: str, root: str | Path, *, archive: str | Path | None = None) -
         archive: The publisher's archive when it has been fetched by other means; the folder that
             holds them under the publisher's names where a data set comes in several files.
 
-    Returns:
-        What is there now.
-
     Raises:
         DataError: If the data set is unknown, cannot be fetched, or a part of it is there already.
     """

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from .expected_contents import ExpectedContents
 from .layout import Split
+from .unpack import unpack
 
-__all__ = ['Archive', 'Convert', 'Source']
+__all__ = ['Archive', 'Convert', 'Source', 'install']
 
 Convert = Callable[[Mapping[str, Path], Path], object]
 """Makes the entries of a data set in a folder from the publisher's files, given by their names."""
@@ -64,9 +65,6 @@ class Source:
     def fitted(self, root: Path) -> tuple[Source, tuple[str, ...]]:
         """The data set as the folder calls for, and notes on it.
 
-        Args:
-            root: Folder of the data set.
-
         Returns:
             The record with the splits to expect there, and sentences for the listing.
         """
@@ -75,3 +73,20 @@ class Source:
         expected = self.fit(self.splits, root)
         entries = self.entries if expected.entries is None else expected.entries
         return replace(self, splits=expected.splits, entries=entries), expected.notes
+
+
+def install(files: Mapping[str, Path], out: Path, *, inside: str, entry: str) -> None:
+    """Converts a set whose only archive has the layout that is read: unpacks one folder of it.
+
+    Args:
+        files: The archive, under any name.
+        out: Folder in which to make the entry.
+        inside: Folder within the archive.
+        entry: Path of the data set in ``out``.
+
+    Raises:
+        DataError: If the archive cannot be unpacked.
+    """
+    (archive,) = files.values()
+    (out / entry).parent.mkdir(parents=True, exist_ok=True)
+    unpack(archive, out / entry, inside=inside)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from cdra_mm.errors import DataError
-from cdra_mm.spelling import did_you_mean
+from cdra_mm.spelling import unknown
 
 from .birds import convert_birds
 from .camvid import VOID, convert_camvid
@@ -27,8 +27,7 @@ from .expected_contents import fit_demo, fit_voc
 from .fgvc import LISTS, fgvc_splits
 from .matlab import CARS_TEST, convert_cars, convert_dogs, convert_flowers
 from .pairs import PairSplit
-from .plain import install
-from .source import Archive, Source
+from .source import Archive, Source, install
 from .unpack import unpack
 from .vtab import TASKS, convert_vtab, fit_vtab, task_splits
 
@@ -274,12 +273,6 @@ SOURCES: dict[str, Source] = {
 def find_source(name: str) -> Source:
     """The data set of that name.
 
-    Args:
-        name: A key of :data:`SOURCES`.
-
-    Returns:
-        The record of the data set.
-
     Raises:
         DataError: If there is none; names the nearest.
 
@@ -289,6 +282,4 @@ def find_source(name: str) -> Source:
     """
     if name in SOURCES:
         return SOURCES[name]
-    raise DataError(
-        f'unknown data set {name!r}{did_you_mean(name, SOURCES)}: known are {", ".join(SOURCES)}'
-    )
+    raise DataError(unknown('unknown data set', name, SOURCES, ''))

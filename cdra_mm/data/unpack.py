@@ -79,9 +79,6 @@ def unpack(
             one counts); what lies elsewhere is left out. Everything when empty.
         progress: Called with (files done, total); a line on the terminal by default.
 
-    Returns:
-        Number of files unpacked.
-
     Raises:
         DataError: If the archive is damaged, unsafe, of another kind, or lacks ``inside``; if the
             folder exists or cannot be written. Nothing is left behind then.

@@ -55,9 +55,6 @@ def task_splits(task: str, part: str) -> tuple[ListSplit, ...]:
     Args:
         task: Name of the task; for an unknown one the classes and test images are not counted.
         part: Its folder, relative to the root.
-
-    Returns:
-        One record a split.
     """
     num_classes, test = TASKS.get(task, (None, None))
     counts: dict[str, int | None] = {**COUNTS, 'test': test}
@@ -68,15 +65,7 @@ def task_splits(task: str, part: str) -> tuple[ListSplit, ...]:
 
 
 def fit_vtab(splits: tuple[Split, ...], root: Path) -> ExpectedContents:
-    """One task where the folder is a task's; otherwise the known tasks and whatever else is there.
-
-    Args:
-        splits: The splits of all tasks.
-        root: Folder of all tasks or of one.
-
-    Returns:
-        What to expect there.
-    """
+    """One task where the folder is a task's; otherwise the known tasks and what else is there."""
     if (root / MARK).is_file():
         task = root.resolve().name
         notes = () if task in TASKS else (_unknown(task),)
@@ -94,10 +83,6 @@ def _unknown(task: str) -> str:
 
 def convert_vtab(files: Mapping[str, Path], out: Path) -> None:
     """Unpack the tasks of an archive, wherever in it they lie.
-
-    Args:
-        files: The archive, under any name.
-        out: Folder in which to make the task folders.
 
     Raises:
         DataError: If the archive cannot be unpacked, or holds a task twice or none.

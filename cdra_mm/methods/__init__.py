@@ -8,7 +8,7 @@ from typing import Any
 
 from cdra_mm.errors import ConfigError
 from cdra_mm.settings import check_types
-from cdra_mm.spelling import did_you_mean
+from cdra_mm.spelling import did_you_mean, unknown
 
 from .adapter import AdapterTuning
 from .base import Method, Request, Trials
@@ -89,10 +89,7 @@ def make_method(config: Mapping[str, Any]) -> Method:
     known = [field.name for field in fields(cls)]
     for key in settings:
         if key not in known:
-            raise ConfigError(
-                f'method {cls.name!r} has no setting {key!r}{did_you_mean(key, known)}: expected '
-                + (', '.join(known) or 'none')
-            )
+            raise ConfigError(unknown(f'method {cls.name!r} has no setting', key, known, ''))
     return cls(**settings)
 
 

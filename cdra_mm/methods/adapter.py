@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from cdra_mm.core import Plan, Target, find_blocks, find_targets
+from cdra_mm.core import Plan, Target, find_layers, find_targets
 from cdra_mm.errors import PlanError
 from cdra_mm.settings import count
 
@@ -69,7 +69,7 @@ class AdapterTuning(Method):
 def _ffn_outputs(backbone: nn.Module) -> list[Target]:
     """The last matrix of every block's FFN."""
     outputs = [target for target in find_targets(backbone).values() if target.role in FFN_OUTPUTS]
-    for block in find_blocks(backbone):
+    for block in find_layers(backbone):
         found = [target for target in outputs if f'{target.module}.'.startswith(f'{block}.')]
         if len(found) != 1:
             raise PlanError(

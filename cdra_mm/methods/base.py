@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from cdra_mm.core import CallAdapter, Plan, Target, find_blocks, find_targets, resolve
+from cdra_mm.core import CallAdapter, Plan, Target, find_layers, find_targets, resolve
 from cdra_mm.core.adapters.adapter import find_kind
 from cdra_mm.errors import PlanError
 from cdra_mm.settings import check_settings
@@ -113,13 +113,15 @@ class Request:
         targets = find_targets(self.backbone)
         return self._left({n: t for n, t in targets.items() if t.path not in self.withheld})
 
-    def blocks(self) -> list[str]:
-        """What may carry adapters of `find_blocks`: blocks with a parameter that may be trained.
+    def layers(self) -> list[str]:
+        """What may carry adapters of `find_layers`: layers with a parameter that may be trained.
 
         Raises:
             PlanError: If all are withheld.
         """
-        return list(self._left({p: None for p in find_blocks(self.backbone) if self.carries(p)}))
+        return list(self._left({p: None for p in find_layers(self.backbone) if self.carries(p)}))
+
+    blocks = layers  # its name for methods of earlier releases
 
     def carries(self, path: str) -> bool:
         """Whether a module may carry an adapter of its calls.
@@ -166,12 +168,7 @@ class Request:
         )
 
     def record(self, method: Method, **trained: Any) -> Plan:
-        """The plan of a method, with its settings beside those of the run.
-
-        Args:
-            method: The method.
-            **trained: The records of what is trained; see `Plan`.
-        """
+        """The plan of a method, with its settings beside those of the run."""
         return Plan(
             method=method.name,
             settings={**self.settings, **asdict(method)},

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.core import CallAdapter, Part, Plan, block_width, find_blocks, register_kind
+from cdra_mm.core import CallAdapter, Part, Plan, find_layers, layer_width, register_kind
 from cdra_mm.core.adapters.low_rank import master_dtype
 from cdra_mm.errors import PlanError
 from cdra_mm.settings import setting
@@ -42,7 +42,7 @@ class HiddenLayers(CallAdapter):
 
     def __init__(self, module: nn.Module, num_hidden: int, width: int) -> None:
         super().__init__()
-        if num_hidden < 1 or width != block_width(module, find_blocks(module)[-1]):
+        if num_hidden < 1 or width != layer_width(module, find_layers(module)[-1]):
             raise ValueError(f'{num_hidden} layers of width {width}')
         like = next(module.parameters())
 
@@ -115,10 +115,10 @@ class MLP(Method):
             PlanError: If the backbone has no transformer block that tells its width.
         """
         backbone = request.backbone
-        blocks = find_blocks(backbone)
+        blocks = find_layers(backbone)
         if not blocks:
             raise PlanError(f'{type(backbone).__name__} has no transformer blocks')
-        sizes = {'num_hidden': self.num_layers - 1, 'width': block_width(backbone, blocks[-1])}
+        sizes = {'num_hidden': self.num_layers - 1, 'width': layer_width(backbone, blocks[-1])}
         count = sizes['num_hidden'] * (sizes['width'] + 1) * sizes['width']
         part = Part(HiddenLayers.kind, HiddenLayers.kind, sizes, count)
         return request.record(self, parts=(part,))

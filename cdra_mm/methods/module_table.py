@@ -40,7 +40,7 @@ class ModuleTable:
     def __init__(
         self, request: Request, sizes: Mapping[str, Sequence[int]], dropout: float
     ) -> None:
-        self.blocks = request.blocks()
+        self.blocks = request.layers()
         if not self.blocks:
             raise PlanError(f'{type(request.backbone).__name__} has no transformer blocks')
         self._records = [

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from cdra_mm.core import Plan, find_blocks
+from cdra_mm.core import Plan, find_layers
 from cdra_mm.errors import PlanError
 from cdra_mm.settings import count
 
@@ -48,14 +48,14 @@ class Partial(Method):
             PlanError: If the backbone has fewer blocks.
         """
         backbone = request.backbone
-        blocks = request.blocks()
+        blocks = request.layers()
         if len(blocks) < self.num_blocks:
             raise PlanError(
                 f'num_blocks={self.num_blocks}: {type(backbone).__name__} has {len(blocks)} '
                 'transformer blocks' + (' that may be trained' if request.withheld else '')
             )
         last = [backbone.get_submodule(path) for path in blocks[-self.num_blocks :]]
-        modules = (*last, *_norms(backbone, find_blocks(backbone)))
+        modules = (*last, *_norms(backbone, find_layers(backbone)))
         trained = {id(p) for module in modules for p in module.parameters()}
         return request.record(
             self,

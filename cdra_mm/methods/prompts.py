@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.core import CallAdapter, block_width, find_blocks, register_kind
+from cdra_mm.core import CallAdapter, find_layers, layer_width, register_kind
 from cdra_mm.core.adapters.low_rank import master_dtype
 from cdra_mm.errors import PlanError
 
@@ -48,7 +48,7 @@ class _PromptTokens(CallAdapter):
         bound: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_prompts < 1 or width != block_width(module, ''):
+        if num_prompts < 1 or width != layer_width(module, ''):
             raise ValueError(f'{num_prompts} prompts of width {width}')
         if not 0 <= dropout < 1 or not 0 <= bound < math.inf:
             raise ValueError(f'dropout is {dropout}, bound is {bound}')
@@ -111,7 +111,7 @@ class InputPrompts(_PromptTokens):
     def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(module, *args, **kwargs)
         self.backbone = (module,)  # in a tuple: its owner, no child of it
-        self.blocks = find_blocks(module)
+        self.blocks = find_layers(module)
         if not self.blocks:
             raise ValueError('it has no transformer blocks')
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from cdra_mm.core import Part, Plan, block_width, find_blocks, find_targets
+from cdra_mm.core import Part, Plan, find_layers, find_targets, layer_width
 from cdra_mm.errors import PlanError
 from cdra_mm.settings import count, probability
 
@@ -61,7 +61,7 @@ class _VPT(Method):
         """Paths of the blocks that get prompts; '' for the input of the first."""
 
     def _part(self, backbone: nn.Module, place: str) -> Part:
-        width = block_width(backbone, place or find_blocks(backbone)[0])
+        width = layer_width(backbone, place or find_layers(backbone)[0])
         bound = math.sqrt(6 / (_patch_inputs(backbone) + width))
         kind = Prompts.kind if place else InputPrompts.kind
         sizes: dict[str, Any] = {'num_prompts': self.num_prompts, 'width': width}
@@ -77,7 +77,7 @@ class VPTShallow(_VPT):
     name: ClassVar[str] = 'vpt_shallow'
 
     def _places(self, request: Request) -> list[str]:
-        request.blocks()  # prompts go through the blocks: one has to be left
+        request.layers()  # prompts go through the blocks: one has to be left
         return ['']
 
 
@@ -88,7 +88,7 @@ class VPTDeep(_VPT):
     name: ClassVar[str] = 'vpt_deep'
 
     def _places(self, request: Request) -> list[str]:
-        return request.blocks()
+        return request.layers()
 
 
 def _check_sets(backbone: nn.Module) -> None:
@@ -101,7 +101,7 @@ def _check_sets(backbone: nn.Module) -> None:
         PlanError: See `_VPT.plan`.
     """
     known = {target.path for target in find_targets(backbone).values()}
-    for path in find_blocks(backbone):
+    for path in find_layers(backbone):
         block = backbone.get_submodule(path)
         tables = [name for name, _ in block.named_parameters(path) if name not in known]
         tables += [name for name, buffer in block.named_buffers(path) if buffer.dim() > 1]

@@ -45,10 +45,6 @@ class Adaptation:
     def begin(self, runner: Runner, backbone: nn.Module) -> Record:
         """A fresh run: plan on the loaded weights, then adapt.
 
-        Args:
-            runner: A runner in training, its weights loaded.
-            backbone: Its plain backbone.
-
         Returns:
             The record of the run's checkpoints.
         """

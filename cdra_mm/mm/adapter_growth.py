@@ -23,11 +23,7 @@ __all__ = ['AdapterGrowth']
 
 
 class AdapterGrowth:
-    """Looks at the adapters of a backbone while it is trained.
-
-    Args:
-        backbone: An adapted backbone, its adapters not merged.
-    """
+    """Looks at the adapters of a backbone while it is trained."""
 
     def __init__(self, backbone: nn.Module) -> None:
         self.adapters = adapters(backbone)

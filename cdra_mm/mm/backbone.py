@@ -79,9 +79,6 @@ def attach_loader(backbone: nn.Module, bases: Iterable[BaseSource] = ()) -> nn.M
     Args:
         backbone: The plain backbone.
         bases: What the config names as its base; see `named_bases`.
-
-    Returns:
-        The backbone.
     """
     _register_mmcv_linear()
     known = backbone.__dict__.get('_cdra_bases', ())

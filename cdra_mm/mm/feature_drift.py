@@ -20,9 +20,9 @@ from cdra_mm.core import adapters
 from cdra_mm.core.adapters.entries import Entries
 from cdra_mm.core.adapters.low_rank import LowRank
 from cdra_mm.core.model.evaluation import evaluation_mode
+from cdra_mm.core.model.own_state import tensors_in
 
 from .host.model_patches import without_recomputation
-from .planning.sample_losses import tensors_of
 from .planning.scoring_state import autocast, preserved_random_state
 
 __all__ = ['FeatureDrift', 'without_updates']
@@ -80,9 +80,9 @@ class FeatureDrift:
             without_recomputation(model),
             autocast(runner),
         ):
-            moved = list(tensors_of(model(*args, **kwargs)))
+            moved = list(tensors_in(model(*args, **kwargs)))
             with without_updates(model):
-                base = list(tensors_of(model(*args, **kwargs)))
+                base = list(tensors_in(model(*args, **kwargs)))
         self._inputs = None  # what the second run was given is no training batch's
         drifts = [_distance(now, was) for now, was in zip(moved, base, strict=True)]
         return float(torch.stack(drifts).max()) if drifts else 0.0

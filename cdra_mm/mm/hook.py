@@ -26,7 +26,7 @@ from .checkpoints.midway import MIDWAY_KEY, restore_midway
 from .checkpoints.own_files import claim_own_files
 from .checkpoints.plain_state import check_can_be_saved, same_meaning
 from .checkpoints.record import Record, read_record, record_of
-from .checkpoints.resuming import check_parts, check_state, choose_checkpoint
+from .checkpoints.resuming import check_parts, check_weights, choose_checkpoint
 from .checkpoints.saving import save_safely
 from .checkpoints.slim_hook import SlimCheckpointHook
 from .data_check.watch import watch
@@ -217,8 +217,8 @@ class CDRAHook(Hook):
             self.record = Record(method=self.method.name)  # a plain checkpoint, a plain run
         else:
             self._use_record(runner, self.adaptation.adopt(runner, backbone, record))
+        check_weights(checkpoint, runner, record)
         check_optimizer(checkpoint, runner.optim_wrapper)
-        check_state(checkpoint, runner, record)
         claim_own_files(runner, checkpoint)
         current = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if same_meaning(checkpoint['meta'].get('dataset_meta'), current):

@@ -41,10 +41,6 @@ def method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
 def check_same_settings(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
     """Refuses to go on from a checkpoint with other settings than it was made with.
 
-    Args:
-        asked: Of the config.
-        recorded: Of the checkpoint.
-
     Raises:
         CheckpointError: Names the first setting that differs, the method before all others.
     """

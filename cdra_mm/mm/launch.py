@@ -21,7 +21,7 @@ from mmengine.runner import Runner, get_priority
 
 from cdra_mm.errors import ConfigError
 from cdra_mm.methods import CDRA
-from cdra_mm.spelling import did_you_mean
+from cdra_mm.spelling import did_you_mean, unknown
 
 from .config_dump import choose_name
 from .data_check import WatchDataHook
@@ -87,12 +87,6 @@ def prepare_config(cfg: Config) -> Config:
     """Puts our settings where mmengine reads them, and registers what the config uses.
 
     A top-level ``cdra = dict(...)`` becomes ``default_hooks.cdra``.
-
-    Args:
-        cfg: A config, changed in place.
-
-    Returns:
-        The config.
 
     Raises:
         ConfigError: If a setting is unknown or out of range, is given twice with
@@ -211,11 +205,11 @@ def _select_final_run(cfg: Config, path: Path) -> None:
             f'config {path} has no final_run: expected a dict of what the final run changes, as '
             'configs/_base_/datasets/vtab.py has it; leave --final out, or add it'
         )
-    unknown = [key for key in changes if key not in cfg]
-    if unknown:
+    foreign = [key for key in changes if key not in cfg]
+    if foreign:
         raise ConfigError(
-            f'final_run of config {path} changes {", ".join(unknown)}, which the config does not '
-            f'have{did_you_mean(unknown[0], list(cfg.keys()))}'
+            f'final_run of config {path} changes {", ".join(foreign)}, which the config does not '
+            f'have{did_you_mean(foreign[0], list(cfg.keys()))}'
         )
     cfg.merge_from_dict(dict(changes))
 
@@ -262,10 +256,7 @@ def _check_settings(config: Mapping[str, Any]) -> None:
     known += [field.name for field in fields(CDRA) if field.name not in known]
     for key in settings:
         if key not in known:
-            raise ConfigError(
-                f'cdra has no setting {key!r}{did_you_mean(key, known)}: expected some of '
-                + ', '.join(known)
-            )
+            raise ConfigError(unknown('cdra has no setting', key, known, ''))
     kind = config.get('type')
     try:
         cls = HOOKS.get(kind) if isinstance(kind, str) else kind

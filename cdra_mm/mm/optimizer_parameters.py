@@ -23,18 +23,13 @@ from torch.optim import Optimizer
 from cdra_mm.core import ParameterAdapter, adapters
 from cdra_mm.errors import ConfigError
 
-__all__ = ['build_optimizer', 'named_optimizers', 'trained_parameters']
+__all__ = ['build_optimizer', 'named_optimizers', 'named_wrappers', 'trained_parameters']
 
 Pair = tuple[nn.Parameter, nn.Parameter]
 
 
 def build_optimizer(runner: Runner, backbone: nn.Module, config: Any) -> Any:
     """Builds an ``optim_wrapper`` for the parameters of now.
-
-    Args:
-        runner: A runner in training.
-        backbone: The backbone of its model, adapted or plain.
-        config: Of the wrapper.
 
     Returns:
         The wrapper. Its optimizers hold what requires a gradient and no state of anything else.
@@ -62,9 +57,12 @@ def build_optimizer(runner: Runner, backbone: nn.Module, config: Any) -> Any:
 
 def named_optimizers(wrapper: OptimWrapper | OptimWrapperDict) -> list[tuple[str, Optimizer]]:
     """The optimizers of a wrapper by name; a single one has none."""
-    if isinstance(wrapper, OptimWrapperDict):
-        return [(name, part.optimizer) for name, part in wrapper.items()]
-    return [('', wrapper.optimizer)]
+    return [(name, part.optimizer) for name, part in named_wrappers(wrapper).items()]
+
+
+def named_wrappers(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:
+    """The wrappers of one optimizer each by name; a single one has none."""
+    return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
 
 
 def trained_parameters(

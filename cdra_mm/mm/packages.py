@@ -114,12 +114,6 @@ def drop_own_scope(cfg: Config) -> Config:
 
     mmengine would look its types up among ours; they are mmseg's or mmpretrain's, as the config's
     ``default_scope`` says.
-
-    Args:
-        cfg: A config, changed in place.
-
-    Returns:
-        The config.
     """
     for value in cfg.values():
         _drop_scope(value)

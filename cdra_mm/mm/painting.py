@@ -39,10 +39,6 @@ def paint_predictions(cfg: Config, folder: str) -> None:
     The config's own visualizer does it. Where it has none, or mmengine's plain one, its package's
     takes the place; a back end that writes files is added where there is none.
 
-    Args:
-        cfg: The config of the run, changed in place.
-        folder: Where the pictures go.
-
     Raises:
         ConfigError: If the config is of no package that paints.
     """

@@ -18,12 +18,7 @@ HEAD = ('matrix', 'adapted', 'rank min/median/max', 'mean block', 'density', 'pa
 
 
 def describe_plan(plan: Plan, backbone: nn.Module) -> str:
-    """The plan per matrix type, with the trainable share of the backbone.
-
-    Args:
-        plan: A plan.
-        backbone: The backbone it was made for, plain or adapted.
-    """
+    """The plan per matrix type, with the trainable share of the backbone."""
     total = sum(p.numel() for name, p in backbone.named_parameters() if '.cdra.' not in f'.{name}')
     by_role: dict[str, list[Block]] = defaultdict(list)
     targets = find_targets(backbone) if plan.blocks or plan.dropped else {}

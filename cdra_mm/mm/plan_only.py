@@ -30,12 +30,6 @@ class _EndHook(Hook):
 def plan_only(runner: Runner) -> Path:
     """Starts a run with `CDRAHook`, and ends it once the hook has planned.
 
-    Args:
-        runner: A runner that has not started; of no use afterwards.
-
-    Returns:
-        The plan, in the work directory.
-
     Raises:
         ConfigError: If the run does not adapt, or its method plans nothing.
     """

@@ -30,12 +30,6 @@ def write_results(
 ) -> dict[str, Any]:
     """Writes the adapter file of a run that ends, where it has a plan.
 
-    Args:
-        runner: The run; to be called on its main process.
-        record: Of its checkpoints.
-        trained: What the optimizer has trained, by id.
-        metrics: The last ones of its validation.
-
     Returns:
         For the summary: parameters, sizes in bytes and the metrics.
     """

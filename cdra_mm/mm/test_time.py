@@ -26,9 +26,6 @@ def set_test_time_augmentation(cfg: Config) -> None:
     A config says both in ``tta_model`` and ``tta_pipeline``, as those of OpenMMLab do. Where it
     does not, the views are an image and its mirror image, and the scores of both are averaged.
 
-    Args:
-        cfg: Config of a model, changed in place.
-
     Raises:
         ConfigError: If it has no test data with a pipeline, or the package is unknown and the
             config does not say how.

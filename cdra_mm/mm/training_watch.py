@@ -8,7 +8,7 @@ something that its checkpoints do not hold, ends there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core.adapters.adapted import plan_of, planned_parameters
 from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.spelling import first_of
 
 from .backbone import find_backbone
 from .checkpoints.record import Record
@@ -26,17 +27,13 @@ from .optimizer_parameters import named_optimizers, trained_parameters
 from .planning.withheld import frozen_by_train
 from .rebuild import plain_model
 
-__all__ = ['TrainingWatch', 'check_stays_trained', 'named']
+__all__ = ['TrainingWatch', 'check_stays_trained']
 
 NAMED = 3
 
 
 def check_stays_trained(model: nn.Module, backbone: nn.Module) -> None:
     """Checks that the model's own ``train()`` freezes nothing that is planned.
-
-    Args:
-        model: The model, before its first iteration.
-        backbone: Its backbone with the plan applied.
 
     Raises:
         PlanError: Names what it freezes.
@@ -45,8 +42,8 @@ def check_stays_trained(model: nn.Module, backbone: nn.Module) -> None:
     if lost:
         raise PlanError(
             f'train() of {type(model).__name__} or of its {type(backbone).__name__} freezes '
-            f'{len(lost)} parameters that the plan trains ({named(lost)}): have it leave them '
-            "alone (frozen_stages=-1?), or use the method 'linear'"
+            f'{len(lost)} parameters that the plan trains ({first_of(lost, NAMED)}): have it leave '
+            "them alone (frozen_stages=-1?), or use the method 'linear'"
         )
 
 
@@ -109,8 +106,8 @@ class TrainingWatch(Hook):
         if self._waiting and is_main_process():
             MMLogger.get_current_instance().warning(
                 f'{len(self._waiting)} backbone parameters are to be trained and got no gradient '
-                f'in the first iteration ({named(self._waiting.values())}): the loss does not '
-                'depend on them, or not for every batch'
+                f'in the first iteration ({first_of(self._waiting.values(), NAMED)}): the loss '
+                'does not depend on them, or not for every batch'
             )
         self._waiting = {}
 
@@ -139,7 +136,9 @@ class TrainingWatch(Hook):
             else:
                 why = 'are in no optimizer'
             idle[why].append(name)
-        words = '; '.join(f'{len(names)} {why} ({named(names)})' for why, names in idle.items())
+        words = '; '.join(
+            f'{len(names)} {why} ({first_of(names, NAMED)})' for why, names in idle.items()
+        )
         if planned and not any(id(parameter) in held for parameter in planned.values()):
             raise ConfigError(
                 f'nothing of the backbone would be trained, of {len(planned)} planned parameters: '
@@ -170,13 +169,6 @@ def _refuse_undeclared(
     if extra:
         raise ConfigError(
             f'the optimizer trains {len(extra)} backbone parameters beside the plan '
-            f'({named(extra)}), which checkpoints would not hold: name them in also_train, or take '
-            'out the hook that has put them into the optimizer'
+            f'({first_of(extra, NAMED)}), which checkpoints would not hold: name them in '
+            'also_train, or take out the hook that has put them into the optimizer'
         )
-
-
-def named(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    listed = list(names)
-    more = f' and {len(listed) - NAMED} more' if len(listed) > NAMED else ''
-    return ', '.join(listed[:NAMED]) + more

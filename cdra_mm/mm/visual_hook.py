@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 from mmengine.visualization.vis_backend import BaseVisBackend
 
 from cdra_mm.core import count_parameters
+from cdra_mm.core.planning.plan_positions import with_positions
 from cdra_mm.methods import Method
 from cdra_mm.pictures import draw_map, map_of, pixels_of, styled
 from cdra_mm.pictures.plan_map import positions_of
@@ -77,8 +78,7 @@ class VisualHook(Hook):
             scalars['share_of_budget'] = trained / budget
         self._show(runner, scalars, runner.iter)
         if any(_takes_images(backend) for backend in backends):
-            # With all names of the backbone, so that every layer shows.
-            positions = positions_of(plan, (name for name, _ in backbone.named_parameters()))
+            positions = positions_of(with_positions(plan, backbone))
             for what in PICTURES:
                 plan_map = map_of(plan, what, positions)
                 if plan_map.values:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdra_mm.core import Plan
 from cdra_mm.core.planning.plan import Block, Part, SparseMatrix, Vector
+from cdra_mm.core.planning.plan_positions import positions_by_name
 
 from .style import INK, SEQUENCE, new_figure
 from .weight_positions import WeightPositions
@@ -103,21 +104,12 @@ def map_values(
     return PlanMap(title, unit, tuple(positions.layers), tuple(roles), dict(cells), outside)
 
 
-def positions_of(
-    plan: Plan, names: Iterable[str] = (), shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> WeightPositions:
-    """The positions of everything in a plan.
-
-    Args:
-        plan: The plan.
-        names: Further weights of its backbone.
-        shapes: Shapes of such, by name.
-    """
-    blocks = {block.name: block.shape for block in (*plan.blocks, *plan.dropped)}
-    matrices = blocks | {matrix.name: matrix.shape for matrix in plan.sparse}
-    vectors = {vector.name: (vector.length,) for vector in plan.vectors}
-    known = [*(part.name for part in plan.parts), *plan.also_train, *names]
-    return WeightPositions(known, {**matrices, **vectors, **(shapes or {})})
+def positions_of(plan: Plan, names: Iterable[str] = ()) -> WeightPositions:
+    """The positions of everything in a plan."""
+    matrices: list[Block | SparseMatrix | Vector] = [*plan.blocks, *plan.dropped, *plan.sparse]
+    drawn = [*(record.name for record in [*matrices, *plan.vectors]), *names]
+    others = [*(part.name for part in plan.parts), *plan.also_train]
+    return WeightPositions(plan.positions or positions_by_name([*drawn, *others]), drawn)
 
 
 def draw_map(plan_map: PlanMap) -> Figure:

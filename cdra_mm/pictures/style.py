@@ -103,9 +103,6 @@ def colour_of(position: int) -> str:
 def class_palette(count: int) -> list[list[int]]:
     """Colours of classes, told apart as long as they can be: `COLOURS`, then more hues.
 
-    Args:
-        count: Number of classes.
-
     Returns:
         ``[red, green, blue]`` of 255 each, no colour twice.
 

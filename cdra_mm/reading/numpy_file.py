@@ -32,10 +32,6 @@ def read_npz(
 ) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     """The arrays of a file by name, one after the other.
 
-    Args:
-        path: The file.
-        what: What it should be, for the message.
-
     Yields:
         Name and array; of plain numbers.
 

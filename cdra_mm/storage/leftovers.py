@@ -28,11 +28,6 @@ def clear_leftovers(folder: str | Path, say: Callable[[str], object], name: str 
 
     What a living process of this machine is writing stays, and so does what cannot be removed:
     a leftover never stops a run.
-
-    Args:
-        folder: Where to look; it may be missing.
-        say: Gets a line for each.
-        name: Only the leftovers of the file or folder of this name.
     """
     try:
         found = sorted(Path(folder).iterdir())

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdra_mm.benchmark.arguments import DEFAULTS, MODELS, nearest, unknown
+from cdra_mm.benchmark.arguments import DEFAULTS, MODELS, nearest
 from cdra_mm.benchmark.case import TIMM_NAMES, Batch, Case, check_vit
 from cdra_mm.benchmark.inference import forward_of
 from cdra_mm.benchmark.memory import in_child, peak_above_rest
@@ -28,6 +28,7 @@ from cdra_mm.benchmark.timing import is_out_of_memory, measure
 from cdra_mm.core import Plan, apply_plan, estimate_scores, merge_adapters
 from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.methods import Request, make_method
+from cdra_mm.spelling import unknown
 from cdra_mm.storage import write_text
 
 from .grid import Row, pick

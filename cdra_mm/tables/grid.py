@@ -9,7 +9,7 @@ from typing import Any
 
 from cdra_mm.errors import ConfigError
 from cdra_mm.methods import make_method
-from cdra_mm.spelling import did_you_mean
+from cdra_mm.spelling import did_you_mean, unknown
 
 __all__ = ['Grid', 'Row', 'Task', 'narrow', 'pick', 'read_seeds']
 
@@ -160,10 +160,7 @@ def pick(what: str, entries: tuple[Any, ...], names: Sequence[str] | None) -> tu
     known = {entry.name: entry for entry in entries}
     for name in names:
         if name not in known:
-            raise ConfigError(
-                f'{what} {name!r} is not in the grid{did_you_mean(name, known)}: expected some of '
-                f'{", ".join(known)}'
-            )
+            raise ConfigError(unknown(what, name, known, ' is not in the grid'))
     return tuple(entry for name, entry in known.items() if name in names)
 
 

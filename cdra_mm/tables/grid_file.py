@@ -29,7 +29,7 @@ from typing import Any
 from mmengine.config import Config
 
 from cdra_mm.errors import ConfigError
-from cdra_mm.spelling import did_you_mean
+from cdra_mm.spelling import did_you_mean, unknown
 
 from .grid import Grid, Row, Task, read_seeds
 
@@ -161,10 +161,7 @@ def _check_keys(where: str, entry: Any, kind: str, required: Sequence[str]) -> N
         raise ConfigError(f'{where} is {entry!r}, expected a dict')
     for key in entry:
         if key not in KEYS[kind]:
-            raise ConfigError(
-                f'{where} has an entry {key!r}{did_you_mean(key, KEYS[kind])}: expected some of '
-                + ', '.join(KEYS[kind])
-            )
+            raise ConfigError(unknown(f'{where} has an entry', key, KEYS[kind], ''))
     for key in required:
         if key not in entry:
             raise ConfigError(f'{where} has no entry {key!r}')

@@ -12,7 +12,7 @@ from cdra_mm.errors import ConfigError
 
 from .grid import Grid, Row, Task
 
-__all__ = ['Commands', 'Job', 'final_jobs', 'search_jobs']
+__all__ = ['Commands', 'Job', 'choose', 'final_jobs', 'search_jobs']
 
 HOOK = 'default_hooks.cdra'
 UNSAFE = str.maketrans({c: '_' for c in '/\\ \t\n:*?"\'<>|'})
@@ -196,3 +196,22 @@ class Commands:
         if self.processes != 'none':
             words += ['--launcher', self.processes]
         return [*words, '--cfg-options', *job.option_texts]
+
+
+def choose(tried: Sequence[tuple[Job, Mapping[str, float]]]) -> tuple[dict[str, Any], float]:
+    """The settings with the best first metric; of equals those that were declared first.
+
+    Args:
+        tried: The search runs of one method on one task, and their validation figures.
+
+    Returns:
+        The settings and their figure.
+
+    Raises:
+        ValueError: If nothing was tried.
+    """
+    if not tried:
+        raise ValueError('nothing was tried')
+    decisive = next(iter(tried[0][0].task.metrics))
+    job, figures = max(tried, key=lambda entry: entry[1][decisive])  # max keeps the first
+    return dict(job.chosen), figures[decisive]

@@ -82,9 +82,6 @@ def run_jobs(
         timeout: Seconds that one command may take, None for any.
         inherited: Open files that the runs keep open.
         finished: Called with every job that gets done.
-
-    Returns:
-        The jobs that failed; the others are done.
     """
     waiting, free = deque(jobs), deque(slots)
     running: list[_Run] = []

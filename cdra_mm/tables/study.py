@@ -14,13 +14,13 @@ from typing import Any
 from mmengine.config import DictAction
 
 from cdra_mm.errors import CDRAError, ConfigError
+from cdra_mm.mm.checkpoints.own_files import OwnFiles
+from cdra_mm.mm.launch import load_config
 from cdra_mm.storage import write_text
 
-from .checkpoints import drop_checkpoints
 from .grid import Grid, Row, Task, narrow
 from .grid_file import find_grid, read_grid
-from .jobs import Commands, Job, final_jobs, search_jobs
-from .model_selection import choose
+from .jobs import Commands, Job, choose, final_jobs, search_jobs
 from .results import Result, State, foreign_folders, locked, open_folder, read_result
 from .runner import next_command, run_jobs
 from .slots import find_slots
@@ -176,9 +176,16 @@ class _Study:
 
 
 def _drop_checkpoints(job: Job) -> None:
-    """A run that is done stays done, whatever becomes of its checkpoints."""
+    """Deletes the checkpoints that the run of a job has written; any other file stays.
+
+    Where the run keeps them and how it names them stands in its config. A run that is done stays
+    done, whatever becomes of its checkpoints.
+    """
     try:
-        drop_checkpoints(job)
+        cfg = load_config(job.task.config, job.option_texts, final_run=job.is_final_run)
+        cfg.work_dir = str(job.folder)
+        for path in OwnFiles.of_config(cfg).written():
+            path.unlink()
     except (CDRAError, OSError) as error:
         say(f'  {job.label}: checkpoints stay: {error}')
 

@@ -89,10 +89,6 @@ def make_table(grid: Grid, results: Results) -> Table:
 
     Means over tasks are taken seed by seed, and only over seeds that all tasks have: a mean of
     some of the tasks would be another figure.
-
-    Args:
-        grid: What is shown.
-        results: The runs that are done.
     """
     parts = list(_parts(grid))
     families: dict[str, list[tuple[str, tuple[Cell, ...]]]] = {}

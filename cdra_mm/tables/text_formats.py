@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from itertools import groupby
+
+from cdra_mm.columns import csv_text
 
 from .table import Cell, Column, Table
 
@@ -20,11 +20,7 @@ LATEX = {
 
 
 def terminal(table: Table) -> str:
-    """Aligned columns under two lines of titles; families are headings.
-
-    Args:
-        table: The table.
-    """
+    """Aligned columns under two lines of titles; families are headings."""
     rows = [(title, texts) for _, title, texts in _texts(table)]
     titles = [column.title for column in table.columns]
     widths = [
@@ -48,11 +44,7 @@ def terminal(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A GitHub table; the best figure of a column is bold.
-
-    Args:
-        table: The table.
-    """
+    """A GitHub table; the best figure of a column is bold."""
     lines = [f'**{table.title}**', '']
     heads = [_two(column, ': ') for column in table.columns]
     lines.append(_pipes(['', *heads]))
@@ -65,18 +57,12 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """A row a method, in full precision: each figure, its spread and its number of seeds.
-
-    Args:
-        table: The table.
-    """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator='\n')
+    """A row a method, in full precision: each figure, its spread and its number of seeds."""
     heads = ['family', 'method']
     for column in table.columns:
         name = _two(column, ': ')
         heads += [name] if column.share else [name, f'{name} (spread)', f'{name} (seeds)']
-    writer.writerow(heads)
+    lines: list[list[object]] = []
     for family, rows in table.families:
         for title, cells in rows:
             words: list[object] = [family, title]
@@ -84,16 +70,12 @@ def comma_separated(table: Table) -> str:
                 figures = [cell.mean, cell.spread]
                 texts = ['' if value is None else f'{value:.6g}' for value in figures]
                 words += texts[:1] if column.share else [*texts, len(cell.values)]
-            writer.writerow(words)
-    return out.getvalue()
+            lines.append(words)
+    return csv_text(heads, lines)
 
 
 def latex(table: Table) -> str:
-    """A ``table*`` for the package booktabs; the best figure of a column is bold.
-
-    Args:
-        table: The table.
-    """
+    """A ``table*`` for the package booktabs; the best figure of a column is bold."""
     width = 1 + len(table.columns)
     over, under = [''], ['']
     for group, columns in groupby(table.columns, lambda column: column.group):

@@ -13,7 +13,7 @@ import torch
 from cdra_mm.benchmark import command
 from cdra_mm.benchmark.arguments import BENCHMARKS, PEER_NAMES, parser
 from cdra_mm.benchmark.block_sizes import KINDS
-from cdra_mm.benchmark.command import JOBS, checked, main
+from cdra_mm.benchmark.command import COMPARED, JOBS, checked, main
 from cdra_mm.benchmark.peers import PEERS
 from cdra_mm.benchmark.report import render
 from cdra_mm.benchmark.step import STEP_PEERS
@@ -105,14 +105,14 @@ def test_run_takes_every_size_and_batch(tmp_path):
 
 def test_interrupted_run_keeps_its_results(tmp_path, monkeypatch):
     path = tmp_path / 'out.json'
-    real = command.compare_inference
+    real, wanted = COMPARED['inference']
 
     def second_is_interrupted(case, **options):
         if case.batch == 2:
             raise KeyboardInterrupt
         return real(case, **options)
 
-    monkeypatch.setattr(command, 'compare_inference', second_is_interrupted)
+    monkeypatch.setitem(COMPARED, 'inference', (second_is_interrupted, wanted))
     words = ['--image-size', '32', '--repeats', '1', '--device', 'cpu', '--peers', 'none']
     with pytest.raises(KeyboardInterrupt):
         run('inference', *words, '--batch', '1', '2', '--json', str(path))
@@ -121,14 +121,14 @@ def test_interrupted_run_keeps_its_results(tmp_path, monkeypatch):
 
 
 def test_size_that_does_not_fit_is_reported_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
-    real = command.compare_inference
+    real, wanted = COMPARED['inference']
 
     def large_fails(case, **options):
         if case.batch == 64:
             raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB')
         return real(case, **options)
 
-    monkeypatch.setattr(command, 'compare_inference', large_fails)
+    monkeypatch.setitem(COMPARED, 'inference', (large_fails, wanted))
     path = tmp_path / 'out.json'
     words = ['--image-size', '32', '--repeats', '1', '--device', 'cpu', '--peers', 'none']
     run('inference', *words, '--batch', '64', '1', '--json', str(path))

@@ -57,6 +57,6 @@ def test_ours_launch_less_than_full_fine_tuning():
 
 
 def test_what_is_not_installed_is_skipped(monkeypatch):
-    monkeypatch.setattr(launches.adapted, 'installed', lambda module: False)
+    monkeypatch.setattr(launches.models, 'installed', lambda module: False)
     record = compare_launches(tiny_case(), blocks=['spt'])
     assert record['skipped'] == {'peft LoRA': 'peft is not installed: pip install peft'}

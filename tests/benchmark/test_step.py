@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cdra_mm.benchmark import adapted, step
+from cdra_mm.benchmark import candidates
+from cdra_mm.benchmark import compared_models as models
 from cdra_mm.benchmark.block_sizes import make_block_plan
 from cdra_mm.benchmark.inference import compare_inference
 from cdra_mm.benchmark.step import LORA, REFERENCE, Step, compare_steps, step_builders
@@ -21,13 +22,13 @@ def needs_peft():
 
 def test_frozen_limit_reaches_the_first_block_and_trains_the_head():
     case = tiny_case()
-    one = Step(case, adapted.frozen_limit(case.make_model()), case.make_batch())
+    one = Step(case, models.frozen_limit(case.make_model()), case.make_batch())
     inputs = []
     one.model.blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     one.forward().backward()
     assert inputs[0].grad is not None and inputs[0].grad.abs().sum() > 0
     trained = {name for name, p in one.model.named_parameters() if p.requires_grad}
-    assert trained == {'head.weight', 'head.bias'} and adapted.trainable(one.model) == 0
+    assert trained == {'head.weight', 'head.bias'} and models.trainable(one.model) == 0
 
 
 def test_frozen_limit_computes_the_plain_output():
@@ -35,7 +36,7 @@ def test_frozen_limit_computes_the_plain_output():
     images, _ = case.make_batch()
     with torch.no_grad():
         plain = case.make_model()(images)
-        assert torch.equal(adapted.frozen_limit(case.make_model())(images), plain)
+        assert torch.equal(models.frozen_limit(case.make_model())(images), plain)
 
 
 @pytest.mark.parametrize('name', [REFERENCE, 'ours paper', 'ours spt', LORA, 'full'])
@@ -55,24 +56,24 @@ def test_step_moves_exactly_what_is_trained(name):
 def test_lora_sits_on_every_matrix_of_the_blocks():
     needs_peft()
     case = tiny_case()
-    assert adapted.trainable(adapted.peft_lora(case.make_model())) == 8 * PER_RANK
-    assert adapted.trainable(adapted.peft_lora(case.make_model(), rank=3)) == 3 * PER_RANK
+    assert models.trainable(models.peft_lora(case.make_model())) == 8 * PER_RANK
+    assert models.trainable(models.peft_lora(case.make_model(), rank=3)) == 3 * PER_RANK
 
 
 def test_mmpretrain_lora_sits_on_the_same_matrices():
-    problem = adapted.mmpretrain_problem()
+    problem = models.mmpretrain_problem()
     if problem:
         pytest.skip(problem)
     case = tiny_case()
-    assert adapted.trainable(adapted.mmpretrain_lora(case.make_model())) == 8 * PER_RANK
+    assert models.trainable(models.mmpretrain_lora(case.make_model())) == 8 * PER_RANK
 
 
 def test_matched_rank_is_the_nearest_of_at_least_one():
     model = tiny_case().make_model()
     plan = make_block_plan(model, 'paper')
-    rank = adapted.lora_rank_of_size(model, plan)
+    rank = models.lora_rank_of_size(model, plan)
     assert abs(rank * PER_RANK - plan.num_trainable) <= PER_RANK / 2
-    assert adapted.lora_rank_of_size(model, make_block_plan(model, 'spt')) == 1
+    assert models.lora_rank_of_size(model, make_block_plan(model, 'spt')) == 1
 
 
 def test_record_compares_with_both_references():
@@ -88,7 +89,7 @@ def test_record_compares_with_both_references():
 
 
 def test_missing_peers_are_skipped_with_a_line(monkeypatch):
-    monkeypatch.setattr(adapted, 'installed', lambda module: False)
+    monkeypatch.setattr(models, 'installed', lambda module: False)
     record = compare_steps(tiny_case(repeats=1), blocks=['spt'])
     assert record['skipped'] == {
         'peft LoRA': 'peft is not installed: pip install peft',
@@ -102,14 +103,14 @@ def test_model_that_does_not_fit_leaves_the_others(monkeypatch):
     def large(model):
         raise torch.OutOfMemoryError('CUDA out of memory')
 
-    monkeypatch.setattr(adapted, 'full', large)
+    monkeypatch.setattr(models, 'full', large)
     record = compare_steps(tiny_case(), blocks=['spt'], peers=[])
     assert record['skipped'] == {'full': 'out of memory at batch 3'}
     assert list(record['candidates']) == [REFERENCE, 'ours spt']
 
 
 def test_step_that_does_not_fit_leaves_the_others(monkeypatch):
-    real = step.measure
+    real = candidates.measure
 
     def starved(candidates, **options):
         def large():
@@ -117,7 +118,7 @@ def test_step_that_does_not_fit_leaves_the_others(monkeypatch):
 
         return real(candidates | {'full': large}, **options)
 
-    monkeypatch.setattr(step, 'measure', starved)
+    monkeypatch.setattr(candidates, 'measure', starved)
     record = compare_steps(tiny_case(), blocks=['spt'], peers=[])
     assert record['skipped'] == {'full': 'out of memory at batch 3'}
     assert list(record['candidates']) == [REFERENCE, 'ours spt']

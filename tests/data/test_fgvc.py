@@ -197,7 +197,7 @@ BROKEN = {
                 )
             }
         ),
-        "names '../../../etc/passwd', which leaves",
+        '../../../etc/passwd leaves the data folder',
     ),
     'a missing image': (
         lambda files: files.pop('CUB_200_2011/images/001.A_bird/bird_0.jpg'),
@@ -260,15 +260,15 @@ DAMAGE = {
     'a class that is no number': (
         'test.json',
         lambda text: text.replace(': 1', ': "one"'),
-        "the class 'one', expected an integer",
+        "must be an integer, got 'one'",
     ),
     'an image twice': (
         'test.json',
         lambda text: text.replace('{', '{"001.A_bird/bird_12.jpg": 0, '),
-        'test.json names 001.A_bird/bird_12.jpg a second time',
+        '001.A_bird/bird_12.jpg is listed already at',
     ),
-    'no JSON': ('train.json', lambda text: text[:-5], 'train.json is no JSON'),
-    'a list': ('train.json', lambda text: '[1]', 'holds a list, expected an object'),
+    'no JSON': ('train.json', lambda text: text[:-5], 'malformed JSON in column'),
+    'a list': ('train.json', lambda text: '[1]', 'its content is a list; expected one flat object'),
 }
 
 

@@ -60,7 +60,7 @@ WRONG = {
     ),
     'a name like none': (
         ['zzz', 'x', '--check'],
-        "'zzz': known are demo, ade20k, voc, camvid, vtab, cub",
+        "'zzz': expected one of demo, ade20k, voc, camvid, vtab, cub",
     ),
     'no root': (['demo'], 'expected NAME and ROOT, or --config CONFIG --check'),
     'nothing': ([], 'expected NAME and ROOT'),

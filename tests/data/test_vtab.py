@@ -131,27 +131,27 @@ DAMAGE = {
     'a line without a label': (
         'test.txt',
         lambda text: text + b'images/test/000000.jpg\n',
-        'test.txt:5 expected "path label", got \'images/test/000000.jpg\'',
+        'test.txt:5: expected "path label", got \'images/test/000000.jpg\'',
     ),
     'a label that is no number': (
         'val200.txt',
         lambda text: b'images/val200/000000.jpg one\n' + text,
-        'val200.txt:1 expected "path label"',
+        'val200.txt:1: expected "path label"',
     ),
     'an id out of range': (
         'train800.txt',
         lambda text: text.replace(b'000001.jpg 1', b'000001.jpg 47'),
-        'train800.txt:2 has label 47, expected 0 to 46',
+        'train800.txt:2: label 47 is out of range for 47 classes (0 to 46)',
     ),
     'a path outside': (
         'test.txt',
         lambda text: text.replace(b'images/test/000002', b'../dtd/images/test/000002'),
-        "test.txt:3 names '../dtd/images/test/000002.jpg', which leaves",
+        'test.txt:3: ../dtd/images/test/000002.jpg leaves the data folder',
     ),
     'a line twice': (
         'test.txt',
         lambda text: text + b'images/test/000000.jpg 0\n',
-        'test.txt:5 names images/test/000000.jpg a second time',
+        'test.txt:5: images/test/000000.jpg is listed already at',
     ),
     'bytes that are no text': ('test.txt', lambda text: b'\xff' + text, 'is not UTF-8 text'),
     'an empty list': ('test.txt', lambda text: b'', 'test.txt is empty (0 bytes)'),

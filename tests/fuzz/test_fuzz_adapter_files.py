@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cdra_mm.core import adapters, apply_plan, load_adapter, save_adapter
-from cdra_mm.core.artifacts.files import _digest, read_adapter
+from cdra_mm.core.artifacts.files import digest_of, read_adapter
 from cdra_mm.core.model.digests import DIGESTS_KEY
 from cdra_mm.core.model.own_state import PLAN_KEY
 from cdra_mm.core.packed import pack_text, unpack_text
@@ -138,7 +138,7 @@ def test_forged_adapter_file_is_refused_or_loaded_as_it_says(files: list[bytes],
             metadata[key] = data.draw(st.text(max_size=8) | JUNK.map(json.dumps))
         tensors = {key: value for key, value in tensors.items() if value is not None}
         if data.draw(st.integers(0, 9)):
-            metadata['digest'] = _digest(metadata, tensors)
+            metadata['digest'] = digest_of(metadata, tensors)
         try:
             content = save(tensors, metadata)
         except Exception:  # not what a file can hold

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmseg.models.backbones import VisionTransformer
 
-from cdra_mm.core import PlanError, adapters, find_blocks
+from cdra_mm.core import PlanError, adapters, find_layers
 from tests.methods.adapted import (
     EXACT,
     adapt,
@@ -116,7 +116,7 @@ def test_method_on_windows_and_relative_positions(kind, method):
 )
 def test_partial_trains_the_norms_behind_the_blocks(kind, norms):
     model = FAMILIES[kind]()
-    (last,) = (block for block in find_blocks(model)[-1:])
+    (last,) = (block for block in find_layers(model)[-1:])
     names = plan_for(model, METHODS['partial']).also_train
     inside = {name for name in names if name.startswith(f'{last}.')}
     assert inside == {f'{last}.{name}' for name, _ in model.get_submodule(last).named_parameters()}

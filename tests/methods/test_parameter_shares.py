@@ -20,7 +20,7 @@ import pytest
 import timm
 import torch
 
-from cdra_mm.core import find_blocks
+from cdra_mm.core import find_layers
 from cdra_mm.core.adapters.apply import check_fits
 from tests.methods.adapted import plan_for
 
@@ -73,7 +73,7 @@ def test_partial_1(vit, total):
     """8.38 % is of the blocks and the final norm; of the whole backbone with head it is 8.30 %."""
     trained = count(vit, {'type': 'partial'})
     assert trained == 7_087_872 + 2 * WIDTH
-    blocks = [vit.get_submodule(path) for path in find_blocks(vit)]
+    blocks = [vit.get_submodule(path) for path in find_layers(vit)]
     encoder = sum(p.numel() for module in (*blocks, vit.norm) for p in module.parameters())
     assert round(100 * (trained + HEAD) / encoder, 2) == 8.38
     assert round(100 * (trained + HEAD) / (total + HEAD), 2) == 8.30

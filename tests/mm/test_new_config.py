@@ -217,7 +217,7 @@ REFUSED = {
     'config of another kind': (dict(out='a.txt'), ConfigError, 'expected one that ends in .py'),
     'backbone': (
         dict(weights='', backbone='dinov2-bas'), ConfigError, "did you mean 'dinov2-base'?"),
-    'head': (dict(head='upper'), ConfigError, "--head upper is unknown.*'upernet'"),
+    'head': (dict(head='upper'), ConfigError, "--head 'upper' is unknown.*'upernet'"),
     'weights': (dict(weights='no.pth'), CheckpointError, r'no\.pth \(--weights\) does not exist'),
     'crop': (dict(crop=44), ConfigError, r'no multiple of the patch size 8.*take 40 or 48'),
     'budget': (dict(budget=0.0), ConfigError, r'--budget 0\.0: expected percent'),

@@ -122,7 +122,7 @@ DAMAGES = {
     without_schedulers: 'has no param_schedulers',
     without_message_hub: 'has no message_hub',
     without_iteration: 'meta has no iter',
-    with_fewer_optimized: 'optimizer state .* parameters, the run trains',
+    with_fewer_optimized: r'its optimizer has groups of \[.* parameters, the run trains',
     with_moments_of_another: 'exp_avg of parameter .* in its optimizer is',
     with_averages: 'written with EMAHook, and the config has no',
 }

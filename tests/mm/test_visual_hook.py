@@ -11,6 +11,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 from PIL import Image
 
 from cdra_mm.core import Plan, adapters, merge_adapters, resolve
+from cdra_mm.core.planning.plan_positions import find_positions
 from cdra_mm.mm import visual_hook
 from cdra_mm.mm.adapter_growth import AdapterGrowth
 from cdra_mm.mm.backbone import find_backbone
@@ -68,6 +69,7 @@ def test_visual_hook_shows_plan_and_growth(tmp_path):
     runner, backend = run(tmp_path, 'ImageBackend')
     backbone = find_backbone(plain_model(runner))
     plan = Plan.from_json((tmp_path / 'run' / 'cdra_plan.json').read_text())
+    assert plan.positions == find_positions(backbone)
     assert {'cdra_ranks', 'cdra_parameters'} <= backend.images.keys()
     image = backend.images['cdra_ranks']
     assert image.dtype == np.uint8 and image.shape[2] == 3 and len(np.unique(image)) > 20

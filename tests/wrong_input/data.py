@@ -78,7 +78,7 @@ with heading('Data sets and lists') as (refused, taken):
     def _(folder):
         task(folder, 'images/a.jpg 47\n')
 
-    @refused('an image listed twice', DataError, 'is listed already on line 1')
+    @refused('an image listed twice', DataError, 'is listed already at')
     def _(folder):
         task(folder, LIST + 'images/./a.jpg 1\n')
 

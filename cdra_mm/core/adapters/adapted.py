@@ -35,6 +35,7 @@ __all__ = [
     'planned_parameters',
     'remember_base',
     'remember_plan',
+    'require_free_name',
     'same_plan',
     'trained_whole',
 ]
@@ -99,8 +100,24 @@ def packed_plan_of(model: nn.Module) -> Tensor | None:
 
 
 def same_plan(one: Plan, other: Plan) -> bool:
-    """Whether two plans are the same, on whatever base."""
-    return replace(one, fingerprint='') == replace(other, fingerprint='')
+    """Whether two plans train the same, on whatever base and whichever release wrote them."""
+    first, second = (replace(plan, fingerprint='', positions=None) for plan in (one, other))
+    return first == second
+
+
+def require_free_name(model: nn.Module) -> None:
+    """Refuses a plain model that has something named ``cdra`` itself, where adapters would go.
+
+    Raises:
+        PlanError: Names it.
+    """
+    for path, module in model.named_modules():
+        if hasattr(module, 'cdra'):
+            name = f'{path}.cdra'.removeprefix('.')
+            raise PlanError(
+                f'{name} of {type(model).__name__} has the name under which adapters are put on a '
+                'module: rename it in the model (for example cdra_)'
+            )
 
 
 def describe_in_state(model: nn.Module) -> None:

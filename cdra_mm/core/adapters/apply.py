@@ -14,7 +14,13 @@ from ..model.digests import fingerprint_differences, list_differences
 from ..model.old_fingerprints import is_old, old_fingerprint
 from ..model.targets import Target, parameter_of, resolve
 from ..planning.plan import Plan, SparseMatrix, Vector
-from .adapted import adapters, planned_parameters, remember_base, remember_plan
+from .adapted import (
+    adapters,
+    planned_parameters,
+    remember_base,
+    remember_plan,
+    require_free_name,
+)
 from .adapter import Adapter, CallAdapter, find_kind
 from .entries import Entries
 from .layers import adapt_module
@@ -51,9 +57,6 @@ def apply_plan(
             that stay as they are, for example the head of a whole classifier.
         seed: Seed of the factors' initial values; no global random state is used.
         digests: Table of the base weights (`digests_of`), where it is known already.
-
-    Returns:
-        The model.
 
     Raises:
         PlanError: If the model is adapted already, or the plan's names, shapes
@@ -161,6 +164,7 @@ def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None =
         raise PlanError(
             f'{type(model).__name__} is adapted already: merge or remove its adapters first'
         )
+    require_free_name(model)
     for block in plan.blocks:
         _resolve_checked(model, block.name, block.shape)
     for vector in plan.vectors:

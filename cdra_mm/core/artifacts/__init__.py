@@ -2,6 +2,7 @@
 
 ==================  ==========================================================
 `files`             what an adapter file holds
+`adapter_saving`    how a model is written to one
 `loading`           how a model takes it, and which bases it belongs to
 `state_keys`        adapters built by the plan in a state dict
 `old_formats`       what earlier releases wrote

@@ -26,41 +26,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdra_mm.errors import CheckpointError, PlanError
 from cdra_mm.reading.safetensors_file import open_safetensors
 from cdra_mm.storage.strict_json import strict_json
-from cdra_mm.storage.writing import write_atomically
-from cdra_mm.version import __version__
 
 from ..adapters.adapted import (
-    adapters,
-    changed_buffers,
-    names_beside,
-    packed_plan_of,
-    plan_of,
     trained_whole,
 )
 from ..model.digests import (
     DIGESTS_KEY,
-    digests_of,
     fingerprint_of,
-    pack_digests,
     unpack_digests,
 )
-from ..model.own_state import PLAN_KEY, base_state
+from ..model.own_state import PLAN_KEY
 from ..planning.packed_plan import unpack_plan
 from ..planning.plan import Plan
-from .state_keys import is_adapter_key, learnt_of
+from .state_keys import is_adapter_key
 
-__all__ = ['AdapterFile', 'read_adapter', 'save_adapter']
+__all__ = ['FORMAT', 'FORMAT_VERSION', 'TEXTS', 'AdapterFile', 'digest_of', 'read_adapter']
 
 FORMAT = 'cdra_mm.adapter'
 FORMAT_VERSION = '3'
@@ -98,76 +88,6 @@ class AdapterFile:
     base_fingerprint: str = ''
 
 
-def save_adapter(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    metrics: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, str] | None = None,
-    carry: Iterable[str] | None = None,
-    digests: Mapping[str, str] | None = None,
-) -> None:
-    """Writes everything that the plan trains to a safetensors file, and what it relies on.
-
-    Of each frozen weight and buffer the file holds a digest, and loading it into a model with
-    another one is refused; or it carries the value.
-
-    Args:
-        model: A model with a plan applied; its adapters must not be merged.
-        path: The file; written under a temporary name, then renamed.
-        metrics: What was measured, plain numbers by name.
-        metadata: Further text to keep.
-        carry: Names of the weights and buffers to carry: those that whoever loads the file cannot
-            have. Default: the buffers that have changed since the plan was applied (statistics
-            of batch norms).
-        digests: Table of the frozen weights, where it is known already.
-
-    Raises:
-        CheckpointError: If the model has no plan, or merged adapters, or lacks what it shall
-            carry, or the metadata has a name of the format's own.
-    """
-    plan = plan_of(model)
-    if plan is None:
-        raise CheckpointError(f'{type(model).__name__} has no adapters: apply a plan first')
-    merged = [name for name, adapter in adapters(model).items() if adapter.merged]
-    if merged:
-        raise CheckpointError(f'{len(merged)} adapters are merged: call unmerge_adapters first')
-    state = base_state(model)
-    whole = set(trained_whole(plan))
-    beside = _beside(model, state) - whole
-    carried = set(changed_buffers(model) - beside if carry is None else carry) - whole
-    foreign = sorted(carried - state.keys())
-    if foreign:
-        raise CheckpointError(f'carry: {type(model).__name__} has no weight or buffer {foreign[0]}')
-    beside -= carried
-    frozen = {key: value for key, value in state.items() if key not in whole | carried | beside}
-    known = {key: text for key, text in (digests or {}).items() if key in frozen}
-    known |= digests_of({key: value for key, value in frozen.items() if key not in known})
-    tensors: dict[str, Tensor] = dict(learnt_of(adapters(model).items()))
-    tensors |= {name: state[name] for name in whole | carried}
-    packed = packed_plan_of(model)
-    assert packed is not None
-    tensors |= {PLAN_KEY: packed, DIGESTS_KEY: pack_digests(known)}
-    # Copies: two names of one tensor are no file of safetensors.
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    own = {
-        'format': FORMAT,
-        'version': FORMAT_VERSION,
-        'cdra_mm': __version__,
-        'beside': json.dumps(sorted(beside)),
-        'method': plan.method,
-    }
-    if metrics:
-        own['metrics'] = json.dumps(dict(metrics), default=float)  # of numpy's numbers
-    own['digest'] = _digest(own, tensors)
-    names = {name for texts in TEXTS.values() for name in texts}
-    taken = sorted({*own, 'metrics', *names} & set(metadata or {}))
-    if taken:
-        raise CheckpointError(f'metadata {taken[0]!r} is a name of the file format: use another')
-    extra = {**own, **(metadata or {})}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=extra))
-
-
 def read_adapter(path: str | Path) -> AdapterFile:
     """Reads an adapter file; no model is needed.
 
@@ -202,7 +122,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
     try:
         plan, digests, carried = _described(path, version, metadata, tensors)
     except PlanError:
-        if metadata.get('digest') != _digest(metadata, tensors):
+        if metadata.get('digest') != digest_of(metadata, tensors):
             raise changed from None
         raise
     _check_names(path, digests, carried, beside)
@@ -214,7 +134,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
             )
     metrics = _read_json(path, metadata.get('metrics', '{}'), 'metrics', dict, finite=False)
     if (
-        metadata.get('digest') != _digest(metadata, tensors)
+        metadata.get('digest') != digest_of(metadata, tensors)
         or metadata.get('method') != plan.method
     ):
         raise changed
@@ -250,17 +170,8 @@ def _described(
     return plan, _read_json(path, metadata['digests'], 'digests', dict), carried
 
 
-def _beside(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
-    """Names of what is trained, or was left as it is, beside the plan."""
-    trained = {
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if parameter.requires_grad
-    }
-    return (trained | names_beside(model)) & state.keys()
-
-
-def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors of a file and of the texts that say where they belong, in hex."""
     version = str(metadata.get('version'))
     parts = [metadata.get('plan', ''), metadata.get('metrics', ''), fingerprint_of(tensors)]
     if version != '1':

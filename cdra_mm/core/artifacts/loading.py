@@ -19,7 +19,7 @@ from ..model.own_state import base_state
 from ..planning.plan import Plan
 from .files import AdapterFile, read_adapter
 from .old_formats import check_old_fingerprint
-from .state_keys import learnt_of
+from .state_keys import by_first_names, learnt_of
 
 __all__ = ['build_from_file', 'load_adapter', 'put_on', 'replaced_values']
 
@@ -42,9 +42,6 @@ def load_adapter(
             training.
         may_differ: Names of weights and buffers that may be others than in training, and stay as
             they are: a position embedding resized for another image size, another head.
-
-    Returns:
-        The plan.
 
     Raises:
         CheckpointError: If the file is missing, truncated or foreign, or was
@@ -78,18 +75,19 @@ def build_from_file(
         PlanError: If the plan does not fit the model.
     """
     plan = file.plan
+    file = replace(file, tensors=by_first_names(model, file.tensors))
     # The file's own table says more of the base than the plan's fingerprint.
     is_old = bool(file.base_fingerprint)
     check_fits(model, plan if check_base and is_old else replace(plan, fingerprint=''))
     slots = planned_adapters(model, plan)
     state = base_state(model)
-    _check_tensors(file, slots, state, may_differ)
+    _check_tensors(model, file, slots, state, may_differ)
     if check_base and is_old:
         check_old_fingerprint(model, file.path, plan, file.base_fingerprint)
     elif check_base:
         _check_base(file, state, may_differ)
     with torch.no_grad():
-        for key, parameter in _learnt(slots).items():
+        for key, parameter in by_first_names(model, _learnt(slots)).items():
             parameter.copy_(file.tensors[key])
     return slots
 
@@ -137,6 +135,7 @@ def _names(may_differ: str | Iterable[str]) -> set[str]:
 
 
 def _check_tensors(
+    model: nn.Module,
     file: AdapterFile,
     slots: list[AdapterSlot],
     state: Mapping[str, Tensor],
@@ -144,7 +143,7 @@ def _check_tensors(
 ) -> None:
     """Refuses a file whose tensors are not those of its plan and lists, or do not fit."""
     expected: dict[str, Tensor] = {name: state[name] for name in trained_whole(file.plan)}
-    expected |= _learnt(slots)
+    expected |= by_first_names(model, _learnt(slots))
     known = expected.keys() | set(file.carried)
     differ = sorted(
         key

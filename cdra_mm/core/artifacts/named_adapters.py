@@ -51,9 +51,6 @@ class NamedAdapters:
     The model computes, bit for bit, what it computes after `load_adapter` of the
     same file on a fresh base.
 
-    Args:
-        model: A plain model with its base weights.
-
     Raises:
         PlanError: If it is adapted already.
 

@@ -72,12 +72,6 @@ def check_old_fingerprint(model: nn.Module, path: str, plan: Plan, given: str) -
     Those are the same before and after training. Where the model has no transformer blocks, the
     weights that the plan names.
 
-    Args:
-        model: The plain model.
-        path: The file, for messages.
-        plan: Its plan.
-        given: Its ``base_fingerprint``.
-
     Raises:
         CheckpointError: If the model has others.
     """

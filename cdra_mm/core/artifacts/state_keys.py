@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -23,7 +24,9 @@ from ..model.own_state import PLAN_KEY
 from ..planning.packed_plan import unpack_plan
 from ..planning.plan import Plan
 
-__all__ = ['adapter_prefix', 'build_adapters', 'is_adapter_key', 'learnt_of']
+__all__ = ['adapter_prefix', 'build_adapters', 'by_first_names', 'is_adapter_key', 'learnt_of']
+
+_Value = TypeVar('_Value')
 
 
 def adapter_prefix(name: str) -> str:
@@ -43,11 +46,7 @@ def is_adapter_key(key: str) -> bool:
 
 
 def learnt_of(built: Iterable[tuple[str, Adapter]]) -> dict[str, nn.Parameter]:
-    """The parameters of adapters, by their keys in a state dict.
-
-    Args:
-        built: Target name and adapter of each.
-    """
+    """The parameters of adapters, by their keys in a state dict."""
     return {
         adapter_prefix(name) + key: parameter
         for name, adapter in built
@@ -66,17 +65,13 @@ def build_adapters(
         prefix: Prefix of the model's keys.
         plan: The plan, where it is known already.
 
-    Returns:
-        The target names.
-
     Raises:
         CheckpointError: If the plan is damaged or not there, tensors are missing or do not fit
             it, or the model has other adapters.
         PlanError: If the plan does not fit the model.
     """
     own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    first = _first_names(model)
-    learnt = {_named_first(key, first): value for key, value in own.items() if is_adapter_key(key)}
+    learnt = by_first_names(model, {key: v for key, v in own.items() if is_adapter_key(key)})
     present = adapters(model)
     if plan is None and PLAN_KEY in own:
         try:
@@ -92,8 +87,7 @@ def build_adapters(
                 'the model has other adapters than the checkpoint (another plan): load it into a '
                 'model without adapters'
             )
-        expected = learnt_of(present.items())
-        _check_learnt(learnt, {_named_first(k, first): v for k, v in expected.items()})
+        _check_learnt(learnt, by_first_names(model, learnt_of(present.items())))
         return list(present)
     if plan is None:
         raise CheckpointError(
@@ -104,7 +98,7 @@ def build_adapters(
     check_fits(model, replace(plan, fingerprint=''))
     slots = planned_adapters(model, plan)
     named = [(f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in slots]
-    _check_learnt(learnt, {_named_first(k, first): v for k, v in learnt_of(named).items()})
+    _check_learnt(learnt, by_first_names(model, learnt_of(named)))
     for path, suffix, adapter in slots:
         adapt_module(model, path, suffix, adapter)
     if slots:
@@ -112,21 +106,29 @@ def build_adapters(
     return [name for name, _ in named]
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """Of every path of a module the first one: a module may stand in several places."""
+def by_first_names(model: nn.Module, tensors: Mapping[str, _Value]) -> dict[str, _Value]:
+    """What adapters hold by their keys, each under the first name of its module in the model.
+
+    A module may stand in several places, and a plan may name any of them.
+    """
     first: dict[int, str] = {}
     modules = model.named_modules(remove_duplicate=False)
-    return {path: first.setdefault(id(module), path) for path, module in modules}
-
-
-def _named_first(key: str, first: Mapping[str, str]) -> str:
-    """The key of an adapter's tensor under the first name of its module."""
-    path, mark, rest = key.partition('.cdra.')
-    return f'{first.get(path, path)}{mark}{rest}' if mark else key
+    names = {path: first.setdefault(id(module), path) for path, module in modules}
+    found = {}
+    for key, value in tensors.items():
+        path, mark, rest = key.partition('.cdra.')
+        found[f'{names.get(path, path)}{mark}{rest}' if mark else key] = value
+    return found
 
 
 def _check_learnt(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuses what was learnt where it is not what the adapters hold."""
+    for key, value in given.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f'the checkpoint is damaged: {key} is a {type(value).__name__}, expected a tensor; '
+                'use another one'
+            )
     for key in sorted(given.keys() | expected.keys()):
         there, here = (
             tuple(tensors[key].shape) if key in tensors else None for tensors in (given, expected)

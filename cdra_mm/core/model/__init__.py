@@ -1,13 +1,14 @@
 """The backbone: where its families hold their weights, which of them compete, what they hash to.
 
-=================  ===========================================================
-`families`         where each family of transformers holds its weights
-`targets`          which weights compete, and their names
-`exclusion`        which of them a user leaves out
-`own_state`        its own weights and buffers, adapted or not
-`digests`          which base weights a plan or an adapter belongs to
-`old_fingerprints` the same in plans of earlier releases
-`attention`        attention between adapted or scored projections
-`evaluation`       the model as it is scored: no dropout, no updated statistics
-=================  ===========================================================
+====================  ========================================================
+`families`            where each family of transformers holds its weights
+`transformer_layers`  which modules are the layers
+`targets`             which weights compete, and their names
+`exclusion`           which of them a user leaves out
+`own_state`           its own weights and buffers, adapted or not; tensors in nested values
+`digests`             which base weights a plan or an adapter belongs to
+`old_fingerprints`    the same in plans of earlier releases
+`attention`           attention between adapted or scored projections
+`evaluation`          the model as it is scored: no dropout, no updated statistics
+====================  ========================================================
 """

@@ -32,7 +32,7 @@ class Family:
         width: Of an attention: the width E of its tokens. It marks the module as one.
         fused: Fused matrices by their path below the module, with their parts top to bottom.
         vectors: The module's own 1-D parameters that compete, with their roles. Each must be
-            used as `parameter_watch` understands it: as a factor of the last dimension, or
+            used as `watched_uses` understands it: as a factor of the last dimension, or
             joined into the bias of a linear layer.
         excluded: Children whose weights do not compete, because they see no sample.
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
-__all__ = ['PLAN_KEY', 'base_buffers', 'base_state']
+__all__ = ['PLAN_KEY', 'base_buffers', 'base_state', 'tensors_in']
 
 # In the state dict of an adapted model, the plan that its adapters are built by.
 PLAN_KEY = 'cdra_plan'
@@ -27,6 +30,15 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
         for key, value in model.state_dict().items()
         if isinstance(value, Tensor) and key not in plans and not key.startswith(adapters)
     }
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of what a model takes or gives, however it is nested."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(entry)
 
 
 def base_buffers(model: nn.Module) -> dict[str, Tensor]:

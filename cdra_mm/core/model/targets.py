@@ -8,9 +8,7 @@ parameter; a fused matrix (query, key and value in one) is seen as its parts:
             blocks.0.attn.qkv.weight:k   rows E .. 2E-1
             blocks.0.attn.qkv.weight:v   rows 2E .. 3E-1
 
-Blocks are found by structure, never by name: a block is the innermost member
-of a ``ModuleList`` or ``Sequential`` that holds an attention module. What there is
-to know about a backbone family is an entry of `families`.
+What there is to know about a backbone family is an entry of `families`.
 """
 
 from __future__ import annotations
@@ -25,11 +23,10 @@ from torch import Tensor, nn
 from cdra_mm.errors import PlanError
 
 from .families import FAMILIES, GATED, QKV, families_of
+from .transformer_layers import attention_width, find_layers, layer_width
 
 __all__ = [
     'Target',
-    'block_width',
-    'find_blocks',
     'find_targets',
     'parameter_of',
     'resolve',
@@ -102,18 +99,12 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     blocks and heads do not compete. A parameter that several modules share (a tied weight)
     is one target, under its first name; so is a module that is reached by several paths.
 
-    Args:
-        model: Any module that holds transformer blocks.
-
-    Returns:
-        Targets by name.
-
     Raises:
         PlanError: If the model holds no transformer block, or quantised weights in one.
     """
     found: dict[str, Target] = {}
     seen: set[int] = set()
-    for block in find_blocks(model):
+    for block in find_layers(model):
         for path, module in _modules_of(model, block):
             for name in _competing_parameters(module):
                 if id(module._parameters[name]) in seen:
@@ -127,36 +118,9 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
             f'no adaptable weight in {type(model).__name__}: expected transformer blocks, that is '
             'members of a ModuleList or Sequential that hold an attention (a fused qkv, separate '
             'q, k, v linear layers or nn.MultiheadAttention); describe a new family in '
-            'cdra_mm/core/families.py'
+            'cdra_mm/core/model/families.py'
         )
     return found
-
-
-def find_blocks(model: nn.Module) -> list[str]:
-    """Paths of the transformer blocks, in module order; [] if there is none.
-
-    A block is an innermost member of a ``ModuleList`` or ``Sequential`` that holds an attention.
-    """
-    members = {
-        _join(path, child)
-        for path, owner in model.named_modules()
-        if isinstance(owner, nn.ModuleList | nn.Sequential)
-        for child, _ in owner.named_children()
-    }
-    found: dict[str, None] = {}
-    for path, module in model.named_modules():
-        if not _width(module):
-            continue
-        while path and path not in members:
-            path = path.rpartition('.')[0]
-        if path:
-            found[path] = None
-    return list(found)
-
-
-def block_width(model: nn.Module, block: str) -> int:
-    """Width E of the tokens of a block that `find_blocks` has found."""
-    return next(filter(None, map(_width, model.get_submodule(block).modules())))
 
 
 def resolve(model: nn.Module, name: str) -> Target:
@@ -296,20 +260,14 @@ def _role(model: nn.Module, path: str, parameter: str, block: str) -> str:
         return next(filter(None, named), 'scale' if _is_scale(module, parameter) else 'bias')
     parent, _, attribute = path.rpartition('.')
     owner = model.get_submodule(parent)
-    if _width(owner):
+    if attention_width(owner):
         return attribute.removesuffix('_proj') if attribute.removesuffix('_proj') in QKV else 'proj'
     if any(GATED in family.fused.values() for family in families_of(owner)):
         return 'w3'
     # Two linear layers that widen and narrow again are an FFN, however they are called.
-    width = block_width(model, block) if block else 0
+    width = layer_width(model, block) if block else 0
     if width and weight.shape[1] == width and weight.shape[0] != width:
         return 'fc1'
     if width and weight.shape[0] == width and weight.shape[1] != width:
         return 'fc2'
     return path.removeprefix(block).removeprefix('.') or attribute
-
-
-def _width(module: nn.Module) -> int:
-    """The width of an attention's tokens, 0 for any other module."""
-    widths = (family.width(module) for family in families_of(module) if family.width)
-    return next(widths, 0)

@@ -10,9 +10,10 @@
 `treatment`         how a target is trained: a block, LoRA, single entries, whole
 `sizes`             what each target adds to a plan, at any threshold
 `budget`            the threshold whose plan fits a budget
-`trials`            the same where no histogram tells the sizes, by trying
+`budget_by_plans`   the same where no histogram tells the sizes, by trying
 `making`            the steps above in their order
 `plan`              the record of it all, of `records`; `plan_checks` reads them
+`plan_positions`    the layers and roles that a plan keeps for its readers
 `packed_plan`       the plan as a small tensor, its lists by `packed_indices`
 ==================  ==========================================================
 """

@@ -39,9 +39,6 @@ def compact(mask: Tensor) -> tuple[Tensor, Tensor]:
 def ordered_sides(mask: Tensor) -> tuple[tuple[Tensor, int], tuple[Tensor, int]]:
     """All rows and columns in their new order (Eq. 4), and how many of them `compact` takes.
 
-    Args:
-        mask: See `compact`.
-
     Returns:
         Rows, int64 ``[O]``, with ``|R|``, and columns ``[I]`` with ``|C|``; those that hold
         nothing come last, by index.

@@ -20,13 +20,13 @@ from cdra_mm.progress import Phases, reported_to
 
 from .ablations import NO_ABLATION, Ablation
 from .budget import threshold_for_budget
+from .budget_by_plans import threshold_by_plans
 from .plan import Plan
 from .rules import Rules
 from .selection import Threshold, kth_largest, masks_above, requested_count
 from .sizes import PlanSizes
 from .threads import one_thread
 from .treatment import treat_all, treat_matrix
-from .trials import threshold_by_trials
 
 __all__ = ['make_plan', 'plan_from_masks']
 
@@ -148,7 +148,7 @@ def _threshold_within(
         plan = _plan(masks_above(scores, threshold), rules, also_train=also_train)
         return plan.num_trainable, len(plan.blocks) + len(plan.sparse)
 
-    return threshold_by_trials(scores, budget, size_at)
+    return threshold_by_plans(scores, budget, size_at)
 
 
 def _plan(

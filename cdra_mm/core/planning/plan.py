@@ -22,11 +22,12 @@ from .plan_checks import (
     read_list,
     read_mapping,
     read_part,
+    read_positions,
     read_sparse,
     read_text,
     read_vector,
 )
-from .records import Block, Part, SparseMatrix, Vector
+from .records import Block, Part, Positions, SparseMatrix, Vector
 
 __all__ = ['PLAN_VERSION', 'Block', 'Part', 'Plan', 'SparseMatrix', 'Vector']
 
@@ -49,6 +50,8 @@ class Plan:
         num_sensitive: Entries that were selected.
         settings: How the plan was made; plain types only.
         fingerprint: Short digests of the base weights that compete, '' if unknown.
+        positions: The layers of the backbone and the roles of its targets; None if unknown, as in
+            plans of earlier releases and in those that were made without a model.
         version: Version of this format.
     """
 
@@ -63,6 +66,7 @@ class Plan:
     num_sensitive: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ''
+    positions: Positions | None = None
     version: int = PLAN_VERSION
 
     @property
@@ -80,6 +84,8 @@ class Plan:
         """The plan as plain values; `from_record` gives an equal plan back."""
         record = asdict(self)
         record['also_train'], record['settings'] = dict(self.also_train), dict(self.settings)
+        if self.positions is None:
+            del record['positions']
         return record
 
     @classmethod
@@ -113,7 +119,8 @@ class Plan:
                 f'the plan has version {version!r}: this release reads version '
                 f'{PLAN_VERSION}; make the plan anew or install the release that wrote it'
             )
-        check_keys('the plan', record, set(cls.__dataclass_fields__))
+        known = set(cls.__dataclass_fields__)
+        check_keys('the plan', record, known if 'positions' in record else known - {'positions'})
         plan = cls(
             method=read_text(record, 'method'),
             blocks=tuple(read_block(entry, 1) for entry in read_list(record, 'blocks')),
@@ -129,6 +136,7 @@ class Plan:
             num_sensitive=read_count(record['num_sensitive'], 'num_sensitive', 0),
             settings=read_mapping(record, 'settings'),
             fingerprint=read_text(record, 'fingerprint'),
+            positions=read_positions(record) if 'positions' in record else None,
         )
         records: tuple[Block | Vector | SparseMatrix | Part, ...]
         records = (*plan.blocks, *plan.dropped, *plan.vectors, *plan.sparse, *plan.parts)

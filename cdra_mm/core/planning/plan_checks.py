@@ -6,7 +6,7 @@ from typing import Any
 
 from cdra_mm.errors import PlanError
 
-from .records import Block, Part, SparseMatrix, Vector
+from .records import Block, Part, Positions, SparseMatrix, Vector
 
 __all__ = [
     'check_keys',
@@ -15,6 +15,7 @@ __all__ = [
     'read_list',
     'read_mapping',
     'read_part',
+    'read_positions',
     'read_sparse',
     'read_text',
     'read_vector',
@@ -89,6 +90,16 @@ def read_vector(entry: Any) -> Vector:
             raise PlanError(f'{name}: indices is empty: expected null or at least one index')
     count = _selected(entry, name, length)
     return Vector(name, length, indices, count)
+
+
+def read_positions(record: dict[str, Any]) -> Positions:
+    """The positions of a plan."""
+    entry = read_mapping(record, 'positions')
+    check_keys('positions', entry, set(Positions.__dataclass_fields__))
+    layers, roles = read_list(entry, 'layers'), read_mapping(entry, 'roles')
+    if not all(isinstance(text, str) for text in (*layers, *roles.values())):
+        raise PlanError('positions: expected the paths of layers, and roles by name, as texts')
+    return Positions(tuple(layers), roles)
 
 
 def _selected(entry: dict[str, Any], name: str, size: int) -> int:

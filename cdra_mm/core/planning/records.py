@@ -1,12 +1,15 @@
-"""What a plan says of one weight or module: a block, a vector, single entries, or another part."""
+"""What a plan says of one weight or module: a block, a vector, single entries, or another part.
+
+And where all of them sit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ['Block', 'Part', 'SparseMatrix', 'Vector']
+__all__ = ['Block', 'Part', 'Positions', 'SparseMatrix', 'Vector']
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,29 @@ class Part:
     kind: str
     sizes: Mapping[str, Any]
     num_params: int
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The layers of a backbone and the roles of its targets.
+
+    Attributes:
+        layers: Paths of the transformer blocks, first to last.
+        roles: `Target.role` by the target's name.
+    """
+
+    layers: tuple[str, ...] = ()
+    roles: dict[str, str] = field(default_factory=dict)
+
+    def layer_of(self, name: str) -> str:
+        """Path of the layer that holds a weight or module, '' if none does."""
+        path = name.partition(':')[0]
+        layers = set(self.layers)
+        while path and path not in layers:
+            path = path.rpartition('.')[0]
+        return path
+
+    def role_of(self, name: str) -> str:
+        """The role of a target; of anything else its path in its layer."""
+        inside = name.removeprefix(f'{self.layer_of(name)}.').removesuffix('.weight')
+        return self.roles.get(name, inside)

@@ -3,7 +3,7 @@
 ===================  =========================================================
 `scores`             what a caller asks for
 `batch_scores`       the squares of a whole batch in one backward
-`parameter_watch`    which operation uses a weight, and its scored form
+`parameter_watch`    which operation uses a weight; `watched_uses` has its scored form
 `scored_ops`         the operations that square in their backward
 `square_sink`        where they add the squares up
 `squares`            how the squares are added up, by device

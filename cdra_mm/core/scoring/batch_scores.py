@@ -20,7 +20,7 @@ from torch.utils.checkpoint import CheckpointError
 from cdra_mm.errors import ScoreError
 
 from .one_by_one import (
-    add_squared,
+    add_gradients,
     add_squares_one_by_one,
     all_finite,
     gradient_not_finite,
@@ -29,6 +29,7 @@ from .one_by_one import (
 )
 from .parameter_watch import ParameterWatch
 from .square_sink import SquareSink
+from .watched_uses import HANDLERS
 
 __all__ = ['BatchScores', 'LossFn', 'require_finite']
 
@@ -60,7 +61,7 @@ class BatchScores:
     ) -> None:
         self.model, self.loss_fn, self.sink, self.warn = model, loss_fn, sink, warn
         self.parameters = dict(parameters)
-        self.watch = ParameterWatch({id(p): name for name, p in parameters.items()}, sink)
+        self.watch = ParameterWatch({id(p): name for name, p in parameters.items()}, sink, HANDLERS)
         self.num_samples = self.num_batches = 0
         self._looked: set[bool] = set()  # with a need for the samples' places, and without
         self._told: set[str] = set()
@@ -174,7 +175,7 @@ class BatchScores:
         size = self.sink.batch_size
         if not all_finite(left):
             raise gradient_not_finite(self.num_samples, self.num_samples + size - 1)
-        add_squared(left, self.sink.sums, 1 if self.sink.per_sample else size)
+        add_gradients(left, self.sink.sums, 1 if self.sink.per_sample else size)
 
     def _differentiate(
         self, loss: Tensor, purpose: AbstractContextManager[None], names: Iterable[str], keep: bool

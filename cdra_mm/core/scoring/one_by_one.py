@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from cdra_mm.errors import ScoreError
+from cdra_mm.spelling import first_of
+
+from .squares import add_squared
 
 __all__ = [
-    'add_squared',
+    'add_gradients',
     'add_squares_one_by_one',
     'all_finite',
     'gradient_not_finite',
@@ -57,17 +60,16 @@ def add_squares_one_by_one(
             if n == 0 < count - 1 and not all_finite(gradients(1, False)):
                 raise gradient_not_finite(first, first + count - 1)
             raise gradient_not_finite(first + n)
-        add_squared(own, sums)
+        add_gradients(own, sums)
 
 
-def add_squared(
+def add_gradients(
     gradients: Mapping[str, Tensor | None], sums: Mapping[str, Tensor], divisor: int = 1
 ) -> None:
     """Adds the squares of ``gradients / divisor``; one that is None is zero."""
     for name, gradient in gradients.items():
         if gradient is not None:
-            wide = gradient.to(sums[name].dtype).div(divisor)
-            sums[name].addcmul_(wide, wide)
+            add_squared(sums[name], gradient.to(sums[name].dtype).div(divisor)[None])
 
 
 def all_finite(gradients: Mapping[str, Tensor | None]) -> bool:
@@ -102,7 +104,6 @@ def named(reasons: Mapping[str, str]) -> str:
         groups.setdefault(reason, []).append(name)
     texts = []
     for reason, names in list(groups.items())[:SHOWN]:
-        more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-        texts.append(f'{", ".join(names[:SHOWN])}{more} ({reason})')
+        texts.append(f'{first_of(names, SHOWN)} ({reason})')
     left = sum(map(len, list(groups.values())[SHOWN:]))
     return '; '.join(texts) + (f'; and {left} more' if left else '')

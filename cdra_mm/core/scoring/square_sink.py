@@ -12,7 +12,7 @@ from torch import Tensor
 from cdra_mm.errors import ScoreError
 
 from .sample_check import SampleCheck
-from .squares import add_squares
+from .squares import add_squared, add_squares
 
 __all__ = ['ALL', 'Shift', 'SquareSink']
 
@@ -92,12 +92,7 @@ class SquareSink:
             self._purpose = ''
 
     def takes(self, names: Sequence[str], grad: Tensor) -> bool:
-        """Whether the squares of an operation are to be added; looks at its gradient otherwise.
-
-        Args:
-            names: The parameters that it scores.
-            grad: Gradient of its output.
-        """
+        """Whether the squares of an operation are to be added; looks at its gradient otherwise."""
         if self._purpose == 'look' and self.needs_places:
             if self._sample is None:
                 self.check.see_shape(names, grad, self.batch_size)
@@ -121,10 +116,9 @@ class SquareSink:
 
     def add_vector(self, name: str, rows: slice, grads: Tensor) -> None:
         """Adds the squares of per-sample gradients, fp32 ``[B, length]``."""
-        if self.per_sample:
-            self.sums[name][rows].add_(grads.square().sum(0))
-        else:
-            self.sums[name][rows].add_(grads.sum(0).div_(self.batch_size).square_())
+        if not self.per_sample:
+            grads = grads.sum(0, keepdim=True).div_(self.batch_size)
+        add_squared(self.sums[name][rows], grads)
 
     def add_shifts(self, shifts: tuple[Shift, ...], grad: Tensor) -> None:
         """Adds the squares of biases' gradients, grad ``[B, T, O]``, and notes which are finite.

@@ -1,4 +1,4 @@
-"""Sum of squared per-sample gradients of a weight, by what each device does best.
+"""The square of Eq. 3, and the sum of squared gradients of a weight by what each device does best.
 
     total[o, i] += sum_b ( sum_t grad[b, t, o] * x[b, t, i] )^2
 
@@ -17,10 +17,23 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-__all__ = ['add_squares']
+__all__ = ['add_squared', 'add_squares']
 
 SCRATCH_BYTES = 64 * 2**20
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def add_squared(total: Tensor, gradients: Tensor) -> None:
+    """Adds the squares of per-sample gradients (Eq. 3): ``total += sum_b gradients[b]^2``.
+
+    Args:
+        total: fp32, of any shape; may be a view.
+        gradients: fp32 ``[B, *total.shape]``.
+    """
+    if len(gradients) == 1:
+        total.addcmul_(gradients[0], gradients[0])
+    else:
+        total.add_(gradients.square().sum(0))
 
 
 def add_squares(total: Tensor, x: Tensor, grad: Tensor) -> None:
@@ -64,15 +77,15 @@ def _add_by_sample(total: Tensor, x: Tensor, grad: Tensor) -> None:
         torch.mm(grad_b.to(dtype).t(), x_b.to(dtype), out=product)
         if product is not wide:
             wide.copy_(product)
-        total.addcmul_(wide, wide)
+        add_squared(total, wide[None])
 
 
 def _add_by_chunk(total: Tensor, x: Tensor, grad: Tensor) -> None:
-    # The gradient, and its operands where they have to be made fp32.
-    per_sample = 4 * (total.numel() + x[0].numel() + grad[0].numel())
+    # The gradient and its square, and its operands where they have to be made fp32.
+    per_sample = 4 * (2 * total.numel() + x[0].numel() + grad[0].numel())
     count = max(1, SCRATCH_BYTES // per_sample)
     for x_c, grad_c in zip(torch.split(x, count), torch.split(grad, count), strict=True):
-        total.add_(_products(x_c, grad_c).square_().sum(0))
+        add_squared(total, _products(x_c, grad_c))
 
 
 def _products(x: Tensor, grad: Tensor) -> Tensor:

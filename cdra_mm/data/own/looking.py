@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ...progress import Progress
+from ..decoding import decoded, map_on_all_cores, size_fault
 from ..layout import Fault
 from ..optional import optional_module
 
@@ -22,7 +19,6 @@ Value = int | tuple[int, int, int]
 """What a mask holds at a pixel: a number, or red, green and blue."""
 
 MOST_VALUES = 256  # in all masks together; with more they are no label maps
-WINDOW = 512  # pairs that are under way at once
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: readers turn such an image by a quarter
 
 # What Pillow calls the layouts of pixels: channels and bits.
@@ -118,28 +114,22 @@ def look_at(pairs: Iterable[tuple[Path, Path]], total: int, show: Progress) -> I
     Yields:
         What is seen, in order.
     """
-    optional_module('PIL.Image', 'pillow')
-    remaining, done = iter(pairs), 0
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter('ignore')  # Pillow's remarks on odd metadata
-        while window := list(islice(remaining, WINDOW)):
-            for look in pool.map(_look, window):
-                show(done, total)
-                yield look
-                done += 1
-    show(done, total)
+    for done, look in enumerate(map_on_all_cores(_look, pairs)):
+        show(done, total)
+        yield look
+    show(total, total)
 
 
 def _look(pair: tuple[Path, Path]) -> Look:
     faults: list[Fault] = []
     seen: dict[str, Any] = {}
     image, mask = pair
-    with _opened(image, faults) as picture:
+    with decoded(image, faults) as picture:
         if picture is not None:
             seen |= {'size': _upright_size(picture), 'mode': picture.mode}
             if LAYOUTS.get(picture.mode, (0, 8))[1] > 8:
                 seen['brightest'] = int(picture.getextrema()[1])
-    with _opened(mask, faults) as picture:
+    with decoded(mask, faults) as picture:
         if picture is not None:
             seen |= {'mask_mode': picture.mode, 'mask_format': picture.format or ''}
             if picture.mode == 'P':
@@ -149,35 +139,8 @@ def _look(pair: tuple[Path, Path]) -> Look:
                 what = f'has more than {MOST_VALUES} values or colours: it is no label map'
                 faults.append(Fault(str(mask), what))
             seen['values'] = values or {}
-            size = seen.get('size')
-            if size is not None and picture.size != size:
-                what = 'is {0[0]} x {0[1]} pixels, but its image {1} is {2[0]} x {2[1]}'
-                faults.append(Fault(str(mask), what.format(picture.size, image.name, size)))
+            faults += size_fault(mask, picture.size, image, seen.get('size'))
     return Look(**seen, faults=tuple(faults))
-
-
-class _opened:  # noqa: N801  a context like `open`
-    """A decoded picture; None, and a fault, where there is none."""
-
-    def __init__(self, path: Path, faults: list[Fault]) -> None:
-        self.path, self.faults = path, faults
-        self.picture: Any = None
-
-    def __enter__(self) -> Any:
-        pillow = optional_module('PIL.Image', 'pillow')
-        try:
-            self.picture = pillow.open(self.path)
-            self.picture.load()
-        except Exception as error:  # decoders raise anything on a damaged file
-            text = ' '.join(str(error).split()).replace(f' {str(self.path)!r}', '')
-            what = f'cannot be decoded ({text or type(error).__name__})'
-            self.faults.append(Fault(str(self.path), what))
-            return None
-        return self.picture
-
-    def __exit__(self, *_: object) -> None:
-        if self.picture is not None:
-            self.picture.close()
 
 
 def _upright_size(picture: Any) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from cdra_mm.storage.writing import write_folder
 from ..optional import optional_module
 from .labels import VOID
 from .looking import Value
-from .pairing import Pairing, Part
+from .pairing import Pairing, SplitPairs
 
 __all__ = ['check_new_folder', 'convert_masks']
 
@@ -45,9 +45,6 @@ def convert_masks(
         ids: Class id of each value.
         ignored: Values that are ignored.
 
-    Returns:
-        The pairs with the new masks.
-
     Raises:
         CheckpointError: If the disk does not take it.
     """
@@ -67,7 +64,7 @@ def convert_masks(
     )
 
 
-def _moved(part: Part, pairing: Pairing, folder: Path) -> Part:
+def _moved(part: SplitPairs, pairing: Pairing, folder: Path) -> SplitPairs:
     """A part whose masks lie in another folder, as PNG."""
     pairs = tuple(
         replace(pair, mask_suffix=str(Path('x' + pair.mask_suffix).with_suffix(SUFFIX))[1:])

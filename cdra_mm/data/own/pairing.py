@@ -11,7 +11,7 @@ from cdra_mm.errors import DataError
 
 from ..image_files import find_images
 
-__all__ = ['Endings', 'Pair', 'Part', 'Pairing', 'find_pairs']
+__all__ = ['Endings', 'Pair', 'SplitPairs', 'Pairing', 'find_pairs']
 
 # What folders are called, by the split that they hold.
 SPLITS = {
@@ -39,7 +39,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitPairs:
     """The pairs of one split; of all, where no folders split them.
 
     Attributes:
@@ -80,7 +80,7 @@ class Pairing:
 
     images: Path
     masks: Path
-    parts: tuple[Part, ...]
+    parts: tuple[SplitPairs, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -226,7 +226,7 @@ def _without(names: Iterable[str], ending: str) -> set[str]:
 
 def _pair(
     split: str, roots: dict[str, Path], names: dict[str, list[Path]], endings: Endings
-) -> Part:
+) -> SplitPairs:
     shared: dict[str, dict[str, Path]] = {'image': {}, 'mask': {}}
     lone: dict[str, list[Path]] = {'image': [], 'mask': []}
     for kind, ending in (('image', endings.image), ('mask', endings.mask)):
@@ -248,7 +248,7 @@ def _pair(
         Pair(key, *(entries[key].as_posix().removeprefix(key) for entries in shared.values()))
         for key in both
     )
-    return Part(
+    return SplitPairs(
         split,
         roots['image'],
         roots['mask'],

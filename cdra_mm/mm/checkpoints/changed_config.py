@@ -5,13 +5,13 @@ What would make another run of it is refused here; what is only not followed is 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from mmengine.logging import MMLogger
 
 from cdra_mm.command_line import command
 from cdra_mm.core import Plan
+from cdra_mm.core.adapters.adapted import same_plan
 from cdra_mm.errors import CheckpointError
 
 from ..planning.run_plan import read_plan
@@ -35,8 +35,7 @@ def check_asked(
         CheckpointError: If the plan file is another plan.
     """
     if path is not None:
-        asked = read_plan(path)
-        if plan is None or replace(asked, fingerprint='') != replace(plan, fingerprint=''):
+        if plan is None or not same_plan(read_plan(path), plan):
             raise CheckpointError(
                 f'the checkpoint was trained with another plan than plan={str(path)!r}: leave that '
                 'setting out to go on with its own, or start a new run in another work directory'

@@ -25,13 +25,6 @@ def check_checkpoint(loaded: Any, name: str) -> Any:
 
     The text that mmengine would run is dropped.
 
-    Args:
-        loaded: What was read.
-        name: The file, for the message.
-
-    Returns:
-        The same.
-
     Raises:
         CheckpointError: If its weights or its meta are of a wrong type.
     """

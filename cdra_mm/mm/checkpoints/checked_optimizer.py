@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
-from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cdra_mm.errors import CheckpointError
 
-from ..optimizer_parameters import named_optimizers
-from .kinds_of_values import compare, is_count, is_number, require
+from ..optimizer_parameters import named_optimizers, named_wrappers
+from .kinds_of_values import compare, damaged, is_count, is_number, require
 
 __all__ = ['check_optimizer', 'note_optimizer']
 
@@ -40,13 +39,9 @@ def note_optimizer(wrapper: Any, meta: MutableMapping[str, Any]) -> None:
 def check_optimizer(checkpoint: Mapping[str, Any], wrapper: Any) -> None:
     """Refuses the state of another optimizer, and tells which settings are the old ones.
 
-    Args:
-        checkpoint: A checkpoint to resume.
-        wrapper: The optimizer wrapper of the run, or a dict of such.
-
     Raises:
-        CheckpointError: If an optimizer is of another type, or an entry of another type than the
-            optimizer keeps; names the first.
+        CheckpointError: If an optimizer is of another type, has other groups, or an entry of
+            another type or shape than the optimizer keeps; names the first.
     """
     noted = checkpoint['meta'].get(OPTIMIZER_KEY)
     noted = noted if isinstance(noted, Mapping) else {}
@@ -55,7 +50,8 @@ def check_optimizer(checkpoint: Mapping[str, Any], wrapper: Any) -> None:
         optimizer: Optimizer = part.optimizer
         groups = _groups(state, what)
         _check_type(noted.get(name), groups, optimizer)
-        for given, own in zip(groups, optimizer.param_groups, strict=False):
+        _check_sizes(groups, optimizer, what)
+        for given, own in zip(groups, optimizer.param_groups, strict=True):
             compare(given, {k: v for k, v in own.items() if k != 'params'}, what)
             _note_changes(given, own, told)
         _check_state(state.get('state'), optimizer, what)
@@ -78,13 +74,12 @@ def check_optimizer(checkpoint: Mapping[str, Any], wrapper: Any) -> None:
 def _parts(given: Any, wrapper: Any) -> Iterator[tuple[str, Any, Mapping[str, Any], str]]:
     """Each optimizer of a run: its name, its wrapper, what is given for it, and words for that."""
     require(isinstance(given, Mapping), 'its optimizer', given)
-    several = isinstance(wrapper, OptimWrapperDict)
-    parts = dict(wrapper.items()) if several else {'': wrapper}
-    if several:
+    parts = named_wrappers(wrapper)
+    if '' not in parts:
         unknown = given.keys() - parts.keys()
         require(not unknown, 'its optimizer', next(iter(unknown), None))
     for name, part in parts.items():
-        state = given.get(name) if several else given
+        state = given.get(name) if name else given
         what = f'its optimizer {name!r}' if name else 'its optimizer'
         require(isinstance(state, Mapping), what, state)
         yield name, part, state, what
@@ -116,6 +111,15 @@ def _check_type(noted: Any, groups: list[Mapping[str, Any]], optimizer: Optimize
         )
 
 
+def _check_sizes(groups: list[Mapping[str, Any]], optimizer: Optimizer, what: str) -> None:
+    """Refuses groups of other sizes than the run's."""
+    given, own = (
+        [len(group['params']) for group in held] for held in (groups, optimizer.param_groups)
+    )
+    if given != own:
+        raise damaged(f'{what} has groups of {given} parameters, the run trains {own}')
+
+
 def _note_changes(given: Mapping[str, Any], own: Mapping[str, Any], told: dict[str, str]) -> None:
     for key in TOLD:
         old, new = (group.get(key, group.get('lr')) for group in (given, own))
@@ -135,10 +139,15 @@ def _check_state(state: Any, optimizer: Optimizer, what: str) -> None:
             require(isinstance(key, str), f'a key {where}', key)
             plain = value is None or isinstance(value, Tensor) or is_number(value)
             require(plain or isinstance(value, list), f'{key} {where}', value)
-        own = expected.get(parameters[position].dim()) if position < len(parameters) else None
-        if own is None or not entries:
+        if position >= len(parameters):
             continue
         parameter = parameters[position]
+        for key, value in entries.items():
+            if isinstance(value, Tensor) and value.dim() == parameter.dim():
+                shapes = f'{list(value.shape)}, expected {list(parameter.shape)}'
+                if value.shape != parameter.shape:
+                    raise damaged(f'{key} {where} is {shapes}')
+        own = expected.get(parameter.dim(), {}) if entries else {}
         for key, (kind, is_shaped, is_float) in own.items():
             value = entries.get(key)
             fits = isinstance(value, Tensor) == (kind is Tensor) and (value is None) == (

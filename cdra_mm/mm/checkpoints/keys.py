@@ -19,9 +19,6 @@ def complete_averages(checkpoint: Any) -> None:
     """Averaged weights get the record that stands once in the file, with the weights beside them.
 
     They may be loaded before them, or alone: mmpretrain's EMA hook does so when it tests.
-
-    Args:
-        checkpoint: What was read, changed in place.
     """
     state, averages = (checkpoint.get(key) for key in ('state_dict', 'ema_state_dict'))
     if state and averages and PREFIX + RECORD_KEY in state:

@@ -8,6 +8,7 @@ from torch import nn
 
 from cdra_mm.core import find_targets
 from cdra_mm.methods import Method
+from cdra_mm.spelling import first_of
 
 from .base_weights import BaseSource
 
@@ -36,8 +37,8 @@ def describe_missing(
     held = len(matrices - set(missing))
     text = (
         f'{source.describe()} brings {held} of the {len(matrices)} weight matrices of '
-        f'{type(backbone).__name__}; missing are {_listed(missing)}: they start as they were '
-        'initialised (at random), and are stored in checkpoints and adapter files'
+        f'{type(backbone).__name__}; missing are {first_of(missing, LISTED)}: they start as they '
+        'were initialised (at random), and are stored in checkpoints and adapter files'
     )
     trained = set(also_train) if method.needs_scores else set()
     trained |= {target.path for target in find_targets(backbone).values()}
@@ -49,10 +50,6 @@ def describe_missing(
     whole = [*(name for name in also_train if name in dict(backbone.named_parameters())), *frozen]
     return (
         f'{text}. {len(frozen)} of them stay so, frozen for good, since they do not compete '
-        f'({_listed(frozen)}): to train them whole, set also_train={whole}, and '
+        f'({first_of(frozen, LISTED)}): to train them whole, set also_train={whole}, and '
         'also_train_in_budget=False to keep what they cost out of the budget'
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ', '.join(names[:LISTED]) + (f' ... ({len(names)})' if len(names) > LISTED else '')

@@ -91,11 +91,7 @@ class Record:
         return hashlib.sha256(json.dumps(sorted(self.digests.items())).encode()).hexdigest()
 
     def storing(self, tensors: Mapping[str, Tensor]) -> Record:
-        """The record of a state in which those of these tensors that have changed are not left out.
-
-        Args:
-            tensors: Of the backbone's own, by name.
-        """
+        """The record of a state that holds those of these tensors that have changed."""
         now = digests_of({name: value for name, value in tensors.items() if name in self.digests})
         changed = {name for name, text in now.items() if text != self.digests[name]}
         kept = {name: text for name, text in self.digests.items() if name not in changed}

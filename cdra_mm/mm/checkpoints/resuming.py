@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import EMAHook
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -23,13 +22,14 @@ from ..host.runner_parts import is_resumed, loaded_from, resume_from, start_anew
 from ..inputs import check_weight_file
 from ..rebuild import plain_model
 from .keys import KEYS
+from .kinds_of_values import damaged
 from .own_files import OwnFiles
 from .record import Record
 from .saving import clear_folders
 
 __all__ = [
     'check_parts',
-    'check_state',
+    'check_weights',
     'check_whole',
     'choose_checkpoint',
     'latest_checkpoint',
@@ -176,16 +176,11 @@ def check_parts(checkpoint: Mapping[str, Any], runner: Runner) -> None:
         )
 
 
-def check_state(checkpoint: Mapping[str, Any], runner: Runner, record: Record | None) -> None:
-    """Refuses weights or an optimizer state that do not fit the run; mmengine leaves them out.
-
-    Args:
-        checkpoint: A checkpoint with all its parts.
-        runner: The run, its adapters in place and its optimizer built.
-        record: The record of the checkpoint.
+def check_weights(checkpoint: Mapping[str, Any], runner: Runner, record: Record | None) -> None:
+    """Refuses weights that do not fit the run; mmengine leaves them out.
 
     Raises:
-        CheckpointError: Names the first weight or parameter group.
+        CheckpointError: Names the first.
     """
     expected = plain_model(runner).state_dict()
     left_out = {PREFIX + name for name in (*record.left_out, *KEYS)} if record else set()
@@ -195,38 +190,11 @@ def check_state(checkpoint: Mapping[str, Any], runner: Runner, record: Record | 
             for name, tensor in expected.items():
                 held = given.get(prefix + name)
                 if held is None and name not in left_out:
-                    raise _damaged(f'its {part} lacks {name}')
+                    raise damaged(f'its {part} lacks {name}')
                 if held is not None and held.shape != tensor.shape:
-                    raise _damaged(
+                    raise damaged(
                         f'{name} of its {part} is {list(held.shape)}, expected {list(tensor.shape)}'
                     )
-    wrapper = runner.optim_wrapper
-    parts = dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
-    for name, part in parts.items():
-        state = checkpoint['optimizer'].get(name, {}) if name else checkpoint['optimizer']
-        given_groups = [len(group['params']) for group in state.get('param_groups', ())]
-        groups = part.optimizer.param_groups
-        if given_groups != [len(group['params']) for group in groups]:
-            raise _damaged(
-                f'its optimizer state {name!r} has groups of {given_groups} parameters, the run '
-                f'trains {[len(group["params"]) for group in groups]}'
-            )
-        parameters = [parameter for group in groups for parameter in group['params']]
-        for position, parameter in enumerate(parameters):
-            for key, value in state.get('state', {}).get(position, {}).items():
-                same_kind = isinstance(value, Tensor) and value.dim() == parameter.dim()
-                if same_kind and value.shape != parameter.shape:
-                    raise _damaged(
-                        f'{key} of parameter {position} in its optimizer state is '
-                        f'{list(value.shape)}, expected {list(parameter.shape)}'
-                    )
-
-
-def _damaged(what: str) -> CheckpointError:
-    return CheckpointError(
-        f'the checkpoint is damaged, or was made with another config: {what}; use another '
-        'checkpoint, or the config it was trained with'
-    )
 
 
 @contextmanager

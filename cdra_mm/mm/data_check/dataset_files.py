@@ -40,13 +40,7 @@ def is_local(dataset: Any) -> bool:
 def absent_files(
     dataset: Any, infos: Sequence[Mapping[str, Any]], limit: int | None = LOOKED_FOR
 ) -> list[Fault]:
-    """Listed files that are not there or empty, each with the likely cause.
-
-    Args:
-        dataset: The data set.
-        infos: Its samples.
-        limit: Files to look for; None for all.
-    """
+    """Listed files that are not there or empty, each with the likely cause."""
     faults: list[Fault] = []
     looked = 0
     for info in infos:

@@ -11,6 +11,7 @@ from mmengine.dataset import Compose
 from torch import Tensor
 
 from cdra_mm.errors import DataError
+from cdra_mm.spelling import first_of
 
 from ..dataset_configs import LOADERS
 from ..planning.scoring_state import preserved_random_state
@@ -76,12 +77,10 @@ def _check(
     if is_local(dataset):
         absent = absent_files(dataset, infos)
         if absent:
-            rest = f' (and {len(absent) - 1} more files)' if len(absent) > 1 else ''
-            raise DataError(f'{configured.where}: {absent[0]}{rest}{advice}')
+            raise DataError(f'{configured.where}: {first_of(absent)}{advice}')
         lonely = unpaired_masks(dataset, infos)
         if lonely:
-            rest = f' and {len(lonely) - 1} more' if len(lonely) > 1 else ''
-            remarks.append(f'{configured.where}: {lonely[0]}{rest} has no image and is not used')
+            remarks.append(f'{configured.where}: {first_of(lonely)} has no image and is not used')
         for name, other in folders_read_twice(infos):
             remarks.append(f'{configured.where}: {name} is the same folder as {other}: read twice')
     _check_labels(configured, infos, rule, advice)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from cdra_mm.data.classes import Tally, class_lines
 from cdra_mm.data.layout import Fault
+from cdra_mm.spelling import first_of
 
 from .label_rule import LabelRule
 
@@ -57,8 +58,7 @@ class DatasetReport:
                 )
         lines = [f'{line}  ({self.where})']
         for kind, paths in self.remarks.items():
-            rest = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
-            lines.append(f'    {paths[0]}{rest} {kind}')
+            lines.append(f'    {first_of(paths)} {kind}')
         lines += [f'    {mistake}' for mistake in self.mistakes]
         if self.faults:
             lines.append(f'    {len(self.faults)} wrong:')
@@ -104,8 +104,7 @@ class DataReport:
         found = [str(fault) for fault in self.faults] or list(self.mistakes)
         if not found:
             return ''
-        rest = f' and {len(found) - 1} more' if len(found) > 1 else ''
-        return f'data of {self.config}: {found[0]}{rest}'
+        return f'data of {self.config}: {first_of(found)}'
 
     def lines(self) -> list[str]:
         """The listing that the tool prints: counts, sizes, classes, what is wrong."""

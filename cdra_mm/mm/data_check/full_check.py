@@ -41,9 +41,6 @@ def check_config_data(
         workers: Processes that read; 0 for this one alone. Default: one for each core, at most 8.
         progress: Called with (samples done, total); a line on the terminal by default.
 
-    Returns:
-        What is there and what is wrong with it.
-
     Raises:
         DataError: If the config names no data, or a worker process was killed.
         ConfigError: If sizes in the config do not fit each other.

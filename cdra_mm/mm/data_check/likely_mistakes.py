@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cdra_mm.spelling import first_of
+
 from .label_rule import LabelRule
 
 __all__ = ['likely_mistakes', 'named_classes']
@@ -78,6 +80,5 @@ def named_classes(ids: Sequence[int], names: Sequence[str]) -> str:
         >>> named_classes([0, 2], ['sky', 'road'])
         '0 sky, 2'
     """
-    shown = [f'{i} {names[i]}' if 0 <= i < len(names) else str(i) for i in ids[:NAMED]]
-    rest = [f'and {len(ids) - NAMED} more'] if len(ids) > NAMED else []
-    return ', '.join(shown + rest)
+    named = (f'{i} {names[i]}' if 0 <= i < len(names) else str(i) for i in ids)
+    return first_of(named, NAMED)

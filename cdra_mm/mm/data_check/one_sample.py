@@ -30,10 +30,6 @@ def files_of(info: Mapping[str, Any]) -> list[str]:
 def load(info: dict[str, Any], steps: list[Callable[[Any], Any]]) -> dict[str, Any] | None:
     """Runs the first steps of a pipeline, until image and label map are there.
 
-    Args:
-        info: What the data set knows of a sample.
-        steps: The transforms of its pipeline.
-
     Returns:
         What is loaded by then; None where a step gives the sample up.
     """

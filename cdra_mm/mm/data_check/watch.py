@@ -112,11 +112,7 @@ class WatchDataHook(Hook):
 
 
 def watch(runner: Runner) -> None:
-    """Lets every built loader of a run name its samples when they cannot be used; once.
-
-    Args:
-        runner: A runner whose loops are built.
-    """
+    """Lets every built loader of a run name its samples when they cannot be used; once."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     rule = label_rule(last_head(model))
     advice = f'; look at all files with: {check_command(runner.cfg)}'

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 from mmengine.registry import DATASETS
 
 from cdra_mm.data import SOURCES
+from cdra_mm.data.list_files import read_json_list
 from cdra_mm.data.listed import JsonSplit
 from cdra_mm.errors import DataError
 
-from .json_labels import read_labels
 from .listed_images import ListedImages
 
 __all__ = ['FGVC', 'FGVC_SETS']
@@ -78,12 +78,7 @@ class FGVC(ListedImages):
 
     def read_split(self, root: Path) -> tuple[Path, list[tuple[str, int]]]:
         """Reads and checks all three lists; see `ListedImages.read_split`."""
-        lists: dict[str, dict[str, int]] = {}
-        for name in FILES:
-            file = root / f'{name}.json'
-            if not file.is_file():
-                raise self.missing_list(file)
-            lists[name] = read_labels(file)
+        lists = {name: self.labels_in(root / f'{name}.json', read_json_list) for name in FILES}
         _require_disjoint(root, lists)
         label_of = self._number_classes(root, lists)
         chosen = JOINED.get(self.split, (self.split,))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mmpretrain.datasets import BaseDataset
 
 from cdra_mm.command_line import worded
+from cdra_mm.data.list_files import ListFile
 from cdra_mm.errors import ConfigError, DataError
+from cdra_mm.spelling import first_of
 
-__all__ = ['ListedImages', 'check_relative', 'read_text']
+__all__ = ['ListedImages']
 
 # Missing images that a message names before it only counts the rest.
 NAMED_IMAGES = 3
@@ -73,9 +75,6 @@ class ListedImages(BaseDataset):
     def known_classes(cls, folder: str) -> tuple[str, ...] | None:
         """Class names of the known set that a folder of this name holds.
 
-        Args:
-            folder: Name of the folder, without the path.
-
         Returns:
             Names in label order, or None where no known set has that name.
         """
@@ -83,9 +82,6 @@ class ListedImages(BaseDataset):
 
     def read_split(self, root: Path) -> tuple[Path, list[tuple[str, int]]]:
         """Reads and checks the list of the split.
-
-        Args:
-            root: Folder of the set; it exists.
 
         Returns:
             The folder that image paths are relative to, and each image's path and label.
@@ -106,12 +102,24 @@ class ListedImages(BaseDataset):
             self._require_images(images, [path for path, _ in samples])
         return [dict(img_path=str(images / path), gt_label=label) for path, label in samples]
 
-    def missing_list(self, file: Path) -> DataError:
-        """The error for a list file that is not there; names those that are."""
-        present = sorted(path.name for path in file.parent.glob(f'*{file.suffix}')) or 'none'
-        return DataError(
-            f'list file {file} does not exist (lists there: {present}). {worded(self.WHERE_FROM)}'
-        )
+    def labels_in(self, file: Path, read: Callable[[Path], ListFile]) -> dict[str, int]:
+        """Class id by path of a list in which nothing is wrong.
+
+        Raises:
+            DataError: Names the first fault with its line, or that the list is missing or empty.
+        """
+        if not file.is_file():
+            present = sorted(path.name for path in file.parent.glob(f'*{file.suffix}')) or 'none'
+            raise DataError(
+                f'list file {file} does not exist (lists there: {present}). '
+                f'{worded(self.WHERE_FROM)}'
+            )
+        found = read(file)
+        if found.faults:
+            raise DataError(str(found.faults[0]))
+        if not found.labels:
+            raise DataError(f'{file} lists no image. {worded(self.WHERE_FROM)}')
+        return found.labels
 
     def _class_names(
         self, number: int | None, classes: Sequence[str] | None, folder: str
@@ -137,39 +145,7 @@ class ListedImages(BaseDataset):
         """Raises when an image is missing; the message names the first few."""
         missing = [path for path in paths if not os.path.isfile(folder / path)]
         if missing:
-            named = ', '.join(missing[:NAMED_IMAGES])
-            rest = f' and {len(missing) - NAMED_IMAGES} more' if len(missing) > NAMED_IMAGES else ''
             raise DataError(
                 f'{len(missing)} of {len(paths)} listed images are missing under {folder}: '
-                f'{named}{rest}. {worded(self.WHERE_FROM)}'
+                f'{first_of(missing, NAMED_IMAGES)}. {worded(self.WHERE_FROM)}'
             )
-
-
-def read_text(file: Path) -> str:
-    """Text of a list file, with or without a byte order mark.
-
-    Raises:
-        DataError: If it is not UTF-8.
-    """
-    try:
-        return file.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise DataError(f'{file} is not UTF-8 text (byte {error.start})') from None
-
-
-def check_relative(path: str, where: str) -> str:
-    """The normal form of a listed path, by which repeated entries are found.
-
-    Args:
-        path: Path as the list gives it.
-        where: File and line, for the message.
-
-    Raises:
-        DataError: If the path is absolute, leaves the folder of the data set, or is empty.
-    """
-    normal = os.path.normpath(path)
-    if os.path.isabs(path) or normal.split(os.sep)[0] == os.pardir:
-        raise DataError(f'{where}: {path} leaves the data folder; paths are relative to it')
-    if not path.strip() or '\0' in path:
-        raise DataError(f'{where}: {path!r} is no path')
-    return normal

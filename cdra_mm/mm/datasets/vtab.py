@@ -11,17 +11,16 @@ publishes six labels without saying which is which, so its labels serve as names
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from mmengine.registry import DATASETS
 
-from cdra_mm.command_line import worded
 from cdra_mm.data import SOURCES
-from cdra_mm.errors import DataError
+from cdra_mm.data.list_files import read_text_list
 
-from .listed_images import ListedImages, check_relative, read_text
+from .listed_images import ListedImages
 
 __all__ = ['TASK_CLASSES', 'VTAB1k']
 
@@ -60,36 +59,5 @@ class VTAB1k(ListedImages):
 
     def read_split(self, root: Path) -> tuple[Path, list[tuple[str, int]]]:
         """Reads and checks one list; see `ListedImages.read_split`."""
-        file = root / f'{self.split}.txt'
-        if not file.is_file():
-            raise self.missing_list(file)
-        samples: list[tuple[str, int]] = []
-        line_of: dict[str, int] = {}
-        for number, line in enumerate(read_text(file).splitlines(), start=1):
-            if not line.strip():
-                continue
-            where = f'{file}:{number}'
-            path, label = _parse_line(line, where, self.num_classes)
-            key = check_relative(path, where)
-            if key in line_of:
-                raise DataError(f'{where}: {path} is listed already on line {line_of[key]}')
-            line_of[key] = number
-            samples.append((path, label))
-        if not samples:
-            raise DataError(f'{file} lists no image. {worded(self.WHERE_FROM)}')
-        return root, samples
-
-
-def _parse_line(line: str, where: str, num_classes: int) -> tuple[str, int]:
-    """Path and label of one line; the path may contain spaces."""
-    parts = line.strip().rsplit(maxsplit=1)
-    # Longer digits are no label, and int() refuses very long ones in its own words.
-    if len(parts) != 2 or not re.fullmatch(r'-?[0-9]{1,9}', parts[1]):
-        raise DataError(f'{where}: expected "path label", got {line.strip()[:200]!r}')
-    path, label = parts[0], int(parts[1])
-    if not 0 <= label < num_classes:
-        raise DataError(
-            f'{where}: label {label} is out of range for {num_classes} classes '
-            f'(0 to {num_classes - 1}); correct the list or num_classes'
-        )
-    return path, label
+        read = partial(read_text_list, num_classes=self.num_classes)
+        return root, list(self.labels_in(root / f'{self.split}.txt', read).items())

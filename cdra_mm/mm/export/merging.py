@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core import adapters, freeze_rest, merge_adapters, remove_adapters
 from cdra_mm.errors import CheckpointError
+from cdra_mm.spelling import first_of
 
 from ..backbone import PREFIX, attach_loader, find_backbone
 from ..checkpoints.base_weights import named_bases
@@ -82,10 +83,6 @@ class Merged:
 def open_adapted(cfg: Config, path: str) -> Adapted:
     """Loads a checkpoint with adapters into the model of its config.
 
-    Args:
-        cfg: Config of the model, with or without our hook.
-        path: The checkpoint.
-
     Raises:
         CheckpointError: If the checkpoint has no adapters, or does not fit the config.
     """
@@ -107,10 +104,6 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
 
 def merge_checkpoint(cfg: Config, path: str) -> Merged:
     """Merges the adapters of a checkpoint.
-
-    Args:
-        cfg: Config of the model, with or without our hook.
-        path: The checkpoint.
 
     Returns:
         The plain checkpoint. It was loaded strictly into the plain model, whose
@@ -191,10 +184,8 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
         # torch lists what does not fit, one a line, after a heading.
         reasons += str(error).splitlines()[1:] or [str(error)]
     if reasons:
-        more = f' (and {len(reasons) - 1} more)' if len(reasons) > 1 else ''
-        raise CheckpointError(
-            f'{path} does not fit the model of the config: {reasons[0].strip()[:300]}{more}'
-        )
+        found = first_of(reason.strip()[:300] for reason in reasons)
+        raise CheckpointError(f'{path} does not fit the model of the config: {found}')
 
 
 def _provenance(path: str, record: Record | None, num_adapters: int) -> dict[str, Any]:

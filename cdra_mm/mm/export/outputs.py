@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cdra_mm.core.model.own_state import tensors_in
 from cdra_mm.errors import CheckpointError, ConfigError
 
 __all__ = ['Outputs', 'difference', 'first_line', 'image_size', 'outputs_of', 'random_image']
@@ -144,18 +145,7 @@ def _run(call: Any) -> list[Tensor]:
     """The floating-point tensors of a call, with the random numbers of a fixed seed."""
     with torch.random.fork_rng():  # a model may draw some also in evaluation mode
         torch.manual_seed(0)
-        return [tensor for tensor in _tensors(call()) if tensor.is_floating_point()]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from _tensors(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry)
+        return [tensor for tensor in tensors_in(call()) if tensor.is_floating_point()]
 
 
 def first_line(error: Exception) -> str:

@@ -50,13 +50,7 @@ class OpenVisualizationHook(VisualizationHook):
 
 
 def inferencer_of(model: nn.Module, config: Config, device: str) -> Any:
-    """The inferencer of a classifier that is built and loaded, without class names.
-
-    Args:
-        model: The model.
-        config: Its config, which says how an image is made ready.
-        device: Where it runs.
-    """
+    """The inferencer of a classifier that is built and loaded, without class names."""
     model._config = config
     return ImageClassificationInferencer(model, pretrained=False, device=device, classes=[])
 

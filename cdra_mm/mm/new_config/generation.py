@@ -47,9 +47,6 @@ def new_config(
         tell: Takes a line of what is seen and done.
         ask: Asks for what `wanted` leaves open; None takes the defaults.
 
-    Returns:
-        The config.
-
     Raises:
         CDRAError: If the files cannot be used so; nothing is written then.
     """

@@ -9,6 +9,7 @@ from typing import Any
 from cdra_mm.data.own.labels import Meaning, written
 from cdra_mm.data.own.looking import LAYOUTS, Seen
 from cdra_mm.data.own.pairing import Pairing
+from cdra_mm.spelling import first_of
 
 __all__ = ['NAMED', 'class_lines', 'seen_lines', 'report_pairing']
 
@@ -27,9 +28,8 @@ def report_pairing(pairing: Pairing, tell: Callable[[str], Any]) -> None:
             ('mask', 'image', part.lone_masks, part.masks),
         ):
             if lone:
-                listed = ', '.join(str(root / name) for name in lone[:NAMED])
-                rest = f' and {len(lone) - NAMED} more' if len(lone) > NAMED else ''
-                tell(f'  {len(lone)} {what}s without {other} are left out: {listed}{rest}')
+                listed = first_of((root / name for name in lone), NAMED)
+                tell(f'  {len(lone)} {what}s without {other} are left out: {listed}')
     for note in pairing.notes:
         tell(f'  {note}')
 
@@ -37,8 +37,7 @@ def report_pairing(pairing: Pairing, tell: Callable[[str], Any]) -> None:
 def seen_lines(seen: Seen) -> list[str]:
     """Sizes and layouts of images and masks."""
     sizes = seen.sizes.most_common()
-    named = ', '.join(f'{w} x {h} ({n})' for (w, h), n in sizes[:3])
-    lines = [f'sizes: {named}{f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""}']
+    lines = [f'sizes: {first_of((f"{w} x {h} ({n})" for (w, h), n in sizes), 3)}']
     for mode, count in seen.modes.most_common():
         channels, bits = LAYOUTS.get(mode, (len(mode), 8))
         kind = {1: 'grey', 2: 'grey with transparency', 4: 'colour with a fourth channel'}

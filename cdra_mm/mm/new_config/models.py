@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from cdra_mm.errors import ConfigError
-from cdra_mm.spelling import did_you_mean
+from cdra_mm.spelling import unknown
 
 from ..inputs import check_weight_file
 from ..packages import CONFIGS
@@ -68,20 +68,15 @@ def find_model(backbone: str, head: str, weights: str) -> ModelPart:
         CheckpointError: If the file is missing or not understood.
     """
     if head not in HEADS:
-        raise ConfigError(
-            f'--head {head} is unknown{did_you_mean(head, HEADS)}: expected one of '
-            + ', '.join(HEADS)
-        )
+        raise ConfigError(unknown('--head', head, HEADS))
     return _of_file(weights, head) if weights else _shipped(backbone, head)
 
 
 def _shipped(backbone: str, head: str) -> ModelPart:
     known = shipped_backbones()
     if backbone not in known:
-        raise ConfigError(
-            f'--backbone {backbone} is unknown{did_you_mean(backbone, known)}: expected one of '
-            f'{", ".join(known)}, or a weight file with --weights'
-        )
+        said = unknown('--backbone', backbone, known)
+        raise ConfigError(f'{said}, or a weight file with --weights')
     config = _read(f'{backbone.replace("-", "_")}_{head}.py')
     model = config.model.to_dict()
     checkpoint = str(model['backbone']['init_cfg']['checkpoint'])

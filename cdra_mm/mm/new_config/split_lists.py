@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cdra_mm.data.own.pairing import SPLITS, Pair, Pairing, Part
+from cdra_mm.data.own.pairing import SPLITS, Pair, Pairing, SplitPairs
 from cdra_mm.data.own.splitting import detect_groups, groups_by, split_by_share
 from cdra_mm.errors import DataError
 
@@ -26,7 +26,7 @@ class Splits:
         lines: What was decided, for people.
     """
 
-    parts: dict[str, Part]
+    parts: dict[str, SplitPairs]
     names: dict[str, Sequence[Pair]]
     lines: tuple[str, ...]
 
@@ -91,10 +91,6 @@ def sources_of(
     pairing: Pairing, splits: Splits
 ) -> tuple[dict[str, Sequence[SplitFiles]], dict[str, list[str]]]:
     """The data sets of each split, and the lists that they need.
-
-    Args:
-        pairing: The pairs.
-        splits: The splits.
 
     Returns:
         One source for all pairs of a split that end alike, and the lines of each list by its name.

@@ -25,10 +25,6 @@ def verify_config(path: Path, counts: dict[str, int]) -> list[str]:
 
     Nothing is downloaded: the model is built without its weights.
 
-    Args:
-        path: The config.
-        counts: How many pairs each split has to have.
-
     Returns:
         What can be used and looks odd, one line each.
 

@@ -34,10 +34,6 @@ ADVICE = (
 def check_strategy(cfg: Config, *, adapts: bool) -> None:
     """Looks at a config before its model is built.
 
-    Args:
-        cfg: The config of a run.
-        adapts: Whether it has CDRAHook.
-
     Raises:
         ConfigError: If it has a strategy that would be ignored, or one that does not go with
             CDRAHook.

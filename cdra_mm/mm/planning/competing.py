@@ -22,11 +22,6 @@ def competing_targets(
 
     The log says where less than half of the backbone competes.
 
-    Args:
-        backbone: The backbone.
-        targets: What can be trained of it.
-        exclude: See `exclude_targets`.
-
     Raises:
         ConfigError: See `exclude_targets`.
     """

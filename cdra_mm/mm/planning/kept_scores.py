@@ -45,12 +45,7 @@ Value = TypeVar('Value')
 
 
 class Stored(Mapping[str, Value]):
-    """Entries of a file that are read when they are asked for, and not held.
-
-    Args:
-        names: The names.
-        read: Gives the entry of a name.
-    """
+    """Entries of a file that are read when they are asked for, and not held."""
 
     def __init__(self, names: Iterable[str], read: Callable[[str], Value]) -> None:
         self.names, self.read = dict.fromkeys(names), read
@@ -95,10 +90,6 @@ def selected_masks(plan: Plan, scores: Mapping[str, Tensor]) -> Iterator[tuple[s
 
     A plan of single entries lists them; every other plan is one global top-k over the
     scores, which is deterministic (`kth_largest`).
-
-    Args:
-        plan: The plan made from these scores.
-        scores: The scores of what competed.
 
     Yields:
         Name and bool mask of each target; a mask lasts until the next is asked for.

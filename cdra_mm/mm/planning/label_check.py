@@ -76,10 +76,6 @@ def check_labels(model: nn.Module, samples: Sequence[Any]) -> None:
     Labels that are no integers (a depth, a height), and those of a head with one output and no
     sigmoid, are left to the loss: see `named_loss`.
 
-    Args:
-        model: A segmentor or classifier.
-        samples: The data samples of one batch.
-
     Raises:
         DataError: If an id is neither a class of the head nor ignored.
     """

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from cdra_mm.core import Plan, fingerprint
+from cdra_mm.core.planning.plan_positions import with_positions
 from cdra_mm.core.scoring.scores import require_finite
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import Method, Request
@@ -104,11 +105,6 @@ class RunPlanner:
     def plan(self, runner: Runner, backbone: nn.Module, digests: Mapping[str, str]) -> Plan | None:
         """The plan for a backbone with its pretrained weights, the same on every rank.
 
-        Args:
-            runner: The run.
-            backbone: Its backbone, plain.
-            digests: Table of its weights.
-
         Returns:
             The plan, or None to train the whole backbone.
 
@@ -139,7 +135,7 @@ class RunPlanner:
         if self.path:
             given = read_plan(self.path)
             request.check(given)
-            return given
+            return with_positions(given, backbone)
         scores: dict[str, Tensor] = {}
         num_samples = 0
         if self.method.needs_scores:
@@ -175,6 +171,7 @@ class RunPlanner:
             plan = same_everywhere(self._decide(runner, request))
         if plan is not None:
             request.check(plan)  # a method of another package may look at the backbone alone
+            plan = with_positions(plan, backbone)
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan

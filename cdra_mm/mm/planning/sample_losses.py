@@ -7,12 +7,13 @@ heads) gives what a batch of one would give.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from cdra_mm.core.model.own_state import tensors_in
 from cdra_mm.errors import ConfigError
 
 from ..host.model_patches import with_features, with_forward
@@ -20,7 +21,7 @@ from .label_check import check_labels, named_loss
 from .scoring_state import outputs_for_loss
 from .unlabelled import Unlabelled
 
-__all__ = ['per_sample_losses', 'prepared', 'tensors_of']
+__all__ = ['per_sample_losses', 'prepared']
 
 
 def per_sample_losses(model: BaseModel, data: Any, unlabelled: Unlabelled | None = None) -> Tensor:
@@ -56,22 +57,13 @@ def per_sample_losses(model: BaseModel, data: Any, unlabelled: Unlabelled | None
 
 def _check_features(model: BaseModel, features: Any, count: int) -> None:
     """The features of a sample are cut out of those of its batch."""
-    for tensor in tensors_of(features):
+    for tensor in tensors_in(features):
         if count > 1 and (tensor.dim() == 0 or len(tensor) != count):
             raise ConfigError(
                 f'extract_feat of {type(model).__name__} gives features of shape '
                 f'{tuple(tensor.shape)} for a batch of {count}: expected the sample as first '
                 'dimension; give batch_size=1 to CDRAHook'
             )
-
-
-def tensors_of(features: Any) -> Iterator[Tensor]:
-    """The tensors of a model's output, however it is nested."""
-    if isinstance(features, Tensor):
-        yield features
-    elif isinstance(features, Mapping | list | tuple):
-        for value in features.values() if isinstance(features, Mapping) else features:
-            yield from tensors_of(value)
 
 
 def prepared(model: BaseModel, data: Any) -> Any:

@@ -67,11 +67,6 @@ def trials_in(runner: Runner, backbone: nn.Module, seed: int) -> Iterator[RunTri
 class RunTrials:
     """See `cdra_mm.methods.Trials`.
 
-    Args:
-        runner: See `trials_in`.
-        backbone: Likewise.
-        seed: Likewise.
-
     Attributes:
         seed: Likewise.
         held_out: Indices of the training samples that are measured on, ascending.
@@ -100,7 +95,7 @@ class RunTrials:
         held_out: float,
         max_held_out: int,
     ) -> None:
-        """Trains the supernet; see `Trials.train`.
+        """See `Trials.train`.
 
         The optimizer is the run's own; its learning rates fall to zero along a cosine, each
         step. Sample order, augmentations and dropout depend on the seed alone, not on workers.

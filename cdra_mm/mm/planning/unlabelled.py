@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from cdra_mm.errors import DataError
 
+from ..data_check.label_rule import last_head
+
 __all__ = ['Unlabelled']
 
 Batch = TypeVar('Batch')
@@ -93,8 +95,5 @@ def _is_unlabelled(model: nn.Module, sample: Any) -> bool:
     """Whether a segmentation sample has pixels, and the head ignores all of them."""
     if 'gt_sem_seg' not in sample:
         return False
-    head: Any = getattr(model, 'decode_head', None)
-    if isinstance(head, nn.ModuleList):
-        head = head[-1]
-    ignored = getattr(head, 'ignore_index', None)
+    ignored = getattr(last_head(model), 'ignore_index', None)
     return ignored is not None and bool((sample.gt_sem_seg.data == ignored).all())

@@ -27,6 +27,7 @@ from torch import nn
 from cdra_mm.core.model.evaluation import evaluation_mode
 from cdra_mm.errors import DataError
 from cdra_mm.methods.base import FROZEN, UNREACHED
+from cdra_mm.spelling import first_of
 
 from ..host.model_patches import as_single_process, run_loss
 from ..rebuild import plain_model
@@ -73,10 +74,9 @@ def withheld_parameters(
         names = [name for name in own if withheld.get(name) == why]
         if names:
             entries = sum(own[name].numel() for name in names)
-            more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
             logger.info(
                 f'{len(names)} backbone parameters ({entries:,} entries) do not compete and are '
-                f'not adapted, {why}: {", ".join(names[:NAMED])}{more}'
+                f'not adapted, {why}: {first_of(names, NAMED)}'
             )
     return withheld
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +14,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from PIL import Image
 
+from cdra_mm.columns import csv_text
 from cdra_mm.data.image_files import ImageFiles, find_images, unique_names
 from cdra_mm.errors import ConfigError, DataError
 from cdra_mm.progress import logged_progress
@@ -151,7 +150,7 @@ def predict_folder(
             f'{skipped[0][1]}'
         )
     table = out / predictor.table
-    write_text(table, _csv(predictor.header, rows))
+    write_text(table, csv_text(predictor.header, rows))
     done = len(found.names) - len(skipped)
     return Outcome(done, tuple(skipped), len(found.others), table)
 
@@ -209,9 +208,3 @@ def _device(name: str | None) -> str:
             'device that is there'
         ) from None
     return name
-
-
-def _csv(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([header, *rows])
-    return text.getvalue()

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from PIL import Image
-from torch import nn
 
 from cdra_mm.errors import ConfigError
 from cdra_mm.pictures.style import class_palette
 from cdra_mm.storage import write_atomically
 
+from ..data_check.label_rule import last_head
 from ..host.mmseg_names import LoadingInferencer
 from .strict_loading import class_names, dataset_of, load_weights
 
@@ -106,7 +106,7 @@ def _load(model: Any, checkpoint: Any, cfg: Any, *, path: str) -> None:
     """Loads a checkpoint that fits, and gives the model names and colours of its classes."""
     load_weights(model, checkpoint, path)
     meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    names, palette = class_names(cfg, meta, _num_classes(model))
+    names, palette = class_names(cfg, meta, last_head(model).num_classes)
     colours = class_palette(len(names)) if palette is None else palette
     model.dataset_meta = {'classes': names, 'palette': [list(c) for c in colours]}
 
@@ -115,9 +115,3 @@ def _ids(sample: Any) -> np.ndarray:
     """Class ids ``[H, W]`` of a data sample."""
     ids: np.ndarray = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.int64)
     return ids
-
-
-def _num_classes(model: Any) -> int:
-    head: Any = model.decode_head
-    head = head[-1] if isinstance(head, nn.ModuleList) else head
-    return int(head.num_classes)

@@ -100,9 +100,6 @@ def _renamed(name: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str | N
 def recognise(names: Iterable[str]) -> tuple[Layout, str] | None:
     """The layout of a state dict and what stands in front of its names.
 
-    Args:
-        names: The names.
-
     Returns:
         The layout and the prefix (``'teacher.backbone.'``, mostly ``''``), None where no layout's
         mark is among the names.

@@ -268,10 +268,10 @@ def test_save_adapter_that_fails_keeps_the_old_file(saved, monkeypatch):
 
     for name in ('save_file', 'save'):
         monkeypatch.setattr(safetensors.torch, name, full)
-    from cdra_mm.core.artifacts import files
+    from cdra_mm.core.artifacts import adapter_saving
 
     for name in ('save_file', 'save'):
-        monkeypatch.setattr(files, name, full, raising=False)
+        monkeypatch.setattr(adapter_saving, name, full, raising=False)
     with pytest.raises((CDRAError, OSError), match='No space left'):
         save_adapter(model, path)
     assert path.read_bytes() == before

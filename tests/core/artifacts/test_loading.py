@@ -24,7 +24,7 @@ from cdra_mm.core import (
     save_adapter,
     trained_whole,
 )
-from cdra_mm.core.artifacts.files import _digest, read_adapter
+from cdra_mm.core.artifacts.files import digest_of, read_adapter
 from tests.core.problems import adapted, move, outputs, random_plan
 from tests.models import TinyViT, images
 
@@ -167,12 +167,12 @@ def test_weights_that_nobody_else_has_are_carried_where_that_is_asked_for(tmp_pa
 
 def test_a_known_table_is_not_made_again(tmp_path, monkeypatch):
     from cdra_mm.core import digests_of
-    from cdra_mm.core.artifacts import files
+    from cdra_mm.core.artifacts import adapter_saving
 
     base = fresh()
     table = digests_of(base.state_dict())
     model, hashed = trained(), []
-    monkeypatch.setattr(files, 'digests_of', lambda tensors: hashed.extend(tensors) or {})
+    monkeypatch.setattr(adapter_saving, 'digests_of', lambda tensors: hashed.extend(tensors) or {})
     save_adapter(model, tmp_path / 'a.safetensors', digests=table)
     assert not hashed
 
@@ -216,7 +216,7 @@ def version_1(path):
     assert json.loads(metadata.pop('beside')) == []
     metadata['version'] = '1'
     metadata['base_fingerprint'] = fingerprint_of({n: state[n] for n in names})
-    metadata['digest'] = _digest(metadata, tensors)
+    metadata['digest'] = digest_of(metadata, tensors)
     save_file(tensors, path, metadata=metadata)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -249,3 +251,30 @@ def test_adapter_off_the_model_follows_it_to_another_device(tmp_path):
     several.use('n0')
     held = {key: value for key, value in model.state_dict().items() if key != 'cdra_plan'}
     assert {value.device.type for value in (*held.values(), *model.buffers())} == {'meta'}
+
+
+def two_names():
+    """A model of which a block stands in a second place."""
+    model = fresh()
+    model.twin = model.blocks[1]
+    return model
+
+
+def test_plan_that_names_a_module_by_its_second_name_is_saved_and_loaded(tmp_path):
+    plan = random_plan(two_names())
+
+    def renamed(records):
+        return tuple(replace(r, name=r.name.replace('blocks.1', 'twin')) for r in records)
+
+    plan = replace(plan, blocks=renamed(plan.blocks), vectors=renamed(plan.vectors), dropped=())
+    assert sum('twin' in record.name for record in (*plan.blocks, *plan.vectors)) > 5
+    model = apply_plan(two_names(), plan)
+    move(model)
+    path = tmp_path / 'a.safetensors'
+    save_adapter(model, path)
+    again = two_names()
+    load_adapter(again, path)
+    assert torch.equal(outputs(again), outputs(model))
+    adapters_of = named(two_names(), {'a': path})
+    adapters_of.use('a')
+    assert torch.equal(outputs(adapters_of.model), outputs(model))

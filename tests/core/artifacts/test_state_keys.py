@@ -141,3 +141,24 @@ def test_a_state_dict_is_not_the_models_own():
     apply_plan(model, plan_from_masks({'0.weight': torch.ones(6, 4) > 0}, rank_rule=1))
     model.state_dict()['cdra_plan'].zero_()
     assert build_adapters(nn.Sequential(nn.Linear(4, 6)), model.state_dict()) == ['0.weight']
+
+
+@pytest.mark.parametrize('value', ['text', None, [1.0], {}], ids=str)
+@pytest.mark.parametrize('ending', ['.up', '.value', PLAN_KEY])
+def test_state_dict_with_a_value_that_is_no_tensor_is_refused(ending, value):
+    base, model, _ = adapted('fused')
+    state = model.state_dict()
+    state[next(key for key in state if key.endswith(ending))] = value
+    with pytest.raises(CDRAError, match='damaged'):
+        build_adapters(base, state)
+    assert adapters(base) == {}
+
+
+def test_model_with_a_module_of_the_adapters_name_is_refused():
+    base, model, plan = adapted('fused')
+    base.blocks[0].attn.cdra = nn.Linear(2, 2)
+    state = model.state_dict()
+    for put_on in (lambda: apply_plan(base, plan), lambda: build_adapters(base, state)):
+        with pytest.raises(CDRAError, match=r'blocks\.0\.attn\.cdra of .* rename it'):
+            put_on()
+        assert type(base.blocks[0].attn.cdra) is nn.Linear and adapters(base) == {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdra_mm.core import PlanError, block_width, find_blocks, find_targets, resolve
+from cdra_mm.core import PlanError, find_layers, find_targets, layer_width, resolve
 from tests.models import MODELS, TinyViT
 from tests.reference.scores import PARTS
 
@@ -186,12 +186,12 @@ def test_targets_hold_no_tensor():
 
 
 def test_find_blocks_are_the_innermost_list_members_in_order():
-    assert find_blocks(TinyViT(depth=3)) == ['blocks.0', 'blocks.1', 'blocks.2']
+    assert find_layers(TinyViT(depth=3)) == ['blocks.0', 'blocks.1', 'blocks.2']
     swin = MODELS['windowed']()
     expected = ['stages.0.blocks.0', 'stages.0.blocks.1', 'stages.1.blocks.0']
-    assert find_blocks(swin) == expected
-    assert [block_width(swin, path) for path in expected] == [8, 8, 16]
-    assert find_blocks(nn.Linear(2, 2)) == []
+    assert find_layers(swin) == expected
+    assert [layer_width(swin, path) for path in expected] == [8, 8, 16]
+    assert find_layers(nn.Linear(2, 2)) == []
 
 
 def test_find_targets_names_a_module_of_several_blocks_once():

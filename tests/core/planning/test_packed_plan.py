@@ -16,6 +16,7 @@ from cdra_mm.core import Block, Plan, PlanError, SparseMatrix
 from cdra_mm.core.packed import HEAD, pack_text, unpack_text
 from cdra_mm.core.planning.packed_indices import MOST_IN_RUNS, num_bytes, pack, unpack
 from cdra_mm.core.planning.packed_plan import MARK, pack_plan, unpack_plan
+from cdra_mm.core.planning.records import Positions
 from tests.golden import PLAN
 
 
@@ -56,6 +57,17 @@ def test_plan_comes_back_from_a_tensor():
     assert packed.dtype == torch.uint8 and packed.dim() == 1
     assert unpack_plan(packed) == plan and torch.equal(pack_plan(plan), packed)
     assert len(packed) < len(PLAN.read_text()) / 3
+
+
+def test_positions_come_back_and_cost_little_beside_a_plan_without():
+    """Of a ViT-B's size; a plan without them is written as it was before there were any."""
+    layers = tuple(f'layers.{i}' for i in range(12))
+    roles = {f'{at}.attn.qkv.weight:{part}': part for at in layers for part in 'qkv'}
+    roles |= {f'{at}.{path}': 'bias' for at in layers for path in ('attn.proj.bias', 'ln1.bias')}
+    plan = Plan(positions=Positions(layers, roles))
+    assert unpack_plan(pack_plan(plan)) == plan == Plan.from_json(plan.to_json())
+    assert len(pack_plan(plan)) - len(pack_plan(Plan())) < 1000
+    assert 'positions' not in Plan().to_record()
 
 
 def test_plan_without_anything_comes_back():

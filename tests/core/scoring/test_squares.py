@@ -74,7 +74,7 @@ def test_squares_of_nothing_are_zero(sizes, device):
 def test_squares_by_chunk_hold_as_many_gradients_as_fit(monkeypatch, held):
     """One sample at a time where not even one fits."""
     total, x, grad = problem()
-    monkeypatch.setattr(squares, 'SCRATCH_BYTES', held * 4 * (9 * 6 + 5 * 6 + 5 * 9))
+    monkeypatch.setattr(squares, 'SCRATCH_BYTES', held * 4 * (2 * 9 * 6 + 5 * 6 + 5 * 9))
     seen = []
     plain = squares._products
     monkeypatch.setattr(squares, '_products', lambda x, grad: seen.append(len(x)) or plain(x, grad))

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdra_mm.benchmark import peers, scores
+from cdra_mm.benchmark import peers, scoring_time
 from cdra_mm.benchmark.memory import CLEAR_REFS
 from cdra_mm.benchmark.peers import PEERS
-from cdra_mm.benchmark.scores import compare_scores, whole_matrices, worst_error
+from cdra_mm.benchmark.scoring_time import compare_scores, whole_matrices, worst_error
 from cdra_mm.core import estimate_scores, find_targets
 
 from .tiny import tiny_case
@@ -42,7 +42,7 @@ def test_peer_computes_the_scores_under_autocast(key):
     if key == 'backpack':
         pytest.skip('BackPACK cannot: it mixes the fp32 input with bf16 gradients')
     found, ours = peer_and_ours(key, tiny_case(dtype='bf16'))
-    assert worst_error(found, ours) < scores.TOLERANCE['bf16']
+    assert worst_error(found, ours) < scoring_time.TOLERANCE['bf16']
 
 
 def test_worst_error_is_relative_to_the_largest_score():

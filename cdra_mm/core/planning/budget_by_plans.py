@@ -18,12 +18,12 @@ from cdra_mm.errors import PlanError
 
 from .selection import FINITE_BUCKETS, Threshold, coarse_histogram
 
-__all__ = ['threshold_by_trials']
+__all__ = ['threshold_by_plans']
 
 GRID = 48  # plans; about as many as the bisection may take afterwards
 
 
-def threshold_by_trials(
+def threshold_by_plans(
     scores: Mapping[str, Tensor],
     budget: int,
     size_at: Callable[[Threshold], tuple[int, int]],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 
 from cdra_mm.core import estimate_scores, find_targets
 
+from .candidates import Candidates
 from .case import Batch, Case
 from .memory import in_child, peak_above_rest
 from .peers import PEERS, Scorer, quiet
-from .timing import add_ratio, is_out_of_memory, measure
+from .timing import is_out_of_memory
 
 __all__ = ['TOLERANCE', 'compare_scores', 'whole_matrices', 'worst_error']
 
@@ -31,16 +31,15 @@ def compare_scores(
 
     Args:
         case: The setting.
-        peers: Keys of `PEERS`; one that is not installed is skipped with a line.
+        peers: Keys of `PEERS`, others say nothing here; one that is not installed is skipped
+            with a line.
         memory: Whether to measure memory, on a CPU in a process per candidate.
 
     Returns:
         A record of plain values; see `report`.
     """
-    record: dict[str, Any] = {'benchmark': 'scores', **case.describe(), 'reference': REFERENCE}
-    candidates: dict[str, dict[str, Any]] = {}
-    skipped: dict[str, str] = {}
-    record |= {'candidates': candidates, 'skipped': skipped}
+    compared = Candidates(case, 'scores', {'backward': REFERENCE})
+    candidates, skipped = compared.found, compared.skipped
     with quiet():
         model, batch = case.make_model(), case.make_batch()
         runs: dict[str, Callable[[], Any]] = {}
@@ -48,8 +47,7 @@ def compare_scores(
         runs[OURS] = _ours(case, model, batch)
         expected = whole_matrices(runs[OURS]())
         score_bytes = sum(score.nbytes for score in expected.values())
-        for key in peers:
-            peer = PEERS[key]
+        for peer in [PEERS[key] for key in peers if key in PEERS]:
             if peer.missing():
                 skipped[peer.title] = f'{peer.package} is not installed: pip install {peer.package}'
                 continue
@@ -73,23 +71,11 @@ def compare_scores(
                 'remark': peer.remark,
             }
         del expected
-        measured = measure(
-            runs,
-            device=case.device,
-            repeats=case.repeats,
-            warmup=case.warmup,
-            seed=case.seed,
-        )
-        for name, reason in measured.failed.items():
-            candidates.pop(name, None)
-            skipped[name] = f'out of memory at batch {case.batch}: {reason}'
-        for name, seconds in measured.seconds.items():
-            entry = candidates.setdefault(name, {'covers': 1.0})
-            entry |= {'seconds': median(seconds), 'seconds_all': seconds}
-            if REFERENCE in measured.seconds:
-                add_ratio(entry, 'backward', seconds, measured.seconds[REFERENCE])
-            if memory:
-                entry['peak_bytes_above_rest'] = _peak(case, name, runs[name], skipped)
+        candidates |= {name: {'covers': 1.0} for name in (REFERENCE, OURS)}
+        compared.time(runs)
+        for name in candidates if memory else ():
+            with compared.fitting(f'memory of {name}'):
+                candidates[name]['peak_bytes_above_rest'] = _peak(case, name, runs[name])
     if OURS in candidates:
         entry = candidates[OURS]
         entry['remark'] = 'all matrices, biases and norms of the blocks, one backward'
@@ -99,8 +85,8 @@ def compare_scores(
             # The scores are the result; what else ours holds beyond a backward is scratch. (That
             # peaks at its start, when every activation is held and no gradient is there yet.)
             entry |= {'score_bytes': score_bytes, 'scratch_bytes': peak - score_bytes - other}
-    record['candidates'] = {n: candidates[n] for n in (*runs, *candidates) if n in candidates}
-    return record
+    in_order = {name: candidates[name] for name in runs if name in candidates}
+    return {**compared.record, 'candidates': in_order}
 
 
 def _backward(case: Case, model: nn.Module, batch: Batch) -> Callable[[], None]:
@@ -140,17 +126,11 @@ def _agreement(scorer: Scorer, expected: Mapping[str, Tensor]) -> tuple[float, f
     return worst_error(found, expected), covered / sum(s.numel() for s in expected.values())
 
 
-def _peak(case: Case, name: str, run: Callable[[], Any], skipped: dict[str, str]) -> int | None:
-    try:
-        if case.device == 'cuda':
-            return peak_above_rest(run, case.device)
-        peak: int | None = in_child(_peak_alone, case, name)
-        return peak
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        skipped[f'memory of {name}'] = f'out of memory at batch {case.batch}'
-        return None
+def _peak(case: Case, name: str, run: Callable[[], Any]) -> int | None:
+    if case.device == 'cuda':
+        return peak_above_rest(run, case.device)
+    peak: int | None = in_child(_peak_alone, case, name)
+    return peak
 
 
 def _peak_alone(case: Case, name: str) -> int | None:
