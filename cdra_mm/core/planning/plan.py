@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from cdra_mm.errors import PlanError
@@ -78,7 +78,12 @@ class Plan:
 
     def to_record(self) -> dict[str, Any]:
         """The plan as plain values; `from_record` gives an equal plan back."""
-        record = asdict(self)
+        record = dict(vars(self))
+        for key in ('blocks', 'vectors', 'sparse', 'parts', 'dropped'):
+            # Not by asdict: it copies a million indices one by one.
+            record[key] = [dict(vars(entry)) for entry in record[key]]
+        for entry in record['parts']:
+            entry['sizes'] = dict(entry['sizes'])
         record['also_train'], record['settings'] = dict(self.also_train), dict(self.settings)
         return record
 
