@@ -16,7 +16,7 @@ import os
 import resource
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -43,7 +43,7 @@ class Tracer(importlib.abc.MetaPathFinder):
     def __init__(
         self,
         clock: StageClock,
-        stages: dict[str, Sequence[str]],
+        stages: Mapping[str, Sequence[str]],
         iterations: Sequence[str],
         count: int,
         finished: Callable[[], None],
@@ -123,11 +123,14 @@ def main(words: Sequence[str]) -> None:
     def finished() -> None:
         before, all_of_it = tracer.before, clock.stop()
         # Between two iterations nothing but loading and hooks happens: theirs belongs to them.
-        steps = sum(spent.seconds for spent in all_of_it.values())
-        steps -= sum(spent.seconds for spent in before.values())
+        steps = {
+            key: sum(getattr(spent, key) for spent in all_of_it.values())
+            - sum(getattr(spent, key) for spent in before.values())
+            for key in ('seconds', 'cpu_seconds')
+        }
         report = {
             'stages': {name: asdict(spent) for name, spent in before.items()},
-            'steps': {'count': count_of_steps, 'seconds': steps},
+            'steps': steps,
             'peak_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         Path(out).write_text(json.dumps(report), encoding='utf-8')
@@ -135,14 +138,13 @@ def main(words: Sequence[str]) -> None:
         sys.stderr.flush()
         os._exit(0)  # what would follow, a validation and a checkpoint, is not asked for
 
-    count_of_steps = int(count)
-    tracer = Tracer(clock, dict(STAGES), ITERATIONS, count_of_steps, finished)
+    tracer = Tracer(clock, STAGES, ITERATIONS, int(count), finished)
     sys.meta_path.insert(0, tracer)
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)  # as the interpreter does
     clock.go_on_as(OTHER)
     runpy.run_path(script, run_name='__main__')
-    raise SystemExit(f'{script} ended before {count_of_steps} iterations were done')
+    raise SystemExit(f'{script} ended before {count} iterations were done')
 
 
 if __name__ == '__main__':
