@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 __all__ = ['aligned']
 
 
@@ -23,6 +21,8 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ours       1.0
         backward  12.0
     """
+    from tabulate import tabulate  # not for a --help
+
     sides = ['left', *('right' for _ in head[1:])]
     text = tabulate(
         rows, head, tablefmt='simple', disable_numparse=True, colalign=sides if rows else None

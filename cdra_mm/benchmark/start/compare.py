@@ -113,17 +113,10 @@ def run_once(case: StartCase, way: str, script: Path, folder: Path) -> dict[str,
     with tempfile.TemporaryDirectory(dir=folder) as work_dir:
         words = [str(config), '--work-dir', work_dir, '--cfg-options', *options]
         steps = str(case.images // case.batch)
-        command = [
-            sys.executable,
-            '-m',
-            f'{__package__}.traced',
-            str(out),
-            repr(time.time()),
-            steps,
-        ]
+        traced = [sys.executable, '-m', f'{__package__}.traced']
         paths = [str(REPOSITORY), os.environ.get('PYTHONPATH', '')]
         result = subprocess.run(
-            [*command, str(script), *words],
+            [*traced, str(out), repr(time.time()), steps, str(script), *words],
             capture_output=True,
             text=True,
             check=False,

@@ -21,9 +21,7 @@ def leaves_of(result: Tensor) -> set[int] | None:
         written in Python (activation checkpointing is one) may use parameters inside itself.
     """
     found: set[int] = set()
-    seen: set[Any] = (
-        set()
-    )  # keeps the nodes alive: Python makes their objects as they are asked for
+    seen: set[Any] = set()  # kept alive by it: Python makes a node's object when it is asked for
     left: list[Any] = [result.grad_fn]
     while left:
         node = left.pop()
