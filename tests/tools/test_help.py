@@ -8,7 +8,7 @@ import sys
 from cdra_mm.commands import COMMANDS
 
 HEAVY = ('torch', 'numpy', 'mmengine', 'timm', 'matplotlib')
-# All in one process, cheapest first to find the culprit: what one loads stays loaded.
+# All in one process; what a command has loaded is forgotten, so that each answers for itself.
 ASK = """
 import contextlib, io, runpy, sys
 def loaded(words, run):
