@@ -26,7 +26,7 @@ from .plan_checks import (
     read_text,
     read_vector,
 )
-from .records import Block, Part, SparseMatrix, Vector
+from .records import Block, Part, SparseMatrix, Vector, plain_of
 
 __all__ = ['PLAN_VERSION', 'Block', 'Part', 'Plan', 'SparseMatrix', 'Vector']
 
@@ -78,14 +78,7 @@ class Plan:
 
     def to_record(self) -> dict[str, Any]:
         """The plan as plain values; `from_record` gives an equal plan back."""
-        record = dict(vars(self))
-        for key in ('blocks', 'vectors', 'sparse', 'parts', 'dropped'):
-            # Not by asdict: it copies a million indices one by one.
-            record[key] = [dict(vars(entry)) for entry in record[key]]
-        for entry in record['parts']:
-            entry['sizes'] = dict(entry['sizes'])
-        record['also_train'], record['settings'] = dict(self.also_train), dict(self.settings)
-        return record
+        return {key: plain_of(value) for key, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
-__all__ = ['Block', 'Part', 'SparseMatrix', 'Vector']
+__all__ = ['Block', 'Part', 'SparseMatrix', 'Vector', 'plain_of']
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,17 @@ class Part:
     kind: str
     sizes: Mapping[str, Any]
     num_params: int
+
+
+def plain_of(value: Any) -> Any:
+    """A value of a plan with dicts in the place of records, their fields as they are.
+
+    Not by ``dataclasses.asdict``, which copies a million indices one by one.
+    """
+    if is_dataclass(value):
+        return {key: plain_of(field) for key, field in vars(value).items()}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        return [plain_of(entry) for entry in value]
+    return value
