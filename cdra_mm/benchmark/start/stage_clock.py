@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,11 +47,15 @@ class StageClock:
         self._wall, self._cpu = wall, cpu
         self._last = (wall() if begin is None else begin, 0.0 if begin is not None else cpu())
         self._open = [outermost]
+        self._thread = threading.get_ident()
         self.spent = {outermost: Spent(entered=1)}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What runs inside is this stage."""
+        """What runs inside is this stage; what another thread does counts for that of this one."""
+        if threading.get_ident() != self._thread:
+            yield
+            return
         self._add_up()
         self._open.append(name)
         self.spent.setdefault(name, Spent()).entered += 1

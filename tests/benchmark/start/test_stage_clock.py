@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 
 from cdra_mm.benchmark.start.stage_clock import StageClock
@@ -67,3 +69,16 @@ def test_stage_that_is_entered_again_adds_up(clocks):
             clocks.move(1)
     spent = clock.stop()['again']
     assert (spent.seconds, spent.entered) == (3, 3)
+
+
+def test_other_threads_open_no_stage(clocks):
+    clock = made(clocks)
+
+    def work():
+        with clock.stage('elsewhere'):
+            clocks.move(1)
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    assert set(clock.stop()) == {'first'} and clock.stop()['first'].seconds == 1
