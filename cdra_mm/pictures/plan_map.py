@@ -143,7 +143,7 @@ def draw_map(plan_map: PlanMap) -> Figure:
     axes.set_xticks(range(0, len(plan_map.layers), step), plan_map.layers[::step])
     axes.set_yticks(range(len(plan_map.roles)), plan_map.roles)
     # Not as a grid of minor ticks, each of which is laid out.
-    between = dict(colors='white', linewidth=1.0)
+    between: dict[str, Any] = dict(colors='white', linewidth=1.0)
     axes.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, **between)
     axes.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, **between)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
