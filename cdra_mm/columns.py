@@ -24,7 +24,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ours       1.0
         backward  12.0
     """
-    from tabulate import tabulate  # here: a bare machine that measures has none
+    from tabulate import tabulate  # not for a --help, nor on a bare machine that measures
 
     sides = ['left', *('right' for _ in head[1:])]
     text = tabulate(

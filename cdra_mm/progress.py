@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
 
-from tqdm import tqdm
-
 __all__ = [
     'Phases',
     'Progress',
@@ -66,6 +64,8 @@ def progress_line(
     def show(done: int, total: int | None) -> None:
         nonlocal line
         if line is None:
+            from tqdm import tqdm  # not for a --help
+
             # A resumed transfer starts above zero: its rate counts only what came since.
             line = tqdm(
                 desc=label, total=total, initial=done, delay=after, file=out, **_written_in(unit)
@@ -91,6 +91,8 @@ def time_left(seconds: float) -> str:
         >>> time_left(65), time_left(3725)
         ('01:05 left', '1:02:05 left')
     """
+    from tqdm import tqdm
+
     return f'{tqdm.format_interval(seconds)} left'
 
 
@@ -131,6 +133,9 @@ def logged_progress(
             return
         reported = done * parts // total
         left = (time.monotonic() - first) * (total - done) / done
+
+        from tqdm import tqdm
+
         line = tqdm.format_meter(
             done, total, 0, prefix=label, bar_format=LOG_LINE, **_written_in(unit)
         )

@@ -8,15 +8,16 @@ What a mask file holds: cdra_mm/reading/mask_file.py.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from statistics import mean, median
+from typing import TYPE_CHECKING
 
-import torch
+from cdra_mm.command_line import run
 
-from cdra_mm.core import Plan, plan_from_masks
-from cdra_mm.errors import CDRAError
-from cdra_mm.reading import read_masks
+if TYPE_CHECKING:
+    import torch
+
+    from cdra_mm.core import Plan
 
 HEAD = (
     '| task | budget (M) | matrices | selected entries | rows | columns | density | '
@@ -26,6 +27,8 @@ HEAD = (
 
 
 def row(task: str, budget: str, masks: dict[str, torch.Tensor]) -> tuple[str, list[int]]:
+    from cdra_mm.core import plan_from_masks
+
     plans: dict[str, Plan] = {r: plan_from_masks(masks, rank_rule=r) for r in ('eq7', 'count')}
     blocks = [*plans['count'].blocks, *plans['count'].dropped]
     ranks = [block.rank for block in plans['count'].blocks] or [0]
@@ -47,28 +50,26 @@ def row(task: str, budget: str, masks: dict[str, torch.Tensor]) -> tuple[str, li
     return '| ' + ' | '.join(map(str, cells)) + ' |', totals
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('files', nargs='+', type=Path, metavar='MASK_FILE.npz')
     arguments = parser.parse_args()
+
+    from cdra_mm.reading import read_masks
+
     lines, totals = [HEAD, '|' + '---|' * HEAD.count(' | ') + '---|'], [0, 0, 0]
-    try:
-        for path in sorted(arguments.files):
-            for budget, masks in sorted(read_masks(path).items()):
-                line, counts = row(path.stem, budget, masks)
-                lines.append(line)
-                totals = [a + b for a, b in zip(totals, counts, strict=True)]
-    except CDRAError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    for path in sorted(arguments.files):
+        for budget, masks in sorted(read_masks(path).items()):
+            line, counts = row(path.stem, budget, masks)
+            lines.append(line)
+            totals = [a + b for a, b in zip(totals, counts, strict=True)]
     print('\n'.join(lines))
     print(
         f'\n{totals[0]} matrices: {totals[1]} get a rank by Eq. 7, {totals[2]} by the count rule.'
     )
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

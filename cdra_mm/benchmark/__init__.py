@@ -11,6 +11,7 @@
 `scores`, `step`,            the benchmarks
 `strategies`, `inference`,
 `planning_time`, `growth`
+`start`                      from the command of a run to its first iteration
 `report`                     tables, the machine, the JSON file
 ===========================  ====================================================
 

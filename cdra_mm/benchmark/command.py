@@ -27,6 +27,7 @@ from .launches import compare_launches
 from .planning_time import compare_planning
 from .report import Results, machine_line, render
 from .scoring_time import compare_scores
+from .start.compare import compare_starts, openmmlab_script
 from .step import compare_steps
 from .strategies import compare_strategies
 from .timing import is_out_of_memory
@@ -200,6 +201,14 @@ def _growth(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
         yield Job(setting, partial(_placed, measured, point, place))
 
 
+def _starts(settings: dict[str, Any], cases: Sequence[Case]) -> Jobs:
+    openmmlab_script()  # before any long work
+    options = {key: settings[key] for key in ('repeats', 'warmup', 'seed')}
+    for name in settings['runs']:
+        setting = {'benchmark': 'start', 'run': name, **options}
+        yield Job(setting, partial(compare_starts, name, **options))
+
+
 def _placed(measured: Callable[..., Any], point: Point, place: dict[str, str]) -> dict[str, Any]:
     return {**place, **measured(point.case, scale=point.scale, share=point.share), **place}
 
@@ -208,4 +217,5 @@ JOBS: dict[str, Callable[[dict[str, Any], Sequence[Case]], Jobs]] = {
     **{name: partial(_compared, name) for name in COMPARED},
     'planning': _planning,
     'growth': _growth,
+    'start': _starts,
 }

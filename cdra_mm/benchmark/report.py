@@ -16,6 +16,8 @@ from cdra_mm.columns import aligned
 from cdra_mm.errors import ConfigError
 from cdra_mm.storage import write_text
 
+from .start.table import render_starts
+
 __all__ = ['Results', 'machine', 'machine_line', 'render']
 
 PACKAGES = (
@@ -181,6 +183,8 @@ COLUMNS: dict[str, list[Column]] = {
 def render(records: Sequence[dict[str, Any]]) -> str:
     """A table of records of one benchmark; one table for the points of `growth`."""
     first = records[0]
+    if first['benchmark'] == 'start':
+        return render_starts(first)
     columns = COLUMNS[first['benchmark']]
     if first['benchmark'] == 'growth':
         rows = {f'{r["axis"]} {r["value"]}': r for r in records}

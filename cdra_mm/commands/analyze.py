@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 
+from cdra_mm.heavy_imports import heavy_imports
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
@@ -64,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Writes the report."""
-    from cdra_mm.analysis.full_report import analyze
+    with heavy_imports():
+        from cdra_mm.analysis.full_report import analyze
 
     analyze(arguments)

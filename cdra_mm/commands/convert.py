@@ -14,6 +14,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cdra_mm.heavy_imports import heavy_imports
+
 SHOWN = 5  # names of each list
 
 
@@ -37,9 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Converts."""
-    from cdra_mm.errors import CheckpointError
-    from cdra_mm.mm.weights import compare, convert, read_common, read_state_dict
-    from cdra_mm.storage import write_atomically
+    with heavy_imports():
+        from cdra_mm.errors import CheckpointError
+        from cdra_mm.mm.weights import compare, convert, read_common, read_state_dict
+        from cdra_mm.storage import write_atomically
 
     _check_out(args)
     state_dict = read_state_dict(args.input)

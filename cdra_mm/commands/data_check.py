@@ -14,6 +14,7 @@ import argparse
 
 from cdra_mm.command_line import add_config_arguments
 from cdra_mm.errors import ConfigError, DataError
+from cdra_mm.heavy_imports import heavy_imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +38,9 @@ def main(args: argparse.Namespace) -> None:
     if args.workers is not None and args.workers < 0:
         raise ConfigError(f'--workers {args.workers}: expected a count')
 
-    from cdra_mm.mm.data_check import check_config_data
-    from cdra_mm.mm.launch import load_config, prepare_config
+    with heavy_imports():
+        from cdra_mm.mm.data_check import check_config_data
+        from cdra_mm.mm.launch import load_config, prepare_config
 
     cfg = prepare_config(load_config(args.config, args.cfg_options))
     report = check_config_data(cfg, workers=args.workers)

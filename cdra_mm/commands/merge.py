@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 from cdra_mm.command_line import add_config_arguments
+from cdra_mm.heavy_imports import heavy_imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Writes the format asked for."""
-    from cdra_mm.mm.export.formats import FORMATS, Export, check_options
-    from cdra_mm.mm.inputs import check_weight_file
-    from cdra_mm.mm.launch import load_config, prepare_config
+    with heavy_imports():
+        from cdra_mm.mm.export.formats import FORMATS, Export, check_options
+        from cdra_mm.mm.inputs import check_weight_file
+        from cdra_mm.mm.launch import load_config, prepare_config
 
     cfg = prepare_config(load_config(args.config, args.cfg_options))
     check_weight_file(args.checkpoint)

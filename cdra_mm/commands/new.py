@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cdra_mm.command_line import command
+from cdra_mm.heavy_imports import heavy_imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +109,8 @@ def _ask(question: str, default: str) -> str:
 
 def main(args: argparse.Namespace) -> None:
     """Writes the config."""
-    from cdra_mm.mm.new_config import NewConfigOptions, new_config
+    with heavy_imports():
+        from cdra_mm.mm.new_config import NewConfigOptions, new_config
 
     others = ('yes', 'convert_masks', 'command_line')
     options = {k: v for k, v in vars(args).items() if k not in others}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from cdra_mm.command_line import add_config_arguments, command
+from cdra_mm.heavy_imports import heavy_imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Plans and writes the plan."""
-    from cdra_mm.mm.data_check import check_data
-    from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
-    from cdra_mm.mm.launch import build_runner, load_config, prepare_config, set_work_dir
-    from cdra_mm.mm.plan_only import plan_only
-    from cdra_mm.mm.rebuild import plain_model
-    from cdra_mm.mm.work_lock import hold_work_dir
+    with heavy_imports():
+        from cdra_mm.mm.data_check import check_data
+        from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
+        from cdra_mm.mm.launch import build_runner, load_config, prepare_config, set_work_dir
+        from cdra_mm.mm.plan_only import plan_only
+        from cdra_mm.mm.rebuild import plain_model
+        from cdra_mm.mm.work_lock import hold_work_dir
 
     cfg = prepare_config(load_config(args.config, args.cfg_options))
     check_inputs(cfg, 'train')

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from cdra_mm.command_line import add_config_arguments
+from cdra_mm.heavy_imports import heavy_imports
 
 SOME_SKIPPED = 1
 
@@ -46,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Predicts; ends the process with 1 where some images were skipped."""
-    from cdra_mm.mm.launch import load_config, prepare_config
-    from cdra_mm.mm.prediction import predict_folder
+    with heavy_imports():
+        from cdra_mm.mm.launch import load_config, prepare_config
+        from cdra_mm.mm.prediction import predict_folder
 
     outcome = predict_folder(
         prepare_config(load_config(args.config, args.cfg_options)),

@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 from cdra_mm.command_line import add_config_arguments, add_launcher_arguments, set_local_rank
+from cdra_mm.heavy_imports import heavy_imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,20 +39,21 @@ def main(args: argparse.Namespace) -> None:
     from mmengine.dist import is_main_process
     from mmengine.evaluator import DumpResults
 
-    from cdra_mm.mm.backbone import attach_loader, keep_base
-    from cdra_mm.mm.checkpoints.base_weights import named_bases
-    from cdra_mm.mm.data_check import check_data
-    from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
-    from cdra_mm.mm.launch import (
-        build_runner,
-        load_config,
-        prepare_config,
-        set_work_dir,
-        start_processes,
-    )
-    from cdra_mm.mm.rebuild import plain_model
-    from cdra_mm.mm.summary import update_summary
-    from cdra_mm.mm.test_time import set_test_time_augmentation
+    with heavy_imports():
+        from cdra_mm.mm.backbone import attach_loader, keep_base
+        from cdra_mm.mm.checkpoints.base_weights import named_bases
+        from cdra_mm.mm.data_check import check_data
+        from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
+        from cdra_mm.mm.launch import (
+            build_runner,
+            load_config,
+            prepare_config,
+            set_work_dir,
+            start_processes,
+        )
+        from cdra_mm.mm.rebuild import plain_model
+        from cdra_mm.mm.summary import update_summary
+        from cdra_mm.mm.test_time import set_test_time_augmentation
 
     cfg = prepare_config(load_config(args.config, args.cfg_options))
     keep_base(cfg)

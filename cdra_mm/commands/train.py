@@ -11,6 +11,7 @@ import argparse
 from typing import Any
 
 from cdra_mm.command_line import add_config_arguments, add_launcher_arguments, set_local_rank
+from cdra_mm.heavy_imports import heavy_imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,20 +44,21 @@ def main(args: argparse.Namespace) -> None:
     """Runs the command."""
     set_local_rank(args)
 
-    from cdra_mm.mm.checkpoints.resuming import with_resume_advice
-    from cdra_mm.mm.data_check import check_data
-    from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
-    from cdra_mm.mm.launch import (
-        build_runner,
-        load_config,
-        prepare_config,
-        require_amp_device,
-        set_work_dir,
-        start_processes,
-    )
-    from cdra_mm.mm.parallel.processes import is_first_process
-    from cdra_mm.mm.rebuild import plain_model
-    from cdra_mm.mm.work_lock import hold_work_dir
+    with heavy_imports():
+        from cdra_mm.mm.checkpoints.resuming import with_resume_advice
+        from cdra_mm.mm.data_check import check_data
+        from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
+        from cdra_mm.mm.launch import (
+            build_runner,
+            load_config,
+            prepare_config,
+            require_amp_device,
+            set_work_dir,
+            start_processes,
+        )
+        from cdra_mm.mm.parallel.processes import is_first_process
+        from cdra_mm.mm.rebuild import plain_model
+        from cdra_mm.mm.work_lock import hold_work_dir
 
     cfg = prepare_config(load_config(args.config, args.cfg_options, final_run=args.final))
     if args.amp:

@@ -9,6 +9,7 @@ relative update     ||update|| / ||what it changes||: of a low-rank block the bl
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,18 +28,31 @@ class AdapterGrowth:
 
     def __init__(self, backbone: nn.Module) -> None:
         self.adapters = adapters(backbone)
-        self.bases: dict[str, Tensor] = {}  # what a relative change is relative to: views
-        self.norms: dict[str, float] = {}
-        self.roles: dict[str, str] = {}
-        targets = find_targets(backbone) if self.adapters else {}
-        for name, adapter in self.adapters.items():
-            if not isinstance(adapter, ParameterAdapter):
-                continue
-            # One outside the blocks, such as a patch embedding's, is known by its path.
-            target = targets.get(name) or resolve(backbone, name)
-            base = parameter_of(backbone, target).detach()
-            self.bases[name], self.roles[name] = base, target.role
-            self.norms[name] = float(view_of(target, base).norm(dtype=torch.float32))
+        self._backbone = backbone
+        self._targets = {
+            name: resolve(backbone, name)
+            for name, adapter in self.adapters.items()
+            if isinstance(adapter, ParameterAdapter)
+        }
+        # What a relative change is relative to: views.
+        self.bases: dict[str, Tensor] = {
+            name: parameter_of(backbone, target).detach() for name, target in self._targets.items()
+        }
+        self._block_norms: dict[str, float] = {}
+
+    @cached_property
+    def norms(self) -> dict[str, float]:
+        """The norm of what each adapter changes; a run does not wait for it before it begins."""
+        return {
+            name: float(view_of(target, self.bases[name]).norm(dtype=torch.float32))
+            for name, target in self._targets.items()
+        }
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """The role of each target in its block; one outside of them is known by its path."""
+        inside = find_targets(self._backbone) if self._targets else {}
+        return {name: inside.get(name, own).role for name, own in self._targets.items()}
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
@@ -75,30 +89,42 @@ class AdapterGrowth:
         """The relative update of each adapter that changes a matrix, by kind of adapter.
 
         A vector is left out: a bias may start near zero, and its size is no scale of what may be
-        added to it. What was zero before the update has none either. One wait for the device.
+        added to it. What was zero before the update has none either, once there is an update: no
+        update at all is one of 0, whatever it is relative to. At most two waits for the device.
         """
-        kinds, pairs = [], []
+        updates: dict[str, Tensor] = {}
         for name, base in self.bases.items():
-            adapter = self.adapters[name]
+            adapter: Any = self.adapters[name]  # merges, as its base is told
             if base.dim() < 2:
                 continue
             if isinstance(adapter, LowRank):
-                rows, cols, scale = adapter.block
-                update = update_norm(adapter.up, adapter.down, scale)
-                whole = base[rows][:, cols].norm(dtype=torch.float32).double()
+                updates[name] = update_norm(adapter.up, adapter.down, adapter.block[2])
             else:
-                grown: Any = adapter  # merges, as its base is told
-                update = (grown.added_to(base) - base).norm(dtype=torch.float32).double()
-                whole = update.new_tensor(self.norms[name])
-            kinds.append(adapter.kind)
-            pairs.append(torch.stack([update, whole]))
+                updates[name] = (adapter.added_to(base) - base).norm(dtype=torch.float32).double()
         found: dict[str, list[float]] = defaultdict(list)
-        for kind, (change, size) in zip(kinds, _read(pairs), strict=True):
-            if size:
-                found[kind].append(change / size)
+        changes = _read(updates)
+        sizes = self._sizes([name for name, change in changes.items() if change])
+        for name, change in changes.items():
+            if sizes.get(name, 1.0):
+                found[self.adapters[name].kind].append(change / sizes.get(name, 1.0))
         return dict(found)
 
+    def _sizes(self, names: list[str]) -> dict[str, float]:
+        """The norms of what these adapters change: of a low-rank block the block itself.
 
-def _read(pairs: list[Tensor]) -> list[list[float]]:
-    values: list[list[float]] = torch.stack(pairs).tolist() if pairs else []
-    return values
+        Read when they are needed: a gather from every matrix, and the adapters of a run begin at 0.
+        """
+        unknown: dict[str, Tensor] = {}
+        for name in names:
+            adapter = self.adapters[name]
+            if isinstance(adapter, LowRank) and name not in self._block_norms:
+                rows, cols, _ = adapter.block
+                unknown[name] = self.bases[name][rows][:, cols].norm(dtype=torch.float32).double()
+        self._block_norms |= _read(unknown)  # of the frozen base: they stay
+        known = self._block_norms
+        return {name: known[name] if name in known else self.norms[name] for name in names}
+
+
+def _read(values: dict[str, Tensor]) -> dict[str, float]:
+    numbers: list[float] = torch.stack(list(values.values())).tolist() if values else []
+    return dict(zip(values, numbers, strict=True))

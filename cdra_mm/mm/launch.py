@@ -20,6 +20,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner, get_priority
 
 from cdra_mm.errors import ConfigError
+from cdra_mm.heavy_imports import heavy_imports
 from cdra_mm.methods import CDRA
 from cdra_mm.spelling import did_you_mean, unknown
 
@@ -219,7 +220,7 @@ def _register(cfg: Config) -> None:
     for scope in SCOPES:
         if scope not in used:
             continue
-        with warnings.catch_warnings(), redirect_stdout(None):
+        with heavy_imports(), warnings.catch_warnings(), redirect_stdout(None):
             # What they lack and say so (compiled operators, a storage service) is not used here.
             warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
             try:

@@ -134,11 +134,12 @@ def draw_map(plan_map: PlanMap) -> Figure:
     step = math.ceil(columns / LABELLED_LAYERS)
     axes.set_xticks(range(0, len(plan_map.layers), step), plan_map.layers[::step])
     axes.set_yticks(range(len(plan_map.roles)), plan_map.roles)
-    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-    axes.grid(which='minor', color='white', linewidth=1.0)
-    axes.tick_params(which='both', length=0)
-    axes.set_axisbelow(False)
+    # Not as a grid of minor ticks, each of which is laid out.
+    between: dict[str, Any] = dict(colors='white', linewidth=1.0)
+    axes.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, **between)
+    axes.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, **between)
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel('layer')
     axes.set_title(plan_map.title + (', logarithmic colours' if logarithmic else ''))
@@ -167,7 +168,8 @@ def _write_numbers(axes: Any, grid: Any, norm: Any) -> None:
                 # The dark end of the scale takes white letters.
                 colour = INK if norm(grid[i, j]) > 0.55 else 'white'
                 text = short_number(float(grid[i, j]))
-                axes.text(j, i, text, ha='center', va='center', color=colour, fontsize=7)
+                written = axes.text(j, i, text, ha='center', va='center', color=colour, fontsize=7)
+                written.set_in_layout(False)  # it lies inside its cell
 
 
 def short_number(value: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cdra_mm.benchmark import command
-from cdra_mm.benchmark.arguments import BENCHMARKS, PEER_NAMES, parser
+from cdra_mm.benchmark.arguments import BENCHMARKS, BY_NAME_ALONE, PEER_NAMES, parser
 from cdra_mm.benchmark.block_sizes import KINDS
 from cdra_mm.benchmark.command import COMPARED, JOBS, checked, main
 from cdra_mm.benchmark.peers import PEERS
@@ -29,7 +29,7 @@ def run(*words):
 
 
 def test_names_of_the_command_line_are_those_of_the_code():
-    assert set(PEER_NAMES) == {*PEERS, *STEP_PEERS} and set(BENCHMARKS) == set(JOBS)
+    assert set(PEER_NAMES) == {*PEERS, *STEP_PEERS} and {*BENCHMARKS, *BY_NAME_ALONE} == set(JOBS)
     assert set(parser().get_default('blocks')) == set(KINDS)
 
 

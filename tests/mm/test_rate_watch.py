@@ -14,7 +14,7 @@ from cdra_mm.core.model.targets import parameter_of
 from cdra_mm.mm import rate_watch
 from cdra_mm.mm.adapter_growth import AdapterGrowth
 from cdra_mm.mm.backbone import find_backbone
-from cdra_mm.mm.feature_drift import FeatureDrift
+from cdra_mm.mm.feature_drift import FeatureDrift, without_updates
 from cdra_mm.mm.rate_watch import KEY, Look, RateWatch
 from cdra_mm.mm.rebuild import plain_model
 
@@ -165,6 +165,25 @@ def test_relative_updates_are_those_of_the_blocks(adapted):
     found = AdapterGrowth(backbone).relative_updates()
     assert set(found) == {'low_rank'} and len(expected) > 1  # no vector is among them
     assert found['low_rank'] == pytest.approx(expected, rel=1e-5) and min(expected) > 0
+
+
+def test_no_update_is_none_of_anything_and_reads_no_block(adapted, monkeypatch):
+    backbone = backbone_of(adapted)
+    with without_updates(backbone):
+        monkeypatch.setattr(AdapterGrowth, '_sizes', lambda _, names: {n: 1 / 0 for n in names})
+        found = AdapterGrowth(backbone).relative_updates()
+    assert set(found) == {'low_rank'} and set(found['low_rank']) == {0.0}
+
+
+def test_update_of_a_block_of_zeros_is_left_out(adapted):
+    backbone = backbone_of(adapted)
+    name, adapter = next((n, a) for n, a in adapters(backbone).items() if isinstance(a, LowRank))
+    number = len(AdapterGrowth(backbone).relative_updates()['low_rank'])
+    base = parameter_of(backbone, resolve(backbone, name))
+    with torch.no_grad():
+        rows, cols, _ = adapter.block
+        base[rows[:, None], cols] = 0
+    assert len(AdapterGrowth(backbone).relative_updates()['low_rank']) == number - 1
 
 
 def test_drift_is_that_of_the_features_without_the_adapters(adapted):

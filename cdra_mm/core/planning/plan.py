@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from cdra_mm.errors import PlanError
@@ -27,7 +27,7 @@ from .plan_checks import (
     read_text,
     read_vector,
 )
-from .records import Block, Part, Positions, SparseMatrix, Vector
+from .records import Block, Part, Positions, SparseMatrix, Vector, plain_of
 
 __all__ = ['PLAN_VERSION', 'Block', 'Part', 'Plan', 'SparseMatrix', 'Vector']
 
@@ -82,8 +82,7 @@ class Plan:
 
     def to_record(self) -> dict[str, Any]:
         """The plan as plain values; `from_record` gives an equal plan back."""
-        record = asdict(self)
-        record['also_train'], record['settings'] = dict(self.also_train), dict(self.settings)
+        record = {key: plain_of(value) for key, value in vars(self).items()}
         if self.positions is None:
             del record['positions']
         return record

@@ -6,10 +6,10 @@ And where all of them sit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-__all__ = ['Block', 'Part', 'Positions', 'SparseMatrix', 'Vector']
+__all__ = ['Block', 'Part', 'Positions', 'SparseMatrix', 'Vector', 'plain_of']
 
 
 @dataclass(frozen=True)
@@ -130,3 +130,17 @@ class Positions:
         """The role of a target; of anything else its path in its layer."""
         inside = name.removeprefix(f'{self.layer_of(name)}.').removesuffix('.weight')
         return self.roles.get(name, inside)
+
+
+def plain_of(value: Any) -> Any:
+    """A value of a plan with dicts in the place of records, their fields as they are.
+
+    Not by ``dataclasses.asdict``, which copies a million indices one by one.
+    """
+    if is_dataclass(value):
+        return {key: plain_of(entry) for key, entry in vars(value).items()}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        return [plain_of(entry) for entry in value]
+    return value

@@ -142,20 +142,32 @@ def reproduced_names(backbone: nn.Module, source: BaseSource | None) -> set[str]
     """Names of the state that the source brings back bit for bit into an empty backbone."""
     if source is None:
         return set()
-    expected = backbone.state_dict()
-    empty = copy.deepcopy(backbone).cpu()
-    with torch.no_grad():
-        for tensor in empty.state_dict().values():
-            # No base holds this: what is still here afterwards was not loaded. Tables of whole
-            # numbers (indices of relative positions) come with the backbone, not with a base.
-            if tensor.is_floating_point() or tensor.dim() == 0:
-                tensor.fill_(float('nan') if tensor.is_floating_point() else -12345)
+    expected = backbone.state_dict(keep_vars=True)
+    # Not a copy that is then emptied: of the weights nothing is wanted but their place.
+    places = {id(t): _emptied(t) for t in expected.values() if isinstance(t, Tensor)}
+    empty = copy.deepcopy(backbone, places).cpu()
     _replay(empty, source)
     return {
         name
         for name, tensor in empty.state_dict().items()
         if torch.equal(tensor, expected[name].cpu())
     }
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU that no base holds: what is still there afterwards was not loaded.
+
+    Tables of whole numbers (indices of relative positions) come with the backbone, not with a base.
+    """
+    values = tensor.detach()
+    if values.is_floating_point() or values.dim() == 0:
+        what = float('nan') if values.is_floating_point() else -12345
+        emptied = torch.full_like(values, what, device='cpu')
+    else:
+        emptied = values.cpu().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(emptied, requires_grad=tensor.requires_grad)
+    return emptied
 
 
 def check_loaded(backbone: nn.Module, source: BaseSource | None, reproduced: set[str]) -> list[str]:

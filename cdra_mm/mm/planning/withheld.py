@@ -6,10 +6,10 @@ frozen      what its owner freezes: ``requires_grad`` is off when the planning b
 unreached   what gets no gradient from the run's own training loss: blocks behind the last of
             ``out_indices``, a mask token, a norm whose output nobody takes
 
-The first is asked by calling ``train()``, the second by one forward and backward of two training
-samples in evaluation mode, whose gradients are dropped as they arrive. A backward pass, and no
-walk along the graph: blocks that are computed again in the backward pass hide their weights from
-the graph, and give them their gradients all the same.
+The first is asked by calling ``train()``, the second by one forward of two training samples in
+evaluation mode, whose graph tells it. Blocks that are computed again in the backward pass hide
+their weights from the graph, and give them their gradients all the same: where there may be such,
+a backward pass follows, whose gradients are dropped as they arrive.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from cdra_mm.core.model.evaluation import evaluation_mode
+from cdra_mm.core.model.graph import leaves_of
 from cdra_mm.errors import DataError
 from cdra_mm.methods.base import FROZEN, UNREACHED
 from cdra_mm.spelling import first_of
@@ -154,7 +155,11 @@ def _with_gradient(runner: Runner, parameters: dict[str, nn.Parameter], seed: in
         with torch.enable_grad(), outputs_for_loss(model):
             loss, _ = model.parse_losses(run_loss(model, data))
             if loss.requires_grad:
-                loss.backward()
+                leaves = leaves_of(loss)
+                if leaves is None:
+                    loss.backward()
+                else:
+                    reached |= leaves & asked
     return {name for name, parameter in parameters.items() if id(parameter) in reached}
 
 

@@ -38,6 +38,15 @@ def example():
     )
 
 
+def test_record_is_plain_and_apart_from_the_plan():
+    plan = example()
+    record = plan.to_record()
+    assert not any(map(dataclasses.is_dataclass, [*record.values(), *record['blocks']]))
+    record['blocks'][0]['rows'] = record['parts'][0]['sizes']['number'] = None
+    record['settings']['gamma'] = record['also_train']['cls_token'] = None
+    assert plan == example()
+
+
 def test_plan_example_holds_every_kind_of_record():
     """Or the tests below would test less than they say."""
     plan = example()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cdra_mm.core import CDRAError, ScoreError, estimate_scores
+from cdra_mm.core.scoring.scores import require_finite
 from tests.core.scoring.test_scores import assert_same, snapshot, split
 from tests.models import TinyViT, losses, mean_loss
 
@@ -14,6 +15,21 @@ from tests.models import TinyViT, losses, mean_loss
 @pytest.fixture
 def model():
     return TinyViT().double()
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_weight_that_is_not_finite_is_named(model, value):
+    weight = dict(model.named_parameters())['blocks.0.attn.proj.weight']
+    weight.data[1, 2] = value
+    with pytest.raises(ScoreError, match=r'^blocks\.0\.attn\.proj\.weight holds values'):
+        require_finite(model)
+
+
+def test_weights_whose_sum_is_too_large_are_finite(model):
+    weight = dict(model.float().named_parameters())['blocks.0.attn.proj.weight']
+    weight.data.fill_(3e38)
+    assert weight.sum().isinf()
+    require_finite(model)
 
 
 def test_scores_refuse_no_batch(model):
