@@ -20,6 +20,7 @@ FLOORS = {
     'spelling': 0,
     'columns': 0,
     'last_checkpoint': 0,
+    'unread_output': 0,
     'command_line': 1,
     'settings': 1,
     'storage': 1,

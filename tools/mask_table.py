@@ -8,14 +8,13 @@ What a mask file holds: cdra_mm/reading/mask_file.py.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from statistics import mean, median
 
 import torch
 
+from cdra_mm.command_line import run
 from cdra_mm.core import Plan, plan_from_masks
-from cdra_mm.errors import CDRAError
 from cdra_mm.reading import read_masks
 
 HEAD = (
@@ -47,28 +46,23 @@ def row(task: str, budget: str, masks: dict[str, torch.Tensor]) -> tuple[str, li
     return '| ' + ' | '.join(map(str, cells)) + ' |', totals
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('files', nargs='+', type=Path, metavar='MASK_FILE.npz')
     arguments = parser.parse_args()
     lines, totals = [HEAD, '|' + '---|' * HEAD.count(' | ') + '---|'], [0, 0, 0]
-    try:
-        for path in sorted(arguments.files):
-            for budget, masks in sorted(read_masks(path).items()):
-                line, counts = row(path.stem, budget, masks)
-                lines.append(line)
-                totals = [a + b for a, b in zip(totals, counts, strict=True)]
-    except CDRAError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    for path in sorted(arguments.files):
+        for budget, masks in sorted(read_masks(path).items()):
+            line, counts = row(path.stem, budget, masks)
+            lines.append(line)
+            totals = [a + b for a, b in zip(totals, counts, strict=True)]
     print('\n'.join(lines))
     print(
         f'\n{totals[0]} matrices: {totals[1]} get a rank by Eq. 7, {totals[2]} by the count rule.'
     )
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

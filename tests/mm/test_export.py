@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 pytest.importorskip('mmengine')
 pytest.importorskip('timm')
 
+import mmengine
 from mmengine.registry import MODELS, DefaultScope
 
+import cdra_mm
 from cdra_mm.core import (
     CDRAError,
     CheckpointError,
@@ -225,6 +228,11 @@ def test_onnx_file_gives_the_outputs_of_the_model(task, tmp_path, onnx_runtime):
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata['classes']) == ['a', 'b']
     assert json.loads(metadata['mean']) == [30.0] * 3 and json.loads(metadata['std']) == [60.0] * 3
+    content = (tmp_path / 'a.onnx').read_bytes()
+    for place in (torch.__file__, mmengine.__file__, cdra_mm.__file__, __file__, tmp_path):
+        folder = Path(place).parent  # of the exporter, what it traced, and who asked
+        assert str(folder).encode() not in content
+    assert b'.py' not in content
 
 
 def test_onnx_export_that_differs_is_refused(tmp_path, onnx_runtime, monkeypatch):

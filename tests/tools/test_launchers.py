@@ -11,7 +11,7 @@ import pytest
 
 from cdra_mm.core import Plan
 
-from .project import REPOSITORY, command, environment, finish, make_project, start
+from .project import REPOSITORY, environment, make_project, succeed
 
 USAGES = {
     'dist_train': 'CONFIG GPUS',
@@ -139,7 +139,7 @@ def test_wrong_arguments_end_in_one_line(folder, script, words, variables, messa
 def project(tmp_path_factory):
     """A project that one process has trained in."""
     folder = make_project(tmp_path_factory.mktemp('launched'))
-    finish(start(folder, command('train', 'block.py', '--work-dir', 'one')))
+    succeed(folder, 'train', 'block.py', '--work-dir', 'one')
     return folder
 
 
