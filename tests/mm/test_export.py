@@ -25,6 +25,7 @@ from cdra_mm.core import (
     find_targets,
     merge_adapters,
     plan_from_masks,
+    plan_of,
 )
 from cdra_mm.methods import Request, make_method
 from cdra_mm.mm.backbones import TimmViT
@@ -103,7 +104,7 @@ def test_peft_takes_every_tensor_of_the_folder(tmp_path):
 
 def test_fused_matrix_becomes_one_lora_of_the_summed_rank(tmp_path):
     backbone = adapted_backbone(peers.mmpretrain_vit)
-    plan = backbone._cdra_plan
+    plan = plan_of(backbone)
     exported(backbone, tmp_path / 'a')
     tensors = load_file(tmp_path / 'a' / 'adapter_model.safetensors')
     settings = json.loads((tmp_path / 'a' / 'adapter_config.json').read_text())
