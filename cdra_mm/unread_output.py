@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ['unread_output_is_dropped']
 
@@ -21,7 +22,7 @@ STREAMS = ('stdout', 'stderr')
 class _Pipe(io.FileIO):
     """The writing end of a pipe; what is written after its reader has gone is dropped."""
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         """As of a file."""
         try:
             return super().write(data)
