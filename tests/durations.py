@@ -47,7 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     target = config.getoption('--record-durations', None)
     if target and not hasattr(config, 'workerinput'):
-        config.pluginmanager.register(Recorder(Path(target)), 'durations')
+        some = (config.option.markexpr, config.option.keyword, *('::' in a for a in config.args))
+        config.pluginmanager.register(Recorder(Path(target), whole=not any(some)), 'durations')
 
 
 @pytest.hookimpl(wrapper=True)
@@ -94,20 +95,29 @@ def gate_cost(record: dict[str, dict[str, float]]) -> float:
 
 
 def renewed(
-    record: dict[str, dict[str, float]], ran: dict[str, float], root: Path
+    record: dict[str, dict[str, float]], ran: dict[str, float], root: Path, whole: bool
 ) -> dict[str, dict[str, float]]:
-    """A record after a run of some tests; of the others in it those stay whose file is there."""
-    long = {name: cost for name, cost in ran.items() if cost > LONG}
-    for name, cost in record['long'].items():
-        if name not in ran and (root / file_of(name)).is_file():
-            long[name] = cost
+    """A record after a run of some tests.
+
+    Args:
+        record: As it was.
+        ran: CPU seconds of each test that ran.
+        root: What names of files count from; those that are gone are left out.
+        whole: Whether all tests of a file ran, so that others that the record has are gone.
+    """
+    touched = set(map(file_of, ran))
+    kept = {
+        name: cost
+        for name, cost in record['long'].items()
+        if name not in ran
+        and (root / file_of(name)).is_file()
+        and not (whole and file_of(name) in touched)
+    }
+    long = {name: cost for name, cost in ran.items() if cost > LONG} | kept
     files = {name: cost for name, cost in record['files'].items() if (root / name).is_file()}
-    files |= dict.fromkeys(map(file_of, ran), 0.0)
-    for name, cost in ran.items():
-        files[file_of(name)] += cost
-    for name, cost in long.items():
-        if name not in ran and file_of(name) in map(file_of, ran):
-            files[file_of(name)] += cost  # deselected: its file costs that as before
+    for file in touched:
+        costs = {**ran, **kept}  # what was deselected costs as much as before
+        files[file] = sum(cost for name, cost in costs.items() if file_of(name) == file)
     parts = {'files': files, 'long': long}
     return {
         key: {name: round(cost, 1) for name, cost in Counter(part).most_common()}
@@ -118,8 +128,8 @@ def renewed(
 class Recorder:
     """Adds up what the tests of a run cost and renews the record at its end."""
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    def __init__(self, target: Path, whole: bool) -> None:
+        self.target, self.whole = target, whole
         self.tests: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -128,5 +138,5 @@ class Recorder:
             self.tests[report.nodeid] += report.cpu
 
     def pytest_sessionfinish(self) -> None:
-        found = renewed(read_record(self.target), self.tests, RECORD.parents[1])
+        found = renewed(read_record(self.target), self.tests, RECORD.parents[1], self.whole)
         self.target.write_text(json.dumps(found, indent=1) + '\n')

@@ -37,7 +37,11 @@ def test_a_run_of_some_tests_renews_what_it_ran():
         'long': {f'{here}::a': 10.0, f'{here}::b': 9.0, 'tests/gone.py::c': 30.0},
     }
     ran = {f'{here}::a': 1.0, f'{here}::d': LONG + 1}
-    assert renewed(record, ran, ROOT) == {
+    assert renewed(record, ran, ROOT, whole=False) == {
         'files': {here: 15.0, 'tests/conftest.py': 7.0},
         'long': {f'{here}::b': 9.0, f'{here}::d': 5.0},
+    }
+    assert renewed(record, ran, ROOT, whole=True) == {
+        'files': {'tests/conftest.py': 7.0, here: 6.0},
+        'long': {f'{here}::d': 5.0},
     }
