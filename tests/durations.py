@@ -21,9 +21,9 @@ import pytest
 
 RECORD = Path(__file__).with_name('durations.json')
 LONG = 4.0  # seconds
-# CPU seconds of all tests that the gate runs: of its twelve minutes two cores have about nine for
-# them, beside setup, lint and the imports that each of the two processes begins with.
-GATE = 950.0
+# CPU seconds of all tests that the gate runs, by a record of a machine that was busy. Two cores take
+# about 0.6 of them in wall time; the gate's twelve minutes also hold setup, lint and the imports.
+GATE = 1100.0
 KEPT = (
     'tests/tools/test_train_test_merge.py',
     'tests/test_configs_runs.py::test_camvid_config_trains_on_real_images[deit_tiny_camvid]',
