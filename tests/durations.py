@@ -21,8 +21,8 @@ import pytest
 
 RECORD = Path(__file__).with_name('durations.json')
 LONG = 4.0  # seconds
-# CPU seconds of all tests that the gate runs, by a record of a machine that was busy. Two cores take
-# about 0.6 of them in wall time; the gate's twelve minutes also hold setup, lint and the imports.
+# CPU seconds of all tests that the gate runs, by a record of a busy machine: two cores take about
+# 0.6 of them in wall time. The gate's twelve minutes also hold setup, lint and the imports.
 GATE = 1100.0
 KEPT = (
     'tests/tools/test_train_test_merge.py',
@@ -39,18 +39,15 @@ KEPT = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         '--record-durations',
-        nargs='?',
-        const=str(RECORD),
-        metavar='FILE',
-        help=f'write what the tests cost to FILE (default: {RECORD.name} beside this one)',
+        action='store_true',
+        help=f'renew what {RECORD.name} says of the tests that run',
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    target = config.getoption('--record-durations', None)
-    if target and not hasattr(config, 'workerinput'):
+    if config.getoption('--record-durations', False) and not hasattr(config, 'workerinput'):
         some = (config.option.markexpr, config.option.keyword, *('::' in a for a in config.args))
-        config.pluginmanager.register(Recorder(Path(target), whole=not any(some)), 'durations')
+        config.pluginmanager.register(Recorder(whole=not any(some)), 'durations')
 
 
 @pytest.hookimpl(wrapper=True)
@@ -130,8 +127,8 @@ def renewed(
 class Recorder:
     """Adds up what the tests of a run cost and renews the record at its end."""
 
-    def __init__(self, target: Path, whole: bool) -> None:
-        self.target, self.whole = target, whole
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
         self.tests: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -140,5 +137,5 @@ class Recorder:
             self.tests[report.nodeid] += report.cpu
 
     def pytest_sessionfinish(self) -> None:
-        found = renewed(read_record(self.target), self.tests, RECORD.parents[1], self.whole)
-        self.target.write_text(json.dumps(found, indent=1) + '\n')
+        found = renewed(read_record(RECORD), self.tests, RECORD.parents[1], self.whole)
+        RECORD.write_text(json.dumps(found, indent=1) + '\n')
