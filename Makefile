@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Errors only; PIP_FLAGS= shows what pip does.
-PIP_FLAGS ?= -qq --disable-pip-version-check
+# Errors only; PIP_FLAGS= shows what pip does. What is imported is compiled then, not all of 6 GB.
+PIP_FLAGS ?= -qq --disable-pip-version-check --no-compile
 # Extra arguments of pytest, e.g. make test PYTEST_ARGS='-n 4 -m "not slow"'
 PYTEST_ARGS ?=
 # Inputs of each kind that make fuzz tries

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from cdra_mm.unread_output import unread_output_is_dropped
+
 __all__ = [
     'Parser',
     'add_config_arguments',
@@ -123,7 +125,13 @@ def run(main: Callable[[], object]) -> None:
     What the user can mend (`CDRAError`, a file that is not there, a full disk, a
     missing OpenMMLab) becomes one line ``error: ...`` on stderr and exit code 2 (a run that
     has diverged: 1), an interruption exit code 130. Anything else is a bug and keeps its traceback.
+    A reader of the output who leaves early (``| head``) changes nothing of what is done.
     """
+    with unread_output_is_dropped():
+        _run(main)
+
+
+def _run(main: Callable[[], object]) -> None:
     try:
         main()
     except KeyboardInterrupt as interrupt:

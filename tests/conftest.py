@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile('cdra')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _imports_are_no_garbage() -> None:
+    """What was imported stays: a collection of garbage need not look through it each time.
+
+    mmengine collects garbage for every data set that it builds. Through all that torch and
+    OpenMMLab hold, that took most of the time of a short run.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -9,11 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from html.parser import HTMLParser
 
 import pytest
 import torch
 
+from cdra_mm.analysis import picture
 from cdra_mm.analysis.full_report import analyze
 from cdra_mm.analysis.html_report import REPORT
 from cdra_mm.analysis.run_log import join_logs
@@ -73,6 +75,15 @@ def trained(tmp_path_factory):
     return folder / 'run'
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are made, and not drawn, which takes most of a report's time."""
+    pixel = b64decode(
+        'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsVdVyAAAAABJRU5ErkJggg=='
+    )
+    monkeypatch.setattr(picture, 'render', lambda figure, form: pixel)
+
+
 def test_report_of_a_finished_run_tells_all(trained, tmp_path):
     page = Page(run_analyze(trained, out=tmp_path / 'out', format=['png', 'svg']))
     assert_self_contained(page)
@@ -88,6 +99,7 @@ def test_report_of_a_finished_run_tells_all(trained, tmp_path):
     assert 'relative to the base weights:' not in page.text
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_report_of_a_base_that_is_gone_shows_the_plain_change(trained, tmp_path):
     moved = shutil.copytree(trained, tmp_path / 'run')
     base = trained.parent / 'base.pth'
@@ -100,6 +112,7 @@ def test_report_of_a_base_that_is_gone_shows_the_plain_change(trained, tmp_path)
     assert (tmp_path / 'out' / 'map_change.csv').is_file()
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_report_of_an_interrupted_run_says_so(trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / 'run')
     for name in ('summary.json', 'last_checkpoint', 'cdra_adapter.safetensors', 'iter_8.pth'):
@@ -112,6 +125,7 @@ def test_report_of_an_interrupted_run_says_so(trained, tmp_path):
     assert (tmp_path / 'out' / 'spectrum.csv').is_file()  # of iter_4.pth
 
 
+@pytest.mark.usefixtures('undrawn')
 @pytest.mark.parametrize(
     ('file', 'said'),
     [
@@ -131,6 +145,7 @@ def test_report_of_a_single_file_says_what_it_is(file, said, trained, tmp_path):
     assert (tmp_path / 'out' / 'spectrum.csv').is_file() == learnt
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_report_of_a_merged_checkpoint_names_its_origin(trained, tmp_path):
     cfg = load_config(str(next(trained.glob('*.py'))), [])
     merged = merge_checkpoint(cfg, str(trained / 'iter_8.pth'))
@@ -141,6 +156,7 @@ def test_report_of_a_merged_checkpoint_names_its_origin(trained, tmp_path):
     assert 'The method is cdra' in page.text
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_report_escapes_what_comes_from_files(tmp_path):
     name = '<b>run&"1'
     summary = {'method': '<script>alert(1)</script>', 'metrics': {'<i>"x': 1.0}}
@@ -150,6 +166,7 @@ def test_report_escapes_what_comes_from_files(tmp_path):
     assert name in page.text and '<i>"x 1' in page.text
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_report_of_several_runs_has_one_line_each(tmp_path):
     for i, folder in enumerate(('x/run', 'y/run', 'y/other')):
         write_run(tmp_path / folder, seed=i, summary={'metrics': {'mIoU': 10.0 + i}})

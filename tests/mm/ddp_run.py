@@ -7,6 +7,7 @@ text; `outcomes` reads it.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -98,6 +99,8 @@ def main() -> None:
         lambda cfg: ''.join(f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
     )
     folder = Path(sys.argv[1])
+    gc.collect()
+    gc.freeze()  # what is imported is no garbage, and no copy of its pages is made by looking
     for group in sys.argv[2:]:
         count, names = group.split(':')
         be_group(int(count), folder, names.split(','))

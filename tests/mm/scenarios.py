@@ -175,6 +175,13 @@ def resumed_from_one(folder: Path) -> tuple[Weights, Weights]:
     return averaged(toy.train(cfg))
 
 
+def tested(folder: Path) -> dict[str, float]:
+    """Metrics of a checkpoint that a single process has written."""
+    cfg = classifier(folder, load_from=str(folder / 'classifier/iter_4.pth'))
+    cfg.work_dir += '_tested'
+    return Runner.from_cfg(cfg).test()
+
+
 def early_out_indices(folder: Path) -> tuple[dict[str, str], list[str]]:
     """What is withheld behind the last of ``out_indices``, and what two steps have trained."""
     cfg = test_methods_runs.config(folder, 'partial', work_dir=str(folder / 'early'), task='seg')

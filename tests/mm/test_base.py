@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmpretrain.models import VisionTransformer
 from torch import nn
 
-from cdra_mm.core import CheckpointError, ConfigError, load_adapter
+from cdra_mm.core import CheckpointError, ConfigError, load_adapter, plan_of
 from cdra_mm.core.artifacts.files import read_adapter
 from cdra_mm.core.model import digests as fingerprints
 from cdra_mm.mm.backbone import attach_loader, keep_base
@@ -176,7 +176,7 @@ def test_what_the_base_lacks_is_trained_beside_the_budget(method, tmp_path, caps
     assert 'frozen for good' not in capsys.readouterr().out
     backbone = runner.model.backbone
     assert dict(backbone.named_parameters())[name].requires_grad
-    plan = backbone._cdra_plan
+    plan = plan_of(backbone)
     total = sum(value.numel() for value in dict(base_of(cfg).named_parameters()).values())
     beside = sum(plan.also_train.values())
     assert beside == 32 + 32 * 3 * 16

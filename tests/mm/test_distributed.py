@@ -27,6 +27,7 @@ PAIR = (
     'training',
     'averaging',
     'resumed_from_one',
+    'tested',
     'all_methods',
     'early_out_indices',
     'ruinous_rate',
@@ -40,7 +41,7 @@ def single(tmp_path_factory):
     """A folder, and what one process makes of each scenario."""
     folder = tmp_path_factory.mktemp('ddp')
     toy.base_file(folder)
-    names = (*SCORED, 'training', 'averaging')
+    names = (*SCORED, 'training', 'averaging', 'tested')
     return folder, {name: getattr(scenarios, name)(folder) for name in names}
 
 
@@ -128,6 +129,11 @@ def test_run_of_two_processes_is_resumed_by_one(single, folder):
     ends = scenarios.averaged(toy.train(cfg))
     for weights, expected in zip(ends, single[1]['averaging'], strict=True):
         torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_is_tested_as_by_one_process(single, folder):
+    assert single[1]['tested'].keys() == {'accuracy/top1'}
+    assert outcomes(folder, 'tested', 2) == [pytest.approx(single[1]['tested'])] * 2
 
 
 @pytest.mark.parametrize('name', METHODS)

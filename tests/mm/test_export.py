@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 pytest.importorskip('mmengine')
 pytest.importorskip('timm')
 
+import mmengine
 from mmengine.registry import MODELS, DefaultScope
 
+import cdra_mm
 from cdra_mm.core import (
     CDRAError,
     CheckpointError,
@@ -22,6 +25,7 @@ from cdra_mm.core import (
     find_targets,
     merge_adapters,
     plan_from_masks,
+    plan_of,
 )
 from cdra_mm.methods import Request, make_method
 from cdra_mm.mm.backbones import TimmViT
@@ -100,7 +104,7 @@ def test_peft_takes_every_tensor_of_the_folder(tmp_path):
 
 def test_fused_matrix_becomes_one_lora_of_the_summed_rank(tmp_path):
     backbone = adapted_backbone(peers.mmpretrain_vit)
-    plan = backbone._cdra_plan
+    plan = plan_of(backbone)
     exported(backbone, tmp_path / 'a')
     tensors = load_file(tmp_path / 'a' / 'adapter_model.safetensors')
     settings = json.loads((tmp_path / 'a' / 'adapter_config.json').read_text())
@@ -208,6 +212,8 @@ def toy_model(folder, task):
 
 @pytest.mark.parametrize('task', ['seg', 'cls'])
 def test_onnx_file_gives_the_outputs_of_the_model(task, tmp_path, onnx_runtime):
+    import onnx
+
     from cdra_mm.mm.export.onnx_export import export_onnx
 
     model, size = toy_model(tmp_path, task), (SIZE, SIZE + 8)
@@ -225,6 +231,14 @@ def test_onnx_file_gives_the_outputs_of_the_model(task, tmp_path, onnx_runtime):
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata['classes']) == ['a', 'b']
     assert json.loads(metadata['mean']) == [30.0] * 3 and json.loads(metadata['std']) == [60.0] * 3
+    content = (tmp_path / 'a.onnx').read_bytes()
+    for place in (torch.__file__, mmengine.__file__, cdra_mm.__file__, __file__, tmp_path):
+        folder = Path(place).parent  # of the exporter, what it traced, and who asked
+        assert str(folder).encode() not in content
+    proto = onnx.load_from_string(content)
+    for tensor in proto.graph.initializer:
+        tensor.ClearField('raw_data')  # random bytes may spell anything
+    assert b'.py' not in proto.SerializeToString()
 
 
 def test_onnx_export_that_differs_is_refused(tmp_path, onnx_runtime, monkeypatch):

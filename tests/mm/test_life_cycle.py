@@ -111,37 +111,6 @@ def test_summary_tells_cost_and_result(run):
     assert summary['scoring_seconds'] > 0 and summary['training_seconds'] > 0
 
 
-@pytest.mark.parametrize(
-    'options',
-    [
-        {},
-        dict(
-            optim_wrapper=dict(
-                type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-2), accumulative_counts=2
-            )
-        ),
-        dict(custom_hooks=[dict(type='EMAHook', momentum=0.1)]),
-    ],
-    ids=['plain', 'accumulation', 'ema'],
-)
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(tmp_path, options):
-    whole = toy.train(toy.config(tmp_path, work_dir=str(tmp_path / 'whole'), **options))
-    hooks = options.get('custom_hooks', [])
-    killed = dict(options, custom_hooks=[*hooks, dict(type='StopAt', at=6)])
-    with pytest.raises(Stop):
-        toy.train(toy.config(tmp_path, work_dir=str(tmp_path / 'cut'), **killed))
-    cfg = toy.config(tmp_path, work_dir=str(tmp_path / 'cut'), resume=True, **options)
-    resumed = toy.train(cfg)
-    assert resumed.iter == 8
-    assert_same(weights(whole), weights(resumed))
-    a, b = (torch.load(tmp_path / f'{d}/iter_8.pth', weights_only=False) for d in ('whole', 'cut'))
-    assert_same(a['state_dict'], b['state_dict'])
-    if 'ema_state_dict' in a:
-        assert_same(a['ema_state_dict'], b['ema_state_dict'])
-        key = 'backbone.cls_token'
-        assert not torch.equal(a['state_dict'][key], a['ema_state_dict']['module.' + key])
-
-
 def test_resume_never_plans_again(run, monkeypatch):
     folder, runner = run
     monkeypatch.setattr(

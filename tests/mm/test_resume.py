@@ -158,6 +158,10 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_resume_is_exact(tmp_path, case, amp_on_cpu):
     assert_exact(config, tmp_path, (3,), **CASES[case])  # within the windows of accumulation
+    if case == 'ema':
+        end = torch.load(tmp_path / 'whole/iter_6.pth', weights_only=False)
+        key = 'backbone.cls_token'
+        assert not torch.equal(end['state_dict'][key], end['ema_state_dict']['module.' + key])
 
 
 @pytest.mark.parametrize('case', ['fp32', 'accumulation', 'fp16_accumulation', 'ema'])

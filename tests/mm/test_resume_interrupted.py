@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import json
-import runpy
 import signal
-import sys
 
 import pytest
 from mmpretrain.utils import register_all_modules
 
 from cdra_mm.mm.planning.scoring import SeededSamples
 from cdra_mm.mm.work_lock import LOCK
-from tests.tools.project import REPOSITORY, make_project
+from tests.tools.project import call, make_project
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch, capfd):
+def train(tmp_path):
     """Runs tools/train.py in this process: (exit code, what it printed)."""
     register_all_modules(init_default_scope=False)
     # What a shell starts in the background ignores SIGINT, and so would its children.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
 
-    def call(*arguments):
-        words = ['train.py', 'block.py', '--work-dir', 'run', *arguments]
-        monkeypatch.setattr(sys, 'argv', words)
-        code = 0
-        try:
-            runpy.run_path(str(REPOSITORY / 'tools/train.py'), run_name='__main__')
-        except SystemExit as end:
-            code = end.code
-        return code, capfd.readouterr()
+    def train(*arguments):
+        ended = call(tmp_path, 'train', 'block.py', '--work-dir', 'run', *arguments)
+        return ended.code, ended
 
-    yield call
+    yield train
     signal.signal(signal.SIGINT, inherited)
 
 

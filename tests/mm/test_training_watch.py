@@ -8,7 +8,7 @@ import pytest
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from cdra_mm.core import ConfigError
+from cdra_mm.core import ConfigError, plan_of
 from cdra_mm.mm.rebuild import plain_model
 
 from . import toy
@@ -74,7 +74,7 @@ def test_a_thawed_backbone_is_said_and_not_counted(tmp_path, capsys):
     line = told(capsys, 'are not trained')
     assert 'are in no optimizer (' in line and 'attn.qkv.weight' not in line
     summary = summary_of(tmp_path)
-    assert summary['trainable_backbone'] == runner.model.backbone._cdra_plan.num_trainable
+    assert summary['trainable_backbone'] == plan_of(runner.model.backbone).num_trainable
     assert 0 < summary['percent_of_backbone'] < 5
     assert summary['trainable_head'] == sum(p.numel() for p in runner.model.head.parameters())
 
@@ -104,7 +104,7 @@ def test_a_rate_that_a_schedule_starts_at_zero_is_no_rate_of_zero(tmp_path, caps
     cfg.param_scheduler = [dict(type='LinearLR', start_factor=1e-9, by_epoch=False, end=1)]
     runner = toy.train(cfg)
     assert 'are not trained' not in capsys.readouterr().out
-    plan = runner.model.backbone._cdra_plan
+    plan = plan_of(runner.model.backbone)
     assert summary_of(tmp_path)['trainable_backbone'] == plan.num_trainable
 
 
@@ -142,5 +142,5 @@ def test_what_gets_no_gradient_in_the_first_iteration_is_named_once(tmp_path, ca
 
 def test_the_log_says_what_the_optimizer_trains(tmp_path, capsys):
     cfg = config(tmp_path, log_level='INFO')
-    plan = toy.train(cfg).model.backbone._cdra_plan
+    plan = plan_of(toy.train(cfg).model.backbone)
     assert f' {plan.num_trainable:,} parameters of the backbone' in told(capsys, 'the optimizer tr')

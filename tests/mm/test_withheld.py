@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 from mmpretrain.models import VisionTransformer
 
-from cdra_mm.core import PlanError, adapters, find_targets
+from cdra_mm.core import PlanError, adapters, find_targets, plan_of
 from cdra_mm.methods.base import FROZEN, UNREACHED
 from cdra_mm.mm.planning import withheld as withheld_module
 from cdra_mm.mm.planning.withheld import withheld_parameters
@@ -86,7 +86,7 @@ def test_stages_that_swins_train_freezes_are_not_planned(tmp_path, where):
     runner = toy.train(cfg)
     backbone = runner.model.backbone
     trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
-    assert trained == backbone._cdra_plan.num_trainable > 0
+    assert trained == plan_of(backbone).num_trainable > 0
     assert not any(name.startswith(('patch_embed.', 'stages.0.')) for name in adapters(backbone))
     summary = json.loads((tmp_path / 'run/summary.json').read_text())
     assert summary['trainable_backbone'] == trained
@@ -173,7 +173,7 @@ def test_gamma_is_of_what_competes(tmp_path):
     cfg.train_cfg.max_iters = 1
     backbone = toy.train(cfg).model.backbone
     targets = [t for t in find_targets(backbone).values() if not t.path.startswith('layers.2.')]
-    assert backbone._cdra_plan.num_competing == sum(target.numel for target in targets)
+    assert plan_of(backbone).num_competing == sum(target.numel for target in targets)
 
 
 @pytest.mark.parametrize(('name', 'asks'), [('full', False), ('linear', False), ('lora', True)])

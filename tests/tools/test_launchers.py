@@ -11,7 +11,7 @@ import pytest
 
 from cdra_mm.core import Plan
 
-from .project import REPOSITORY, command, environment, finish, make_project, start
+from .project import REPOSITORY, environment, make_project, succeed
 
 USAGES = {
     'dist_train': 'CONFIG GPUS',
@@ -139,30 +139,41 @@ def test_wrong_arguments_end_in_one_line(folder, script, words, variables, messa
 def project(tmp_path_factory):
     """A project that one process has trained in."""
     folder = make_project(tmp_path_factory.mktemp('launched'))
-    finish(start(folder, command('train', 'block.py', '--work-dir', 'one')))
+    succeed(folder, 'train', 'block.py', '--work-dir', 'one')
     return folder
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(('launcher', 'words'), [('dist', []), ('slurm', ['gpu', 'name'])])
-def test_two_processes_train_and_test(project, launcher, words):
+LAUNCHERS = pytest.mark.parametrize(
+    ('launcher', 'words'), [('dist', []), ('slurm', ['gpu', 'name'])]
+)
+
+
+def two_processes(project, launcher, tool, words):
     program(project / 'srun', SRUN)
-    variables = {'PYTHON': sys.executable, 'GPUS': '2', 'CUDA_VISIBLE_DEVICES': '-1'}
     gpus = ['2'] if launcher == 'dist' else []
-    common = ['--work-dir', launcher]
-    result = launch(project, f'{launcher}_train', *words, 'block.py', *gpus, *common, **variables)
-    assert result.returncode == 0, result.stderr[-3000:]
-    plans = [
-        Plan.from_json((project / way / 'cdra_plan.json').read_text()) for way in ('one', launcher)
-    ]
-    assert plans[0] == plans[1]
-    checkpoint = f'{launcher}/epoch_2.pth'
     result = launch(
-        project, f'{launcher}_test', *words, 'block.py', checkpoint, *gpus, *common, **variables
-    )
+        project, f'{launcher}_{tool}', *words, *gpus, '--work-dir', f'{tool}_{launcher}',
+        PYTHON=sys.executable, GPUS='2', CUDA_VISIBLE_DEVICES='-1',
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    summary = json.loads((project / launcher / 'summary.json').read_text())
-    assert summary['test_metrics'].keys() == {'accuracy/top1'}
+    return project / f'{tool}_{launcher}'
+
+
+@pytest.mark.timeout(900)
+@LAUNCHERS
+def test_two_processes_train(project, launcher, words):
+    folder = two_processes(project, launcher, 'train', [*words, 'block.py'])
+    plans = [Plan.from_json((f / 'cdra_plan.json').read_text()) for f in (project / 'one', folder)]
+    assert plans[0] == plans[1] and (folder / 'epoch_2.pth').is_file()
+
+
+@pytest.mark.timeout(900)
+@LAUNCHERS
+def test_two_processes_test(project, launcher, words):
+    """What they give is that of one process: tests/mm/test_distributed.py."""
+    folder = two_processes(project, launcher, 'test', [*words, 'block.py', 'one/epoch_2.pth'])
+    metrics = json.loads((folder / 'summary.json').read_text())['test_metrics']
+    assert metrics.keys() == {'accuracy/top1'}
 
 
 @pytest.mark.timeout(900)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
-import sys
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from cdra_mm.mm.export.merging import open_adapted
 from cdra_mm.mm.weights import read_common
 from tests.mm.toy import CLASSES, SIZE, config, train
 
-from .project import REPOSITORY
+from .project import call
 
 
 @pytest.fixture(scope='module')
@@ -42,24 +40,11 @@ def run(tmp_path_factory):
     return folder, cfg, image, outputs
 
 
-def call(capsys, monkeypatch, folder, tool, *arguments):
-    """Runs a tool in this process: (exit code, what it printed, last line on stderr)."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-    code = 0
-    try:
-        runpy.run_path(str(REPOSITORY / 'tools' / f'{tool}.py'), run_name='__main__')
-    except SystemExit as end:
-        code = end.code
-    out, err = capsys.readouterr()
-    return code, out, err.strip().splitlines()[-1] if err.strip() else ''
-
-
 @pytest.fixture
-def merge(run, capsys, monkeypatch):
+def merge(run):
     def merge(out, *options, config='toy.py', checkpoint='run/iter_8.pth'):
-        words = (config, checkpoint, out, *options)
-        return call(capsys, monkeypatch, run[0], 'merge', *words)
+        ended = call(run[0], 'merge', config, checkpoint, out, *options)
+        return ended.code, ended.out, ended.last
 
     return merge
 
@@ -191,11 +176,12 @@ TOOLS = {
 
 
 @pytest.mark.parametrize('case', TOOLS)
-def test_no_tool_executes_a_checkpoint(case, run, capsys, monkeypatch):
+def test_no_tool_executes_a_checkpoint(case, run):
     folder = run[0]
     state = torch.load(folder / 'base.pth', weights_only=True)['state_dict']
     program = Program(str(folder / 'executed'))
     torch.save(dict(state_dict=state, meta=program), folder / 'hostile.pth')
-    code, _, line = call(capsys, monkeypatch, folder, case.split()[0], *TOOLS[case])
+    ended = call(folder, case.split()[0], *TOOLS[case])
     assert not (folder / 'executed').exists()
-    assert code == 2 and 'hostile.pth' in line and 'nothing in a file is executed' in line, line
+    assert ended.code == 2 and 'hostile.pth' in ended.last
+    assert 'nothing in a file is executed' in ended.last

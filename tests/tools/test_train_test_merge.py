@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
+import subprocess
 import sys
 
 import pytest
@@ -14,22 +14,30 @@ from mmpretrain.utils import register_all_modules
 
 from cdra_mm.core import Plan
 
-from .project import OPTIONS, REPOSITORY, command, finish, make_project, refusal, start
+from .project import (
+    OPTIONS,
+    REPOSITORY,
+    Ended,
+    call,
+    command,
+    environment,
+    finish,
+    make_project,
+    refusal,
+    start,
+    succeed,
+)
 
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    """A folder in which each way of naming the method was trained."""
+    """A folder in which each way of naming the method was trained, one in a process of its own."""
     register_all_modules(init_default_scope=False)
     folder = make_project(tmp_path_factory.mktemp('project'))
-    ways = [
-        command('train', 'block.py', '--work-dir', 'block'),
-        command('train', 'hook.py', '--work-dir', 'hook'),
-        command('train', 'plain.py', '--work-dir', 'options', '--cfg-options',
-                'default_hooks.cdra.type=cdra_mm.CDRAHook', *OPTIONS),
-    ]  # fmt: skip
-    for process in [start(folder, words) for words in ways]:
-        finish(process)
+    finish(start(folder, command('train', 'block.py', '--work-dir', 'block')))
+    succeed(folder, 'train', 'hook.py', '--work-dir', 'hook')
+    succeed(folder, 'train', 'plain.py', '--work-dir', 'options', '--cfg-options',
+            'default_hooks.cdra.type=cdra_mm.CDRAHook', *OPTIONS)  # fmt: skip
     return folder
 
 
@@ -44,14 +52,9 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def call(capsys, monkeypatch, folder, tool, *arguments):
-    """A refusal in this process: (exit code, last line on stderr)."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(REPOSITORY / 'tools' / f'{tool}.py'), run_name='__main__')
-    lines = capsys.readouterr().err.strip().splitlines()
-    return caught.value.code, lines[-1]
+def refuse(folder, tool, *arguments):
+    """The line with which a command is refused."""
+    return refusal(call(folder, tool, *arguments))
 
 
 def test_three_ways_of_naming_the_method_make_one_plan(project):
@@ -68,13 +71,11 @@ def test_train_leaves_a_summary(project):
 
 
 def test_test_gives_an_adapted_checkpoint_its_metrics_with_and_without_the_hook(project):
-    words = [
-        command('test', 'block.py', 'block/epoch_2.pth', '--work-dir', 'tested'),
-        command('test', 'plain.py', 'block/epoch_2.pth', '--work-dir', 'tested_plain',
-                '--out', 'predictions.pkl'),
-    ]  # fmt: skip
-    for process in [start(project, w) for w in words]:
-        finish(process)
+    finish(start(project, command(
+        'test', 'plain.py', 'block/epoch_2.pth', '--work-dir', 'tested_plain',
+        '--out', 'predictions.pkl',
+    )))  # fmt: skip
+    succeed(project, 'test', 'block.py', 'block/epoch_2.pth', '--work-dir', 'tested')
     trained = read(project / 'block/summary.json')['metrics']
     assert read(project / 'tested/summary.json')['test_metrics'] == trained
     assert read(project / 'tested_plain/summary.json')['test_metrics'] == trained
@@ -106,29 +107,24 @@ def test_merged_checkpoint_says_where_it_comes_from(merged):
 
 
 def test_merged_checkpoint_tests_as_the_adapted_one(project, merged):
-    words = command('test', 'plain.py', merged[0], '--work-dir', 'tested_merged')
-    finish(start(project, words))
+    succeed(project, 'test', 'plain.py', merged[0], '--work-dir', 'tested_merged')
     trained = read(project / 'block/summary.json')['metrics']
     assert read(project / 'tested_merged/summary.json')['test_metrics'] == trained
 
 
 def test_resume_refuses_other_settings_and_goes_on_with_its_own(project):
-    other = start(project, command(
-        'train', 'block.py', '--work-dir', 'other', '--resume', 'block/epoch_1.pth',
+    line = refuse(
+        project, 'train', 'block.py', '--work-dir', 'other', '--resume', 'block/epoch_1.pth',
         '--cfg-options', 'cdra.budget_percent=6.0',
-    ))  # fmt: skip
-    own = start(project, command(
-        'train', 'block.py', '--work-dir', 'block', '--resume',
-        '--cfg-options', 'train_cfg.max_epochs=3',
-    ))  # fmt: skip
-    line = refusal(other)
+    )  # fmt: skip
     assert 'budget_percent' in line and '5.0' in line and '6.0' in line
-    finish(own)
+    words = ('block.py', '--work-dir', 'block', '--resume')
+    succeed(project, 'train', *words, '--cfg-options', 'train_cfg.max_epochs=3')
     assert (project / 'block/epoch_3.pth').is_file()
 
 
 def test_train_and_test_without_the_method_are_plain_runs(project):
-    finish(start(project, command('train', 'plain.py', '--work-dir', 'nothing_of_ours')))
+    succeed(project, 'train', 'plain.py', '--work-dir', 'nothing_of_ours')
     state = torch.load(project / 'nothing_of_ours/epoch_2.pth', weights_only=False)['state_dict']
     assert not [key for key in state if 'cdra' in key]
     assert not (project / 'nothing_of_ours/cdra_plan.json').exists()
@@ -139,14 +135,17 @@ def test_without_openmmlab_the_tools_say_so(project):
         'import runpy, sys; sys.modules["mmengine"] = None; sys.argv = ["train", "plain.py"]; '
         f'runpy.run_path({str(REPOSITORY / "tools/train.py")!r}, run_name="__main__")'
     )
-    line = refusal(start(project, [sys.executable, '-c', code]))
+    ended = subprocess.run(
+        [sys.executable, '-c', code], cwd=project, env=environment(), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    line = refusal(Ended(ended.returncode, ended.stdout, ended.stderr))
     assert line.startswith('error: ') and 'cdra-mm[onedl]' in line
 
 
 def test_foreign_checkpoint_is_refused_not_tested(project):
     torch.save({'state_dict': {'conv1.weight': torch.ones(2)}}, project / 'foreign.pth')
-    words = command('test', 'plain.py', 'foreign.pth', '--work-dir', 'foreign')
-    line = refusal(start(project, words))
+    line = refuse(project, 'test', 'plain.py', 'foreign.pth', '--work-dir', 'foreign')
     assert 'conv1.weight' in line and 'ImageClassifier' in line
 
 
@@ -206,20 +205,19 @@ def damaged(project, monkeypatch):
 
 
 @pytest.mark.parametrize('case', BAD_TRAININGS)
-def test_train_refuses_in_one_line(case, damaged, capsys, monkeypatch):
+def test_train_refuses_in_one_line(case, damaged):
     arguments, expected = BAD_TRAININGS[case]
     if '--work-dir' not in arguments:
         arguments = [arguments[0], '--work-dir', 'refused', *arguments[1:]]
-    code, line = call(capsys, monkeypatch, damaged, 'train', *arguments)
-    assert code == 2 and line.startswith('error: '), line
+    line = refuse(damaged, 'train', *arguments)
+    assert line.startswith('error: '), line
     for text in expected:
         assert text in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU can train in mixed precision')
-def test_train_refuses_amp_without_gpu(damaged, capsys, monkeypatch):
-    code, line = call(capsys, monkeypatch, damaged, 'train', 'block.py', '--amp')
-    assert code == 2 and 'needs a GPU' in line
+def test_train_refuses_amp_without_gpu(damaged):
+    assert 'needs a GPU' in refuse(damaged, 'train', 'block.py', '--amp')
 
 
 @pytest.mark.parametrize('tool', ['test', 'merge'])
@@ -228,10 +226,10 @@ def test_train_refuses_amp_without_gpu(damaged, capsys, monkeypatch):
     [('gone.pth', 'does not exist'), ('cut.pth', 'cut off'), ('text.pth', 'no checkpoint'),
      ('block', 'is a folder')],
 )  # fmt: skip
-def test_bad_checkpoint_is_refused_in_one_line(tool, name, expected, damaged, capsys, monkeypatch):
+def test_bad_checkpoint_is_refused_in_one_line(tool, name, expected, damaged):
     out = ['never.pth'] if tool == 'merge' else []
-    code, line = call(capsys, monkeypatch, damaged, tool, 'block.py', name, *out)
-    assert code == 2 and name in line and expected in line
+    line = refuse(damaged, tool, 'block.py', name, *out)
+    assert name in line and expected in line
     assert not (damaged / 'never.pth').exists()
 
 
@@ -247,7 +245,7 @@ BAD_MERGES = {
 
 
 @pytest.mark.parametrize('case', BAD_MERGES)
-def test_merge_refuses_in_one_line(case, damaged, capsys, monkeypatch):
+def test_merge_refuses_in_one_line(case, damaged):
     source, out, expected = BAD_MERGES[case]
     state = torch.load(damaged / 'base.pth', weights_only=True)['state_dict']
     torch.save({'state_dict': state}, damaged / 'nothing_to_do.pth')
@@ -262,7 +260,7 @@ def test_merge_refuses_in_one_line(case, damaged, capsys, monkeypatch):
     config = ['block.py', source, out]
     if case == 'other model':
         config += ['--cfg-options', 'model.head.num_classes=3']
-    code, line = call(capsys, monkeypatch, damaged, 'merge', *config)
-    assert code == 2 and line.startswith('error: ') and expected in line, line
+    line = refuse(damaged, 'merge', *config)
+    assert line.startswith('error: ') and expected in line, line
     assert (damaged / 'base.pth').read_bytes() == before
     assert not (damaged / 'new.pth').exists()

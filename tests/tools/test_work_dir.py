@@ -13,18 +13,14 @@ from cdra_mm.mm.work_lock import LOCK
 from tests.mm.test_resume_interrupted import train  # noqa: F401
 from tests.mm.test_work_lock import HOLD
 
-from .project import BLOCK
-
-
-def last_line(printed) -> str:
-    return printed.err.strip().splitlines()[-1]
+from .project import BLOCK, call, succeed
 
 
 def test_a_run_that_has_diverged_ends_with_exit_code_1(train, tmp_path):  # noqa: F811
     code, printed = train('--cfg-options', 'optim_wrapper.optimizer.lr=1e30')
     assert code == 1 and 'Traceback' not in printed.err
-    assert last_line(printed).startswith('error: the run has diverged: at iteration ')
-    assert 'lr=1e+30' in last_line(printed)
+    assert printed.last.startswith('error: the run has diverged: at iteration ')
+    assert 'lr=1e+30' in printed.last
     left = {path.name for path in (tmp_path / 'run').iterdir() if path.is_file()}
     assert left <= {'block.py', 'cdra_plan.json', 'last_checkpoint', 'epoch_1.pth', LOCK}
 
@@ -37,7 +33,7 @@ def test_a_second_run_in_a_work_directory_is_refused(train, tmp_path):  # noqa: 
     assert other.stdout is not None and other.stdout.readline() == 'held\n'
     try:
         code, printed = train()
-        assert code == 2 and f'in use: process {other.pid} on far' in last_line(printed)
+        assert code == 2 and f'in use: process {other.pid} on far' in printed.last
         assert (tmp_path / 'run/block.py').read_text() == 'of the other run'
         assert {path.name for path in (tmp_path / 'run').iterdir()} == {'block.py', LOCK}
     finally:
@@ -59,11 +55,7 @@ def test_the_users_config_and_leftovers_of_an_export(train, tmp_path):  # noqa: 
     assert not half.exists()
 
 
-def test_a_test_in_the_work_directory_of_a_training(train, tmp_path, monkeypatch, capfd):  # noqa: F811
-    import runpy
-
-    from .project import REPOSITORY
-
+def test_a_test_in_the_work_directory_of_a_training(train, tmp_path):  # noqa: F811
     assert train()[0] == 0
     run = tmp_path / 'run'
     config = (run / 'block.py').read_text()
@@ -73,9 +65,7 @@ def test_a_test_in_the_work_directory_of_a_training(train, tmp_path, monkeypatch
     assert other.stdout is not None and other.stdout.readline() == 'held\n'
     (run / 'summary.json').write_text('{"method": "cd')  # what a crash of the machine may leave
     try:
-        arguments = ['test.py', 'block.py', 'run/epoch_2.pth', '--work-dir', 'run']
-        monkeypatch.setattr(sys, 'argv', arguments)
-        runpy.run_path(str(REPOSITORY / 'tools/test.py'), run_name='__main__')
+        succeed(tmp_path, 'test', 'block.py', 'run/epoch_2.pth', '--work-dir', 'run')
     finally:
         other.kill()
         other.wait()
@@ -85,17 +75,10 @@ def test_a_test_in_the_work_directory_of_a_training(train, tmp_path, monkeypatch
 
 
 @pytest.mark.skipif(not hasattr(os, 'link'), reason='no hard links here')
-def test_predictions_do_not_replace_the_checkpoint(train, tmp_path, monkeypatch, capfd):  # noqa: F811
-    import runpy
-
-    from .project import REPOSITORY
-
+def test_predictions_do_not_replace_the_checkpoint(train, tmp_path):  # noqa: F811
     os.link(tmp_path / 'base.pth', tmp_path / 'predictions.pkl')
     before = (tmp_path / 'base.pth').read_bytes()
-    arguments = ['test.py', 'block.py', 'base.pth', '--work-dir', 'run', '--out', 'predictions.pkl']
-    monkeypatch.setattr(sys, 'argv', arguments)
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(REPOSITORY / 'tools/test.py'), run_name='__main__')
-    assert end.value.code == 2
-    assert 'predictions.pkl is the base weights' in capfd.readouterr().err
+    words = ('block.py', 'base.pth', '--work-dir', 'run', '--out', 'predictions.pkl')
+    ended = call(tmp_path, 'test', *words)
+    assert ended.code == 2 and 'predictions.pkl is the base weights' in ended.err
     assert (tmp_path / 'base.pth').read_bytes() == before

@@ -22,7 +22,7 @@ from cdra_mm.core import (
 )
 from cdra_mm.mm.datasets import FGVC, VTAB1k
 from cdra_mm.mm.planning.label_check import check_labels, named_loss
-from cdra_mm.mm.planning.scoring import SeededSamples, _draw
+from cdra_mm.mm.planning.scoring import SeededSamples, drawn_samples
 from tests.mm import toy
 from tests.models import TinyViT, images, losses
 
@@ -142,12 +142,12 @@ with heading('Data sets and lists') as (refused, taken):
 
     @refused('an empty training set', DataError, 'the training data set is empty')
     def _(folder):
-        _draw(0, 400, 0, SimpleNamespace())
+        drawn_samples(0, 400, 0, SimpleNamespace())
 
     @taken('a training set smaller than `num_samples`', 'all of it is scored, with a warning')
     def _(folder):
         said = []
-        assert _draw(3, 400, 0, SimpleNamespace(warning=said.append)) == [0, 1, 2]
+        assert drawn_samples(3, 400, 0, SimpleNamespace(warning=said.append)) == [0, 1, 2]
         assert said == ['num_samples=400: the training set has 3, using all of them']
 
 

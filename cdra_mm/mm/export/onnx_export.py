@@ -29,6 +29,8 @@ TOLERANCE = 1e-4
 LARGEST = 2**31  # bytes; an ONNX file is one message of protobuf
 # What a segmentor's head may ask of an image beside its pixels.
 SHAPES = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
+# Where the exporter notes for each operator the lines of source that it comes from.
+NOTES = ('doc_string', 'metadata_props')
 BATCHES = (2, 1, 3)  # exported with the first; the others prove that the size is free
 
 
@@ -61,7 +63,7 @@ def export_onnx(
 
     The input is ``images [B, C, H, W]``, normalised as the data preprocessor of the model does it
     (kept in the file's metadata), the output ``logits``: ``[B, classes]``, or ``[B, classes, H,
-    W]`` of a segmentor. B is free, H and W are not.
+    W]`` of a segmentor. B is free, H and W are not. No path of this machine is in the file.
 
     Args:
         model: The plain model, without adapters.
@@ -114,6 +116,7 @@ def export_onnx(
             'does something that cannot be traced; --format merged works without tracing'
         ) from error
     proto = program.model_proto
+    _remove_notes(proto)
     for key, value in {**_normalisation(model, shape[0]), **metadata}.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)
@@ -140,6 +143,20 @@ def _packages() -> Any:
             'onnxruntime)'
         ) from None
     return onnxruntime
+
+
+def _remove_notes(message: Any) -> None:
+    """Takes the exporter's notes off a message of protobuf and all that it holds.
+
+    They name files of this machine, user and folders included: nothing that whoever gets the file
+    should learn, and nothing that a runtime reads.
+    """
+    for field, value in message.ListFields():
+        if field.name in NOTES:
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in [value] if hasattr(value, 'ListFields') else value:
+                _remove_notes(part)
 
 
 @torch.no_grad()

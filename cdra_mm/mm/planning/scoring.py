@@ -38,6 +38,7 @@ from .unlabelled import Unlabelled
 
 __all__ = [
     'SeededSamples',
+    'drawn_samples',
     'score_backbone',
     'seeded_batches',
     'show_progress',
@@ -126,7 +127,7 @@ def score_backbone(
         targets = find_targets(backbone)  # before any long work
     model = plain_model(runner)
     loader = runner.train_loop.dataloader
-    indices = _draw(len(loader.dataset), num_samples, seed, logger)
+    indices = drawn_samples(len(loader.dataset), num_samples, seed, logger)
     size = batch_size or loader.batch_size or 1
     mine = own_share(indices, size if statistic == 'per_batch' else 1)
     batches = seeded_batches(loader, mine, size, seed, two_views=contrastive)
@@ -171,7 +172,18 @@ def score_backbone(
     return scores, count
 
 
-def _draw(size: int, num_samples: int, seed: int, logger: MMLogger) -> list[int]:
+def drawn_samples(size: int, num_samples: int, seed: int, logger: MMLogger) -> list[int]:
+    """Which samples of a training set are scored: drawn by the seed, in the order of the set.
+
+    Args:
+        size: Samples of the set.
+        num_samples: Samples to score; all, with a warning, where there are fewer.
+        seed: Of the draw.
+        logger: Gets the warning.
+
+    Raises:
+        DataError: If the set is empty.
+    """
     if size == 0:
         raise DataError('the training data set is empty: nothing to score on')
     if num_samples > size:

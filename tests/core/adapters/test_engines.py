@@ -89,7 +89,7 @@ def test_backward_ends_at_the_first_adapted_layer():
         assert x.requires_grad is recorded
 
 
-@pytest.mark.parametrize('columns', range(1, 10))
+@pytest.mark.parametrize('columns', [1, 7])
 @pytest.mark.parametrize('many_tokens', [0, float('inf')], ids=['merged', 'factored'])
 def test_compiled_layer_without_gradients_is_the_eager_one(monkeypatch, columns, many_tokens):
     """With one adapter and with two: a forward's arguments must reach it whatever their number."""

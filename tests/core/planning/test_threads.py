@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from cdra_mm.core import make_plan
 from cdra_mm.core.planning.threads import one_thread
 
 
@@ -74,3 +75,27 @@ def test_one_thread_of_two_threads_that_overlap(first_out):
     thread.join()
     assert found == [1, 3]
     assert numbers() == [3, 3]
+
+
+def test_two_threads_plan_at_once_what_each_plans_alone():
+    generator = torch.Generator().manual_seed(0)
+    problems = [
+        {f'{i}.weight': torch.rand(64, 48, generator=generator) for i in range(4)} for _ in range(2)
+    ]
+    alone = [make_plan(scores, budget_params=900) for scores in problems]
+    assert alone[0] != alone[1] and all(plan.blocks for plan in alone)
+    together, found = threading.Barrier(2), {}
+
+    def plan(which):
+        together.wait(20)
+        plans = [make_plan(problems[which], budget_params=900) for _ in range(5)]
+        found[which] = plans, torch.get_num_threads()
+
+    threads = [threading.Thread(target=plan, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for which, (plans, number) in found.items():
+        assert plans == [alone[which]] * 5 and number == 3
+    assert len(found) == 2 and numbers() == [3, 3]

@@ -8,7 +8,7 @@ from torch import nn
 
 from cdra_mm.core import estimate_scores, find_targets
 from tests.models import MODELS, TinyViT, images, losses, mean_loss
-from tests.reference.scores import mean_squares, one_by_one
+from tests.reference.scores import mean_squares, one_by_one, view
 
 SPLITS = {'singles': [1, 1, 1], 'ragged': [4, 4, 3], 'one': [6]}
 
@@ -49,6 +49,22 @@ def test_scores_per_batch_square_the_gradient_of_the_mean(kind):
     expected = mean_squares(model, batches, losses, find_targets(model))
     for loss_fn in (losses, mean_loss):
         assert_scores(estimate_scores(model, batches, loss_fn, statistic='per_batch'), expected)
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_every_target_with_a_gradient_has_a_score(kind):
+    """Entry by entry; and what has a gradient inside a block is a target."""
+    model = MODELS[kind]().double().eval()
+    batches = split([3])
+    scores = estimate_scores(model, batches, losses)
+    losses(model, batches[0]).sum().backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    for name, score in scores.items():
+        moved = view(gradients[name.partition(':')[0]], name).abs() > 1e-12
+        assert moved.any() and score[moved].all(), name
+    scored = {name.partition(':')[0] for name in scores}
+    beside = {name for name in gradients.keys() - scored if name.startswith('blocks.')}
+    assert all(name.endswith('relative_position_bias_table') for name in beside), beside
 
 
 def test_scores_statistics_differ():
