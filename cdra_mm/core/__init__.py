@@ -26,6 +26,7 @@ from .adapters.adapted import adapters, count_parameters, plan_of, trained_whole
 from .adapters.adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
 from .adapters.apply import apply_plan, freeze_rest
 from .adapters.merging import merge_adapters, remove_adapters, unmerge_adapters
+from .adapters.sharding import average_gradients, shard_base
 from .artifacts.files import save_adapter
 from .artifacts.loading import load_adapter
 from .artifacts.named_adapters import NamedAdapters
@@ -60,6 +61,7 @@ __all__ = [
     'Vector',
     'adapters',
     'apply_plan',
+    'average_gradients',
     'base_state',
     'block_width',
     'build_adapters',
@@ -83,6 +85,7 @@ __all__ = [
     'resolve',
     'save_adapter',
     'select',
+    'shard_base',
     'trained_whole',
     'unmerge_adapters',
     'write_atomically',

@@ -9,5 +9,6 @@
 `apply`             plan + model: adapters are built and put on
 `adapted`           what an adapted model knows of itself: plan, adapters, base
 `merging`           merge, unmerge, remove
+`sharding`          the base over several processes (FSDP2), the adapters whole on each
 ==================  ==========================================================
 """
