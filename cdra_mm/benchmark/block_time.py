@@ -23,6 +23,7 @@ from .dry_run import Images
 
 __all__ = ['BlockTime', 'time_blocks']
 
+REPEATS = 3  # of which the quickest counts
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -102,9 +103,6 @@ def time_blocks(
     def backward() -> None:
         losses(chain, tokens.requires_grad_(True)).sum().backward()
 
-    def score(batches: int) -> dict[str, Tensor]:
-        return estimate_scores(chain, [tokens.detach()] * batches, losses)
-
     try:
         backward()
     except (RuntimeError, TypeError, ValueError) as error:
@@ -112,12 +110,15 @@ def time_blocks(
             f'the blocks of {type(backbone).__name__} do not run one after the other '
             f'({type(error).__name__}: {error}): leave --time-blocks out'
         ) from error
-    single = _seconds(backward, device)
+    clock = _Clock(device)
+    single = min(clock.seconds(backward) for _ in range(REPEATS))
     # The first batch is looked at once more before it is scored.
-    steady = _seconds(lambda: score(2), device) - _seconds(lambda: score(1), device)
-    scores = score(1)
+    ends: list[float] = []
+    batches = [tokens.detach()] * (REPEATS + 1)
+    scores = estimate_scores(chain, batches, losses, progress=lambda _: ends.append(clock.now()))
+    steady = min(end - begin for begin, end in zip(ends, ends[1:], strict=False))
     budget = int(share * sum(score.numel() for score in scores.values()))
-    planning = _seconds(lambda: make_plan(scores, budget_params=budget, rank_rule='count'), device)
+    planning = clock.seconds(lambda: make_plan(scores, budget_params=budget, rank_rule='count'))
     dtype = str(next(chain.parameters()).dtype).removeprefix('torch.')
     return BlockTime(blocks, len(paths), batch, dtype, device, single, steady, planning)
 
@@ -148,9 +149,20 @@ def _real(value: Any, device: str, generator: torch.Generator) -> Any:
     return made.normal_(generator=generator) if made.is_floating_point() else made.zero_()
 
 
-def _seconds(run: Callable[[], Any], device: str) -> float:
-    begin = time.perf_counter()
-    run()
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+class _Clock:
+    """Seconds of a device; of one CPU thread its own, whatever else the machine does."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        alone = device == 'cpu' and torch.get_num_threads() == 1
+        self._read = time.process_time if alone else time.perf_counter
+
+    def now(self) -> float:
+        if self.device == 'cuda':
+            torch.cuda.synchronize()
+        return self._read()
+
+    def seconds(self, run: Callable[[], Any]) -> float:
+        begin = self.now()
+        run()
+        return self.now() - begin
