@@ -20,6 +20,7 @@ from cdra_mm.core import estimate_scores, find_blocks, make_plan
 from cdra_mm.errors import ConfigError
 
 from .dry_run import Images
+from .planning_time import synthetic_scores
 
 __all__ = ['BlockTime', 'time_blocks']
 
@@ -117,8 +118,10 @@ def time_blocks(
     batches = [tokens.detach()] * (REPEATS + 1)
     scores = estimate_scores(chain, batches, losses, progress=lambda _: ends.append(clock.now()))
     steady = min(end - begin for begin, end in zip(ends, ends[1:], strict=False))
+    # Gradients of random weights are of one size, as no real ones are.
+    scores = synthetic_scores({n: tuple(s.shape) for n, s in scores.items()}, device=device)
     budget = int(share * sum(score.numel() for score in scores.values()))
-    planning = clock.seconds(lambda: make_plan(scores, budget_params=budget, rank_rule='count'))
+    planning = clock.seconds(lambda: make_plan(scores, budget_params=budget))
     dtype = str(next(chain.parameters()).dtype).removeprefix('torch.')
     return BlockTime(blocks, len(paths), batch, dtype, device, single, steady, planning)
 

@@ -126,13 +126,15 @@ class DryRun:
                 )
             )
         head = ('GB', 'held', f'activations, batch {self.batch}', 'together')
+        wide, narrow = self.scores(torch.float32), self.scores(torch.bfloat16)
+        state = self.trained * (2 * FP32 + ADAMW)
         facts = {
             'backbone': f'{self.parameters:,} parameters, {_gb(self.base)} GB',
-            'competing': f'{self.entries:,} entries; scores {_gb(self.scores(torch.float32))} GB in '
-            f'fp32, {_gb(self.scores(torch.bfloat16))} in bfloat16',
+            'competing': f'{self.entries:,} entries; scores {_gb(wide)} GB in fp32, {_gb(narrow)} '
+            'in bfloat16',
             'trained': f'{self.trained:,} parameters, if every matrix has a block of the size that '
-            f'the paper reports; with gradients and AdamW {_gb(self.trained * (2 * FP32 + ADAMW))} GB; '
-            f'the plan {self.plan / 10**6:.1f} MB',
+            f'the paper reports; with gradients and AdamW {_gb(state)} GB; the plan '
+            f'{self.plan / 10**6:.1f} MB',
         }
         if self.beside:
             facts['head'] = f'{self.beside:,} parameters; its activations are not counted'

@@ -52,11 +52,29 @@ def _dinov2_giant() -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f'blocks.{block}.{name}', shape
 
 
-# Shapes of the competing tensors of ViT-B, ViT-L and DINOv2's ViT-g.
+def _dinov3_7b() -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, hidden = 4096, 8192
+    matrices = {
+        'attn.qkv.weight:q': (width, width),
+        'attn.qkv.weight:k': (width, width),
+        'attn.qkv.weight:v': (width, width),
+        'attn.proj.weight': (width, width),
+        'mlp.fc1_g.weight': (hidden, width),
+        'mlp.fc1_x.weight': (hidden, width),
+        'mlp.fc2.weight': (width, hidden),
+    }
+    vectors = {'norm1.weight': (width,), 'attn.proj.bias': (width,), 'gamma_1': (width,)}
+    for block in range(40):
+        for name, shape in (matrices | vectors).items():
+            yield f'blocks.{block}.{name}', shape
+
+
+# Shapes of the competing tensors of ViT-B, ViT-L, DINOv2's ViT-g and DINOv3's ViT-7B.
 SHAPES: dict[str, Callable[[], dict[str, tuple[int, ...]]]] = {
     '86M': lambda: dict(_vit(12, 768)),
     '304M': lambda: dict(_vit(24, 1024)),
     '1.1B': lambda: dict(_dinov2_giant()),
+    '6.7B': lambda: dict(_dinov3_7b()),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a config takes to score, plan and train, said without memory for it (`benchmark.dry_run`)."""
+"""What a config takes to score, plan and train, without memory for it (`benchmark.dry_run`)."""
 
 from __future__ import annotations
 
@@ -66,8 +66,10 @@ def describe_dry_run(
         measured = ''
         if blocks:
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
-            sizes = dict(blocks=blocks, batch=batch, share=share, device=device)
-            measured = time_blocks(backbone, images, **sizes).text(hook.planner.num_samples)
+            timed = time_blocks(
+                backbone, images, blocks=blocks, batch=batch, share=share, device=device
+            )
+            measured = timed.text(hook.planner.num_samples)
         found = dry_run(backbone, images, batch=batch, share=share, beside=beside)
     except CDRAError:
         raise

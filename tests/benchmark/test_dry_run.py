@@ -59,9 +59,7 @@ def test_peak_of_a_training_step_is_that_of_a_real_one(found):
 def test_peak_of_scoring_is_that_of_a_real_one(found):
     model = built('cpu')
     with LiveBytes() as live:
-        estimate_scores(
-            model, [torch.randn(8, 3, SIDE, SIDE)], lambda m, x: m(x).square().mean(1)
-        )
+        estimate_scores(model, [torch.randn(8, 3, SIDE, SIDE)], lambda m, x: m(x).square().mean(1))
     sums = found.scores(torch.float32)
     assert found.scoring.at(8) + sums == pytest.approx(live.peak, rel=0.25)
 

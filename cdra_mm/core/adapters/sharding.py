@@ -143,7 +143,9 @@ def _fully_shard() -> Any:
     try:
         from torch.distributed.fsdp import fully_shard
     except ImportError:
-        raise ConfigError(f'torch {torch.__version__} has no fully_shard: use 2.7 or newer') from None
+        raise ConfigError(
+            f'torch {torch.__version__} has no fully_shard: use 2.7 or newer'
+        ) from None
     if 'ignored_params' not in inspect.signature(fully_shard).parameters:
         raise ConfigError(
             f'fully_shard of torch {torch.__version__} cannot leave the adapters whole '

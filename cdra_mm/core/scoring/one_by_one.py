@@ -62,9 +62,7 @@ def add_squares_one_by_one(
         add_squared(own, sums)
 
 
-def add_squared(
-    gradients: Mapping[str, Tensor | None], sums: ScoreSums, divisor: int = 1
-) -> None:
+def add_squared(gradients: Mapping[str, Tensor | None], sums: ScoreSums, divisor: int = 1) -> None:
     """Adds the squares of ``gradients / divisor``; one that is None is zero."""
     for name, gradient in gradients.items():
         if gradient is not None:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import MODELS
-import torch
 from torch import Tensor, nn
 
 from cdra_mm.core import adapters, freeze_rest, merge_adapters, remove_adapters

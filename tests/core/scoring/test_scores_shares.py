@@ -71,9 +71,7 @@ def test_sums_lie_where_their_parameters_do():
         'c': nn.Parameter(torch.ones(65)),
     }
     sums = ScoreSums(parameters)
-    assert {name: sums[name].device.type for name in parameters} == dict(
-        a='cpu', b='meta', c='cpu'
-    )
+    assert {name: sums[name].device.type for name in parameters} == dict(a='cpu', b='meta', c='cpu')
     assert [(total.device.type, len(total)) for total in sums.flat] == [('cpu', 192), ('meta', 64)]
 
 
