@@ -17,7 +17,7 @@ BY_NAME_ALONE = ('start',)
 STARTS = ('camvid', 'dinov2')
 MODELS = ('ViT-Ti', 'ViT-S', 'ViT-B', 'ViT-L')
 PEER_NAMES = ('loop', 'vmap', 'opacus', 'backpack', 'peft', 'mmpretrain')
-ENTRIES = ('86M', '304M', '1.1B')
+ENTRIES = ('86M', '304M', '1.1B', '6.7B')  # the last takes 27 GB
 # What a setting is where it is not given: something that takes minutes.
 DEFAULTS: dict[str, dict[str, Any]] = {
     'cpu': {

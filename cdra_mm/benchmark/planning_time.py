@@ -39,11 +39,17 @@ def _dinov2_giant() -> dict[str, tuple[int, ...]]:
     return _shapes(40, 1536, {**gated, 'w3.weight': (1536, 4096)})
 
 
-# ViT-B, ViT-L and DINOv2's ViT-g.
+def _dinov3_7b() -> dict[str, tuple[int, ...]]:
+    gated = dict.fromkeys(('fc1_g.weight', 'fc1_x.weight'), (8192, 4096))
+    return _shapes(40, 4096, {**gated, 'fc2.weight': (4096, 8192)})
+
+
+# ViT-B, ViT-L, DINOv2's ViT-g and DINOv3's ViT-7B.
 SHAPES: dict[str, Callable[[], dict[str, tuple[int, ...]]]] = {
     '86M': lambda: _vit(12, 768),
     '304M': lambda: _vit(24, 1024),
     '1.1B': _dinov2_giant,
+    '6.7B': _dinov3_7b,
 }
 
 

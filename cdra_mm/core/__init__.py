@@ -26,6 +26,7 @@ from .adapters.adapted import adapters, count_parameters, plan_of, trained_whole
 from .adapters.adapter import Adapter, CallAdapter, ParameterAdapter, register_kind
 from .adapters.apply import apply_plan, freeze_rest
 from .adapters.merging import merge_adapters, remove_adapters, unmerge_adapters
+from .adapters.sharding import average_gradients, shard_base
 from .artifacts.adapter_saving import save_adapter
 from .artifacts.loading import load_adapter
 from .artifacts.named_adapters import NamedAdapters
@@ -63,9 +64,9 @@ __all__ = [
     'Vector',
     'adapters',
     'apply_plan',
+    'average_gradients',
     'base_state',
     'block_width',
-    'layer_width',
     'build_adapters',
     'compact',
     'count_parameters',
@@ -78,6 +79,7 @@ __all__ = [
     'fingerprint',
     'fingerprint_of',
     'freeze_rest',
+    'layer_width',
     'load_adapter',
     'make_plan',
     'merge_adapters',
@@ -88,6 +90,7 @@ __all__ = [
     'resolve',
     'save_adapter',
     'select',
+    'shard_base',
     'trained_whole',
     'unmerge_adapters',
     'write_atomically',

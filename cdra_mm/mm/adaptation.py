@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_rest
+from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_rest, plan_of
 from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.methods import Full
 
@@ -62,6 +62,8 @@ class Adaptation:
         if plan is not None:
             apply_plan(backbone, plan, seed=self.seed, digests=digests)
             choose_product(backbone, self.product)
+            plan = plan_of(backbone)
+            assert plan is not None
             check_stays_trained(model, backbone)
             logger.info('\n' + describe_plan(plan, backbone))
         record = make_record(

@@ -87,6 +87,10 @@ class CDRAHook(Hook):
             it checkpoints name where they came from, and are a few MB.
         keep_scores: False (default), ``'masks'`` or ``'all'``: what of the scores goes into
             ``cdra_scores.safetensors`` in the work directory, for pictures (see `kept_scores`).
+        score_dtype: ``'float32'`` (default) or ``'bfloat16'``: what the scores are kept in, 4 or 2
+            bytes a competing entry; bfloat16 tells scores apart that differ by a percent.
+        score_device: None (default, where the backbone is) or ``'cpu'``: where they are kept. Both
+            are for backbones of billions of parameters (docs/large_backbones.md).
         visualize: bool, default True: show the plan and how the adapters grow through the run's
             visualizer (see `visual_hook`).
         product: ``'auto'`` (default), ``'copied'`` or ``'factored'``: how adapted products are
@@ -136,6 +140,8 @@ class CDRAHook(Hook):
         plan: str | Path | None = None,
         save_base: bool = False,
         keep_scores: bool | str = False,
+        score_dtype: str = 'float32',
+        score_device: str | None = None,
         visualize: bool = True,
         product: str = 'auto',
         **settings: Any,
@@ -151,6 +157,8 @@ class CDRAHook(Hook):
             'plan': plan,
             'save_base': save_base,
             'keep_scores': keep_scores,
+            'score_dtype': score_dtype,
+            'score_device': score_device,
             'visualize': visualize,
             'product': product,
         }
@@ -159,7 +167,7 @@ class CDRAHook(Hook):
         self.method = method_of({} if method is None else method, settings)
         self.planner = RunPlanner(
             self.method, num_samples, batch_size, statistic, also_train, seed, plan, keep_scores,
-            exclude, also_train_in_budget,
+            exclude, also_train_in_budget, score_dtype, score_device,
         )  # fmt: skip
         check_product(product)
         self.adaptation = Adaptation(self.planner, seed, save_base, product)

@@ -17,7 +17,12 @@ SMALL = {'a': (64, 48), 'b': (48, 64), 'norm': (48,)}
 
 @pytest.mark.parametrize(
     ('entries', 'least', 'most'),
-    [('86M', 84e6, 87e6), ('304M', 300e6, 306e6), ('1.1B', 1.1e9, 1.15e9)],
+    [
+        ('86M', 84e6, 87e6),
+        ('304M', 300e6, 306e6),
+        ('1.1B', 1.1e9, 1.15e9),
+        ('6.7B', 6.70e9, 6.72e9),
+    ],
 )
 def test_shapes_are_those_of_the_models(entries, least, most):
     total = sum(torch.Size(shape).numel() for shape in SHAPES[entries]().values())

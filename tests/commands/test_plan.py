@@ -40,3 +40,32 @@ def test_plan_is_that_of_a_training_and_nothing_is_trained(project, capsys):
 def test_nothing_to_plan_is_said(project, words, message):
     with pytest.raises(ConfigError, match=message):
         start(['plan', *words])
+
+
+def test_dry_run_says_bytes_and_reads_nothing(project, capsys):
+    weights = next(project.rglob('*.pth'))
+    weights.unlink()
+    start(['plan', 'block.py', '--dry-run', '--time-blocks', '1', '--batch', '2'])
+    out = capsys.readouterr().out
+    for text in ('competing', 'scoring, on the CPU', 'fits 80 GB', 'measured: 1 of '):
+        assert text in out
+    assert not (project / 'work_dirs').exists()
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--batch', '2'], '--batch 2: belongs to --dry-run'),
+        (['--dry-run', '--image-size', '0'], '--image-size 0: expected at least 1'),
+        (['--dry-run', '--memory', '-1'], '--memory -1: expected GB of a GPU'),
+        (['--dry-run', '--time-blocks', '99'], '99 blocks to time: expected 1 to '),
+    ],
+)
+def test_options_of_a_dry_run_are_checked(project, words, message):
+    with pytest.raises(ConfigError, match=message):
+        start(['plan', 'block.py', *words])
+
+
+def test_dry_run_of_a_config_that_adapts_nothing_is_refused(project):
+    with pytest.raises(ConfigError, match='adapts nothing, so there is nothing to plan'):
+        start(['plan', 'plain.py', '--dry-run'])

@@ -86,6 +86,8 @@ HOOK: dict[str, Callable[[Any], bool]] = {
     'plan': optional(lambda v: type(v) is str and len(v) > 0 and '\0' not in v),
     'save_base': one_of(True, False),
     'keep_scores': one_of(False, 'masks', 'all'),
+    'score_dtype': one_of('float32', 'bfloat16'),
+    'score_device': optional(one_of('cpu')),
 }
 WORDS = [
     'all',

@@ -73,6 +73,10 @@ def per_sample(folder: Path) -> tuple[Weights, list[int]]:
         dist.all_reduce = real
 
 
+def in_bfloat16(folder: Path) -> Weights:
+    return score(ready(folder), dtype=torch.bfloat16)
+
+
 def per_batch(folder: Path) -> Weights:
     return score(ready(folder), statistic='per_batch', batch_size=3)
 

@@ -127,6 +127,10 @@ REFUSED = {
         dict(pretrained=True, init_cfg=dict(type='Pretrained', checkpoint='a.pth')),
         'one of pretrained, init_cfg',
     ),
+    'weights in fp16': (
+        dict(dtype='float16'),
+        "dtype='float16': expected one of float32, bfloat16",
+    ),
     'an initialisation of mmengine': (dict(init_cfg=dict(type='Normal')), 'TimmPretrained'),
 }
 

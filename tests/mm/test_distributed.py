@@ -24,6 +24,7 @@ FAILING = ('image_that_is_broken', 'bug_on_one_process')
 PAIR = (
     *SCORED,
     *FAILING,
+    'in_bfloat16',
     'training',
     'averaging',
     'resumed_from_one',
@@ -79,6 +80,13 @@ def test_scores_of_several_processes_are_those_of_one(single, folder, name, coun
     assert_near(scores[0], expected[0] if isinstance(expected, tuple) else expected)
     for other in scores[1:]:
         assert_same(scores[0], other)
+
+
+def test_scores_in_bf16_of_two_processes_are_those_of_fp32_but_for_their_rounding(single, folder):
+    first, second = outcomes(folder, 'in_bfloat16', 2)
+    assert_same(first, second)
+    for name, expected in single[1]['per_sample'][0].items():
+        torch.testing.assert_close(first[name].float(), expected, rtol=0.03, atol=1e-12)
 
 
 @pytest.mark.parametrize('count', [2, 3])

@@ -26,6 +26,8 @@ SHORT = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=100)
         (dict(statistic='mean'), "statistic='mean': expected per_sample or per_batch"),
         (dict(gama=0.1), r"'gama' \(did you mean 'gamma'\?\)"),
         (dict(gamma=0.1, budget_percent=1.0), 'gamma=0.1, budget_percent=1.0: give only one'),
+        (dict(score_dtype='float16'), "score_dtype='float16': expected one of float32, bfloat16"),
+        (dict(score_device='gpu'), "score_device='gpu': expected 'cpu', or None"),
         (dict(method=dict(type='lineer')), r"'lineer' is unknown \(did you mean 'linear'\?\)"),
     ],
 )
@@ -115,3 +117,12 @@ def test_exclude_is_said_to_be_unused_by_a_method_without_scores(tmp_path, capsy
     cdra = dict(method=dict(type='lora'), exclude='norm')
     toy.train(toy.config(tmp_path, cdra=cdra, train_cfg=SHORT))
     assert "exclude=['norm']: not used, lora has no scores" in capsys.readouterr().out
+
+
+def test_scores_in_bf16_are_a_setting_that_a_plan_and_its_run_record(tmp_path):
+    plain, half = CDRAHook(), CDRAHook(score_dtype='bfloat16', score_device='cpu')
+    assert half.settings == {**plain.settings, 'score_dtype': 'bfloat16'}
+    settings = dict(score_dtype='bfloat16', score_device='cpu', rank_rule='count')
+    runner = toy.train(toy.config(tmp_path, cdra=settings, train_cfg=SHORT))
+    plan = plan_of(runner.model.backbone)
+    assert plan.blocks and plan.settings['score_dtype'] == 'bfloat16'

@@ -53,3 +53,11 @@ def test_wrapper_that_is_not_ddp_stops_the_run(tmp_path):
             runner.call_hook('before_run')
     finally:
         MODEL_WRAPPERS.module_dict.pop('Sharded')
+
+
+def test_model_that_was_sharded_before_the_run_stops_it(tmp_path):
+    runner = Runner.from_cfg(toy.config(tmp_path))
+    # What a parameter of FSDP says of itself; a real one needs a group of processes.
+    runner.model.backbone.layers[1].ln1.weight._fsdp_flattened = True
+    with pytest.raises(ConfigError, match=r'layers.1.ln1.weight is a part of a weight.*use DDP'):
+        runner.call_hook('before_run')

@@ -50,6 +50,10 @@ with heading('Settings') as (refused, taken):
     def _(folder):
         CDRAHook(method=dict(type='lineer'))
 
+    @refused('scores in fp16', ConfigError, "score_dtype='float16': expected one of float32")
+    def _(folder):
+        CDRAHook(score_dtype='float16')
+
     @refused("a method that is no dict: `method='lora'`", ConfigError, 'expected a dict such as')
     def _(folder):
         CDRAHook(method='lora')

@@ -30,10 +30,12 @@ __all__ = [
     'describe_in_state',
     'forget_plan',
     'names_beside',
+    'noted_digests',
     'packed_plan_of',
     'plan_of',
     'planned_parameters',
     'remember_base',
+    'remember_digests',
     'remember_plan',
     'require_free_name',
     'same_plan',
@@ -84,7 +86,7 @@ def remember_plan(model: nn.Module, plan: Plan) -> None:
 
 def forget_plan(model: nn.Module) -> None:
     """Takes the notes off a model that is plain again."""
-    for note in ('_cdra_plan', '_cdra_packed', '_cdra_base'):
+    for note in ('_cdra_plan', '_cdra_packed', '_cdra_base', '_cdra_digests'):
         model.__dict__.pop(note, None)
 
 
@@ -180,6 +182,17 @@ def remember_base(
     known = {name: digests[name] for name in buffers if name in digests} if digests else {}
     known |= digests_of({name: value for name, value in buffers.items() if name not in known})
     model.__dict__['_cdra_base'] = known, frozenset(names)
+
+
+def remember_digests(model: nn.Module, digests: Mapping[str, str]) -> None:
+    """Notes the table of a base whose weights will not be whole again (`sharding`)."""
+    model.__dict__['_cdra_digests'] = dict(digests)
+
+
+def noted_digests(model: nn.Module) -> dict[str, str]:
+    """The table of `remember_digests`, of the parameters; empty where there is none."""
+    noted = cast('dict[str, str]', model.__dict__.get('_cdra_digests', {}))
+    return {name: text for name, text in noted.items() if name not in base_buffers(model)}
 
 
 def changed_buffers(model: nn.Module) -> set[str]:

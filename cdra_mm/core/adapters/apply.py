@@ -25,6 +25,7 @@ from .adapter import Adapter, CallAdapter, find_kind
 from .entries import Entries
 from .layers import adapt_module
 from .low_rank import LowRank
+from .masters import with_masters
 
 __all__ = [
     'AdapterSlot',
@@ -52,7 +53,7 @@ def apply_plan(
     Args:
         model: The model that the plan's names are relative to, with its
             pretrained weights loaded.
-        plan: The plan.
+        plan: The plan; `plan_of` gives it back, on a base in half precision `with_masters`.
         keep_trainable: Paths of submodules that the plan does not cover and
             that stay as they are, for example the head of a whole classifier.
         seed: Seed of the factors' initial values; no global random state is used.
@@ -63,6 +64,7 @@ def apply_plan(
             or base fingerprint do not fit it. The model is then unchanged.
     """
     check_fits(model, plan, digests)
+    plan = with_masters(model, plan)
     paths = list(keep_trainable)
     kept = [_submodule(model, path) for path in paths]
     generator = torch.Generator().manual_seed(seed)

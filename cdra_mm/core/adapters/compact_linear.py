@@ -74,7 +74,7 @@ def compact_linear(
     if any(dropouts):
         return _dropped(x, weight, bias, blocks, factors, dropouts)
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if device != 'meta' and torch.is_autocast_enabled(device):  # which knows no meta device
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             bias = None if bias is None else bias.to(dtype)

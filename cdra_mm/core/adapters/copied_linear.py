@@ -95,7 +95,8 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
 
 def takes_copy(product: str, weight: Tensor) -> bool:
     """Whether a product is computed through a copy; see `copied_weights.choose_product`."""
-    return product == 'copied' or (product == 'auto' and weight.device.type != 'cpu')
+    kind = weight.device.type
+    return kind != 'meta' and (product == 'copied' or (product == 'auto' and kind != 'cpu'))
 
 
 def computing_type(device: str, dtype: torch.dtype) -> torch.dtype:

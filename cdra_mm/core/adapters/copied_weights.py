@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cdra_mm.errors import ConfigError
 
+from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
 from .copied_linear import Layer, computing_type, copy_layers, is_remade
 
@@ -119,14 +120,9 @@ def _layers(model: nn.Module) -> Iterator[tuple[AdapterSet, str, Layer]]:
         adapters = cast(AdapterSet, module.cdra)
         for name, bias_name in cast(Any, type(module)).products:
             weight = cast('Tensor | None', module._parameters.get(name))
-            if weight is None or not _is_plain(weight):
+            if weight is None or is_sharded(weight):  # whole in its own layer's forward only
                 continue
             with torch.no_grad():
                 layer = adapters.layer(name, weight, getattr(module, bias_name))
             if layer is not None:
                 yield adapters, name, layer
-
-
-def _is_plain(weight: Tensor) -> bool:
-    """Whether a weight is here as a whole: a sharded one is so in its own layer's forward only."""
-    return not hasattr(weight, 'device_mesh')

@@ -84,7 +84,7 @@ def entries_linear(
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if device != 'meta' and torch.is_autocast_enabled(device):  # which knows no meta device
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             bias = None if bias is None else bias.to(dtype)

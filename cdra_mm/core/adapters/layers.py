@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
 
 from ..model.attention import attend
+from ..model.sharded import is_sharded
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .adapter_set import AdapterSet
 from .compact_linear import compact_linear
@@ -120,6 +121,8 @@ def _effective_parameter(name: str) -> property:
     def get(module: nn.Module) -> Tensor:
         base = module._parameters[name]
         assert base is not None
+        if is_sharded(base):  # at rest between two uses: it is whole while the module runs
+            return base
         return cast(AdapterSet, module.cdra).effective(name, base)
 
     return property(get, doc=f'The effective {name}: base plus adapters.')

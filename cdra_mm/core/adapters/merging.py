@@ -13,6 +13,7 @@ from .adapted import adapters, forget_plan
 from .adapter import Adapter
 from .adapter_set import AdapterSet
 from .copied_weights import detach_copies
+from .sharding import refuse_sharded
 
 __all__ = ['merge_adapters', 'remove_adapters', 'unmerge_adapters']
 
@@ -24,8 +25,10 @@ def merge_adapters(model: nn.Module) -> None:
     weights, and its state dict holds no adapter.
 
     Raises:
-        PlanError: If one is of a kind that does not merge; the model is then unchanged.
+        PlanError: If one is of a kind that does not merge, or the weights are spread over
+            processes; the model is then unchanged.
     """
+    refuse_sharded(model, 'nothing can be merged into a part of a weight')
     fixed = [name for name, adapter in adapters(model).items() if not adapter.can_merge]
     if fixed:
         raise PlanError(
@@ -56,8 +59,10 @@ def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
         discard: Drop adapters that are not merged, and with them what they learnt.
 
     Raises:
-        PlanError: If adapters are not merged and `discard` is False.
+        PlanError: If adapters are not merged and `discard` is False, or the weights are spread
+            over processes.
     """
+    refuse_sharded(model, 'its adapters cannot be taken off')
     unmerged = [name for name, adapter in adapters(model).items() if not adapter.merged]
     if unmerged and not discard:
         raise PlanError(

@@ -18,6 +18,7 @@ from ..adapters.adapted import (
     adapters,
     changed_buffers,
     names_beside,
+    noted_digests,
     packed_plan_of,
     plan_of,
     trained_whole,
@@ -73,7 +74,8 @@ def save_adapter(
         raise CheckpointError(f'carry: {type(model).__name__} has no weight or buffer {foreign[0]}')
     beside -= carried
     frozen = {key: value for key, value in state.items() if key not in whole | carried | beside}
-    known = {key: text for key, text in (digests or {}).items() if key in frozen}
+    given = {**noted_digests(model), **(digests or {})}
+    known = {key: text for key, text in given.items() if key in frozen}
     known |= digests_of({key: value for key, value in frozen.items() if key not in known})
     tensors: dict[str, Tensor] = dict(learnt_of(adapters(model).items()))
     tensors |= {name: state[name] for name in whole | carried}

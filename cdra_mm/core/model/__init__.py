@@ -6,6 +6,7 @@
 `targets`             which weights compete, and their names
 `exclusion`           which of them a user leaves out
 `own_state`           its own weights and buffers, adapted or not; tensors in nested values
+`sharded`             which of them this process holds a part of
 `digests`             which base weights a plan or an adapter belongs to
 `old_fingerprints`    the same in plans of earlier releases
 `attention`           attention between adapted or scored projections

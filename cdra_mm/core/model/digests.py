@@ -21,7 +21,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from cdra_mm.errors import CheckpointError
+
 from ..packed import pack_text, unpack_text
+from .sharded import is_sharded
 from .targets import find_targets
 
 __all__ = [
@@ -189,6 +192,11 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
+    if is_sharded(tensor):
+        raise CheckpointError(
+            'a digest is one of a whole weight, this model is spread over processes (FSDP): shard '
+            'it with cdra_mm.core.shard_base, which takes the digests first, or pass digests='
+        )
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     if data.numel():
         digest.update((ctypes.c_char * data.numel()).from_address(data.data_ptr()))

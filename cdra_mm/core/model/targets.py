@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cdra_mm.errors import PlanError
 
 from .families import FAMILIES, GATED, QKV, families_of
+from .sharded import is_sharded
 from .transformer_layers import attention_width, find_layers, layer_width
 
 __all__ = [
@@ -100,7 +101,8 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     is one target, under its first name; so is a module that is reached by several paths.
 
     Raises:
-        PlanError: If the model holds no transformer block, or quantised weights in one.
+        PlanError: If the model holds no transformer block, or quantised weights or parts of
+            weights (FSDP) in one.
     """
     found: dict[str, Target] = {}
     seen: set[int] = set()
@@ -110,7 +112,7 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
                 if id(module._parameters[name]) in seen:
                     continue
                 seen.add(id(module._parameters[name]))
-                _refuse_quantised(module, path, name)
+                _refuse_foreign(module, path, name)
                 for target in _views(model, path, name, block):
                     found.setdefault(target.name, target)
     if not found:
@@ -132,7 +134,8 @@ def resolve(model: nn.Module, name: str) -> Target:
             lie in a transformer block.
 
     Raises:
-        PlanError: If there is no such parameter or part, or it is quantised.
+        PlanError: If there is no such parameter or part, or it is quantised or a part of a weight
+            (FSDP).
     """
     path, _, part = name.partition(':')
     module_path, _, parameter = path.rpartition('.')
@@ -146,7 +149,7 @@ def resolve(model: nn.Module, name: str) -> Target:
             'was made for another architecture'
         )
     weight = cast(nn.Parameter, module._parameters[parameter])
-    _refuse_quantised(module, module_path, parameter)
+    _refuse_foreign(module, module_path, parameter)
     if not part:
         return _whole(module_path, parameter, weight, _role(model, module_path, parameter, ''))
     # A fused layer may stand alone, its owner outside the model.
@@ -189,9 +192,15 @@ def _competing_parameters(module: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _refuse_quantised(module: nn.Module, path: str, name: str) -> None:
-    """Such a weight gets no gradient, and nothing can be merged into it."""
+def _refuse_foreign(module: nn.Module, path: str, name: str) -> None:
+    """A quantised weight gets no gradient and nothing can be merged into it; a part has no rows."""
     weight = cast(nn.Parameter, module._parameters[name])
+    if is_sharded(weight):
+        raise PlanError(
+            f'{_join(path, name)} is spread over processes (FSDP): a part of a weight can be '
+            'neither scored nor adapted; score, plan and adapt the whole model first, then shard '
+            'it with cdra_mm.core.shard_base'
+        )
     # A wrapper may give itself out as the type that it computes in (torchao's do).
     if weight.is_floating_point() and type(weight.data) is Tensor:
         return

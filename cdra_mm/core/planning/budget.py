@@ -62,7 +62,7 @@ def threshold_for_budget(
     """The threshold of the largest plan within a budget.
 
     Args:
-        scores: fp32 scores by target name.
+        scores: Scores by target name.
         budget: Trainable backbone parameters.
         size_at: See `SizeAt`.
         reserved: Parameters of the budget that are trained besides.

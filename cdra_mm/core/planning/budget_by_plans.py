@@ -31,7 +31,7 @@ def threshold_by_plans(
     """The threshold of the largest plan within a budget that was seen.
 
     Args:
-        scores: fp32 scores by target name.
+        scores: Scores by target name.
         budget: Trainable backbone parameters.
         size_at: Trainable parameters of the plan at a threshold, and how many matrices it adapts.
 

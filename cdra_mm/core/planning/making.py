@@ -50,7 +50,7 @@ def make_plan(
     """The CDRA-SPT plan for these scores (steps 1 to 3, Eqs. 4 and 7).
 
     Args:
-        scores: fp32 scores by target name; 2-D are matrices, 1-D are vectors.
+        scores: Scores by target name, fp32 or bfloat16; 2-D are matrices, 1-D are vectors.
         gamma: Fraction of the competing entries to select.
         num_sensitive: Number of entries to select.
         budget_params: Trainable backbone parameters: the largest plan that does

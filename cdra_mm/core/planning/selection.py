@@ -6,6 +6,8 @@ holds the k-th largest score, a histogram of the lower 16 bits inside it finds
 the score itself. Nothing is sorted and nothing is copied: the scratch is one
 chunk of ``CHUNK`` entries, whatever the size of the model. The masks, a byte an
 entry, come one target at a time, so that a caller need not hold them all.
+Scores in bfloat16, for very large models, are upper halves: they are read as the
+fp32 numbers that they are, a chunk at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ __all__ = [
 
 BUCKETS = 1 << 16  # of the upper and of the lower half of an fp32 bit pattern
 FINITE_BUCKETS = 0x7F80  # upper halves below that of infinity, the sign bit clear
+DTYPES = (torch.float32, torch.bfloat16)
 CHUNK = 1 << 18  # entries; 1 MB, so that all that is done to a chunk finds it in the cache
 
 
@@ -60,7 +63,7 @@ def select(
     """Masks of the globally largest scores (CDRA-SPT, step 1).
 
     Args:
-        scores: Non-negative fp32 scores by target name, any shapes.
+        scores: Non-negative scores by target name, fp32 or bfloat16, any shapes.
         gamma: Fraction of all entries to select, in (0, 1]; at least one entry.
         num_sensitive: Number of entries to select.
 
@@ -142,18 +145,22 @@ def kth_largest(scores: Mapping[str, Tensor], count: int) -> Threshold:
 
 
 def bits_of(score: Tensor) -> Tensor:
-    """The bit patterns of fp32 scores, flat int32; -0.0 would be negative. A view."""
-    return score.detach().reshape(-1).view(torch.int32)
+    """The bit patterns of scores as fp32, flat int32; -0.0 would be negative. A view of fp32."""
+    flat = score.detach().reshape(-1)
+    if flat.dtype == torch.bfloat16:
+        return flat.view(torch.int16).to(torch.int32).bitwise_left_shift_(16)
+    return flat.view(torch.int32)
 
 
 def coarse_histogram(name: str, score: Tensor) -> Tensor:
     """Counts of a target's entries by the upper 16 bits. int64 ``[BUCKETS]``, on the CPU.
 
     Raises:
-        PlanError: If a score is negative or not a number, or not fp32.
+        PlanError: If a score is negative or not a number, or of another type.
     """
-    if score.dtype != torch.float32:
-        raise PlanError(f'{name}: scores are {score.dtype}: expected torch.float32')
+    if score.dtype not in DTYPES:
+        known = ' or '.join(map(str, DTYPES))
+        raise PlanError(f'{name}: scores are {score.dtype}: expected {known}')
     counts = torch.zeros(BUCKETS, dtype=torch.int64, device=score.device)
     for entries in _chunks(score):
         upper = (entries >> 16).bitwise_and_(0xFFFF)  # the shift drags the sign bit along
@@ -185,9 +192,9 @@ def fine_histogram(score: Tensor, upper: int) -> tuple[int, Tensor]:
     return num_above, counts.cpu()
 
 
-def _chunks(score: Tensor) -> tuple[Tensor, ...]:
-    """The bit patterns of a target, ``CHUNK`` entries at a time. Views."""
-    return torch.split(bits_of(score), CHUNK)
+def _chunks(score: Tensor) -> Iterator[Tensor]:
+    """The bit patterns of a target, ``CHUNK`` entries at a time."""
+    return map(bits_of, torch.split(score.detach().reshape(-1), CHUNK))
 
 
 def _none() -> Tensor:

@@ -26,7 +26,7 @@ class PlanSizes:
     """What the targets of some scores add to a CDRA plan, as functions of the threshold.
 
     Args:
-        scores: fp32 scores by target name.
+        scores: Scores by target name.
         rules: See `Rules`; the block of a ratio below 1 depends on more than the maxima.
     """
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cdra_mm.errors import ScoreError
 from cdra_mm.spelling import first_of
 
+from .score_sums import ScoreSums
 from .squares import add_squared
 
 __all__ = [
@@ -30,14 +31,14 @@ SHOWN = 3  # names and reasons in a message, of each
 
 
 def add_squares_one_by_one(
-    losses: Tensor, parameters: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor], first: int
+    losses: Tensor, parameters: Mapping[str, nn.Parameter], sums: ScoreSums, first: int
 ) -> None:
     """Adds ``sum_b (dL_b / dW)^2`` of a batch for each parameter.
 
     Args:
         losses: The losses of the samples ``[B]``, their graph still there; it is freed.
         parameters: Parameters by name, used by ordinary operations.
-        sums: Where the squares go, fp32, by name.
+        sums: Where the squares go.
         first: Position of the batch's first sample, for the message.
 
     Raises:
@@ -64,12 +65,13 @@ def add_squares_one_by_one(
 
 
 def add_gradients(
-    gradients: Mapping[str, Tensor | None], sums: Mapping[str, Tensor], divisor: int = 1
+    gradients: Mapping[str, Tensor | None], sums: ScoreSums, divisor: int = 1
 ) -> None:
     """Adds the squares of ``gradients / divisor``; one that is None is zero."""
     for name, gradient in gradients.items():
         if gradient is not None:
-            add_squared(sums[name], gradient.to(sums[name].dtype).div(divisor)[None])
+            with sums.open(name) as total:
+                add_squared(total, gradient.to(total.dtype).div(divisor)[None])
 
 
 def all_finite(gradients: Mapping[str, Tensor | None]) -> bool:

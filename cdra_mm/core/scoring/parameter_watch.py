@@ -61,8 +61,7 @@ class ParameterWatch(TorchFunctionMode):
         self.used.clear()
         self.views.clear()
         self.joins.clear()
-        device = next(iter(self.sink.sums.values())).device if self.sink.sums else None
-        self.anchor = torch.zeros((), requires_grad=True, device=device)
+        self.anchor = torch.zeros((), requires_grad=True, device=self.sink.sums.device)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

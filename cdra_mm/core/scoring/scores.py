@@ -12,7 +12,7 @@ at a time.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,14 +24,13 @@ from cdra_mm.errors import ScoreError
 from ..model.evaluation import evaluation_mode
 from ..model.targets import find_targets, parameter_of, resolve, view_of
 from .batch_scores import BatchScores, LossFn, require_finite
+from .score_sums import ScoreSums
 from .square_sink import SquareSink
 
 __all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'require_finite']
 
 STATISTICS = ('per_sample', 'per_batch')
 Combine = Callable[[Sequence[Tensor], int], int]
-# Entries: sums begin where an allocation of their own would, at multiples of 256 bytes.
-ALIGNMENT = 64
 
 
 def estimate_scores(
@@ -44,6 +43,8 @@ def estimate_scores(
     progress: Callable[[int], None] | None = None,
     combine: Combine | None = None,
     warn: Callable[[str], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
 ) -> dict[str, Tensor]:
     """Mean squared per-sample gradient of every target (CDRA-SPT, Eq. 3).
 
@@ -68,15 +69,19 @@ def estimate_scores(
             (of samples; of batches for ``per_batch``). A process may then have no batch.
         warn: Called with one line where parameters have to be scored one sample at a time.
             Default: ``warnings.warn``.
+        dtype: Type that the scores are kept in: fp32, or bfloat16 for half the memory and 2 to 3
+            digits (`score_sums` says how they are added up).
+        device: Where they are kept, for example ``'cpu'``; default: where the weights are. Either
+            one other than the default takes a scratch of one weight in fp32.
 
     Returns:
-        fp32 scores by target name, in the target's shape, all views of one tensor per device.
+        Scores by target name, in the target's shape, all views of one tensor per device.
 
     Raises:
         ScoreError: If there is no batch, a loss or gradient is not finite, all gradients are
-            zero, or the model carries adapters; or, where the loss is the mean of several
-            samples, a weight is used twice, in an unknown way, or on activations that are not
-            ``[B, ...]``.
+            zero, the type is unknown, or the model carries adapters; or, where the loss is the mean
+            of several samples, a weight is used twice, in an unknown way, or on activations that
+            are not ``[B, ...]``.
         PlanError: If a name does not fit the model.
     """
     if statistic not in STATISTICS:
@@ -91,14 +96,14 @@ def estimate_scores(
                 f'{target.module} is adapted: its plain weights no longer get their gradients; '
                 'score the model before its plan is applied, or merge and remove the adapters'
             )
-    sink = SquareSink(statistic == 'per_sample')
     parameters = {target.path: parameter_of(model, target) for target in chosen.values()}
     # Modules that share a parameter share its sums, under the first one's name.
     names: dict[int, str] = {}
     for path, parameter in parameters.items():
         names.setdefault(id(parameter), path)
     scored = {path: p for path, p in parameters.items() if names[id(p)] == path}
-    sink.sums, flat = _zero_sums(scored)
+    sums = ScoreSums(scored, dtype, device)
+    sink = SquareSink(statistic == 'per_sample', sums)
 
     with evaluation_mode(model), _requiring_grad(list(scored.values())):
         scores = BatchScores(model, loss_fn, scored, sink, warn or _warn)
@@ -108,13 +113,13 @@ def estimate_scores(
                 progress(scores.num_samples)
     count = scores.num_samples if sink.per_sample else scores.num_batches
     if combine is not None:
-        count = combine(flat, count)
+        count = combine(sums.flat, count)
     if not count:
         raise ScoreError('no sample to score: `batches` is empty; give at least one batch')
 
-    for total in flat:
+    for total in sums.flat:
         total.div_(count)
-    if not any(bool(total.any()) for total in flat):
+    if not any(bool(total.any()) for total in sums.flat):
         unit = 'samples' if sink.per_sample else 'batches'
         raise ScoreError(
             f'the gradients of all {len(chosen)} targets are exactly zero over {count} {unit}: '
@@ -122,34 +127,13 @@ def estimate_scores(
             'or is the backbone run under no_grad?'
         )
     return {
-        name: view_of(target, sink.sums[names[id(parameters[target.path])]])
+        name: view_of(target, sums[names[id(parameters[target.path])]])
         for name, target in chosen.items()
     }
 
 
 def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=6)  # where estimate_scores was called
-
-
-def _zero_sums(
-    parameters: Mapping[str, nn.Parameter],
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """fp32 zeros in the shape of each parameter, cut from one flat tensor per device.
-
-    So that processes add theirs up with one call and without a copy of what may be 1.1 G entries.
-    """
-    lengths: dict[torch.device, int] = {}
-    begins: dict[str, int] = {}
-    for path, parameter in parameters.items():
-        begins[path] = lengths.get(parameter.device, 0)
-        padded = -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-        lengths[parameter.device] = begins[path] + padded
-    flat = {device: torch.zeros(length, device=device) for device, length in lengths.items()}
-    sums = {
-        path: flat[p.device][begins[path] : begins[path] + p.numel()].view(p.shape)
-        for path, p in parameters.items()
-    }
-    return sums, list(flat.values())
 
 
 @contextmanager

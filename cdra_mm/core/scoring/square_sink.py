@@ -12,6 +12,7 @@ from torch import Tensor
 from cdra_mm.errors import ScoreError
 
 from .sample_check import SampleCheck
+from .score_sums import ScoreSums
 from .squares import add_squared, add_squares
 
 __all__ = ['ALL', 'Shift', 'SquareSink']
@@ -34,7 +35,7 @@ class Shift(NamedTuple):
 
 
 class SquareSink:
-    """Sums ``statistic`` over batches, one fp32 tensor per parameter.
+    """Sums ``statistic`` over batches, for each parameter.
 
     ``per_sample`` adds ``sum_b (dL_b/dW)^2``; ``per_batch`` adds
     ``(1/B sum_b dL_b/dW)^2``, which is what SPT's released code does.
@@ -45,15 +46,15 @@ class SquareSink:
 
     Attributes:
         batch_size: B of the batch in flight; set before its backward.
+        sums: Where the squares are added up.
         finite: Per sample, whether all its output gradients were finite so far.
         check: What is known of the samples' places in the activations.
     """
 
-    def __init__(self, per_sample: bool) -> None:
-        self.per_sample = per_sample
+    def __init__(self, per_sample: bool, sums: ScoreSums) -> None:
+        self.per_sample, self.sums = per_sample, sums
         self.batch_size = 0
         self.finite: Tensor | None = None
-        self.sums: dict[str, Tensor] = {}
         self.check = SampleCheck()
         self._purpose = ''
         self._only: set[str] | None = None
@@ -108,17 +109,17 @@ class SquareSink:
 
     def add_matrix(self, name: str, rows: slice, x: Tensor, grad: Tensor) -> None:
         """Adds the squares of ``dY_b^T X_b``; x ``[B, T, I]``, grad ``[B, T, O]``."""
-        total = self.sums[name][rows]
-        if self.per_sample:
+        if not self.per_sample:  # the batch's mean gradient is that of one sample with all tokens
+            x, grad = x.flatten(0, 1)[None], grad.flatten(0, 1)[None] / self.batch_size
+        with self.sums.open(name, rows) as total:
             add_squares(total, x, grad)
-        else:  # the batch's mean gradient is that of one sample with all the tokens
-            add_squares(total, x.flatten(0, 1)[None], grad.flatten(0, 1)[None] / self.batch_size)
 
     def add_vector(self, name: str, rows: slice, grads: Tensor) -> None:
         """Adds the squares of per-sample gradients, fp32 ``[B, length]``."""
         if not self.per_sample:
             grads = grads.sum(0, keepdim=True).div_(self.batch_size)
-        add_squared(self.sums[name][rows], grads)
+        with self.sums.open(name, rows) as total:
+            add_squared(total, grads)
 
     def add_shifts(self, shifts: tuple[Shift, ...], grad: Tensor) -> None:
         """Adds the squares of biases' gradients, grad ``[B, T, O]``, and notes which are finite.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ __all__ = ['TimmViT']
 
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap')
 FINAL_NORMS = ('every', 'last', 'none')
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 
 @MODELS.register_module()
@@ -44,6 +46,9 @@ class TimmViT(BaseModule):
         drop_path_rate: Rate of stochastic depth of the last layer, from 0 for the first.
         pretrained: Load timm's pretrained weights from their hub, as
             ``init_cfg=dict(type='TimmPretrained')`` does.
+        dtype: What the weights are kept and computed in: ``'float32'``, or ``'bfloat16'`` for a
+            backbone of billions of frozen weights (docs/large_backbones.md). Adapters are fp32 in
+            either case, and so are the returned features.
         options: Further arguments of timm's model.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads a file or an address, with
             the names of timm or of the project that published the weights, resized as timm does
@@ -51,6 +56,7 @@ class TimmViT(BaseModule):
 
     Attributes:
         vit: timm's model, without a classifier.
+        narrow: What the weights are in where it is not fp32.
         embed_dims: E.
         patch_size: p, pixels.
         out_indices: Returned layers, from 0.
@@ -71,6 +77,7 @@ class TimmViT(BaseModule):
         final_norm: str = 'every',
         drop_path_rate: float = 0.0,
         pretrained: bool = False,
+        dtype: str = 'float32',
         options: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
@@ -78,14 +85,18 @@ class TimmViT(BaseModule):
         for name, value, allowed in (
             ('out_type', out_type, OUT_TYPES),
             ('final_norm', final_norm, FINAL_NORMS),
+            ('dtype', dtype, DTYPES),
         ):
             if value not in allowed:
                 raise ConfigError(f'{name}={value!r}: expected one of {", ".join(allowed)}')
         settings = dict(num_classes=0, drop_path_rate=drop_path_rate, **(options or {}))
+        if dtype != 'float32':
+            settings['dtype'] = DTYPES[dtype]
         if img_size is not None:
             settings['img_size'] = img_size
         self.vit = _build(model_name, settings)
         self.model_name, self.out_type, self.final_norm = model_name, out_type, final_norm
+        self.narrow = None if dtype == 'float32' else DTYPES[dtype]
         self.embed_dims = int(self.vit.embed_dim)
         self.patch_size = int(self.vit.patch_embed.feat_ratio())
         self.out_indices = _positions(out_indices, len(self.vit.blocks))
@@ -117,7 +128,7 @@ class TimmViT(BaseModule):
         height, width = self._grid(x)
         with_prefix = self.out_type == 'cls_token'
         layers = self.vit.forward_intermediates(
-            x,
+            x.to(self.narrow) if self.narrow else x,
             indices=list(self.out_indices),
             return_prefix_tokens=with_prefix,
             stop_early=True,
@@ -136,7 +147,7 @@ class TimmViT(BaseModule):
             else:
                 pooled = tokens.mean(1)
                 outputs.append(self.vit.fc_norm(pooled) if normalise else pooled)
-        return tuple(outputs)
+        return tuple(out.float() for out in outputs) if self.narrow else tuple(outputs)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of patches."""

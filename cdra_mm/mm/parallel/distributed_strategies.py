@@ -21,6 +21,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
+from cdra_mm.core.model.sharded import is_sharded
 from cdra_mm.errors import ConfigError
 
 __all__ = ['check_strategy', 'refuse_sharding']
@@ -56,7 +57,8 @@ def refuse_sharding(runner: Any) -> None:
     """Stops a run whose model is not whole on this process.
 
     Raises:
-        ConfigError: If the runner is not mmengine's `Runner` or the model's wrapper not DDP.
+        ConfigError: If the runner is not mmengine's `Runner`, the model's wrapper not DDP, or a
+            weight is a part of one.
     """
     if not isinstance(runner, Runner):
         strategy = type(getattr(runner, 'strategy', None)).__name__
@@ -69,6 +71,12 @@ def refuse_sharding(runner: Any) -> None:
             f'CDRAHook does not run under the model wrapper {type(runner.model).__name__}: '
             f'{ADVICE} what is used without model_wrapper_cfg'
         )
+    for name, parameter in runner.model.named_parameters():
+        if is_sharded(parameter):
+            raise ConfigError(
+                f'CDRAHook does not run on a model that is spread over processes ({name} is a part '
+                f'of a weight): {ADVICE} what is used without fully_shard'
+            )
 
 
 def _name(strategy: Any) -> str:

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
+import torch
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    get_comm_device,
+    get_rank,
+    get_world_size,
+)
 from mmengine.logging import MMLogger
 from torch import Tensor
 
 from cdra_mm.errors import ScoreError
 
 __all__ = ['ScoreReduction', 'own_share']
+
+PIECE = 1 << 27  # entries: half a GB of fp32 on the GPU at a time
 
 
 def own_share(indices: Sequence[int], unit: int) -> list[int]:
@@ -33,7 +42,7 @@ class ScoreReduction:
     """Where processes bring their sums, or what kept them from it: one call of `add_up` or `fail`.
 
     It takes two collectives: a small one of counts and failures, then one all-reduce of the sums,
-    in place and without a copy.
+    in place and without a copy. Sums that are kept on the CPU of a run on GPUs go there in pieces.
     """
 
     def __init__(self) -> None:
@@ -57,7 +66,8 @@ class ScoreReduction:
             if failure:
                 raise ScoreError(f'scoring failed on process {rank}: {failure}')
         for total in sums:
-            all_reduce(total, 'sum')
+            for piece in _pieces(total):
+                all_reduce(piece, 'sum')
         return sum(count for count, _ in reports)
 
     def fail(self, error: Exception) -> None:
@@ -71,3 +81,10 @@ class ScoreReduction:
     def _gather(self, count: int, failure: str) -> list[tuple[int, str]]:
         self.over = True
         return list(all_gather_object((count, failure)))
+
+
+def _pieces(total: Tensor) -> tuple[Tensor, ...]:
+    """Sums as they can be added up: whole, or in parts where mmengine makes a copy for that."""
+    if get_world_size() == 1 or total.device.type == get_comm_device().type:
+        return (total,)
+    return torch.split(total, PIECE)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core import Plan, fingerprint
 from cdra_mm.core.planning.plan_positions import with_positions
+from cdra_mm.core.scoring.score_sums import DTYPES
 from cdra_mm.core.scoring.scores import require_finite
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import Method, Request
@@ -31,6 +32,7 @@ from .withheld import withheld_parameters
 __all__ = ['DEFAULT_TRAINED', 'RunPlanner', 'read_plan', 'same_everywhere']
 
 DEFAULT_TRAINED = ('cls_token',)  # where the backbone has one
+SCORE_DTYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
 
 
 @dataclass
@@ -49,6 +51,8 @@ class RunPlanner:
             or ``'all'``.
         exclude: What does not compete; see `exclude_targets`.
         also_train_in_budget: Whether `also_train` counts against a budget.
+        score_dtype: Key of `SCORE_DTYPES`: what the scores are kept in.
+        score_device: ``'cpu'``, or None to keep them where the backbone is.
         seconds: What scoring or a search took.
 
     Raises:
@@ -65,6 +69,8 @@ class RunPlanner:
     keep_scores: bool | str = False
     exclude: str | Sequence[str] = ()
     also_train_in_budget: bool = True
+    score_dtype: str = 'float32'
+    score_device: str | None = None
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -83,6 +89,15 @@ class RunPlanner:
             raise ConfigError(f'plan={str(self.path)!r}: expected the path of a cdra_plan.json')
         if self.keep_scores is not False and self.keep_scores not in KEEP:
             raise ConfigError(f"keep_scores={self.keep_scores!r}: expected False, 'masks' or 'all'")
+        if self.score_dtype not in SCORE_DTYPES:
+            raise ConfigError(
+                f'score_dtype={self.score_dtype!r}: expected one of {", ".join(SCORE_DTYPES)}'
+            )
+        if self.score_device not in (None, 'cpu'):
+            raise ConfigError(
+                f"score_device={self.score_device!r}: expected 'cpu', or None to keep the scores "
+                'where the backbone is'
+            )
         also = self.also_train
         self.also_train = (also,) if isinstance(also, str) else tuple(also)
         out = self.exclude
@@ -95,9 +110,7 @@ class RunPlanner:
         if self.method.needs_scores:
             settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
             settings |= {'also_train': list(self.also_train), 'seed': self.seed}
-            settings |= self._excluded
-            if not self.also_train_in_budget:  # runs of releases without the setting go on
-                settings |= {'also_train_in_budget': False}
+            settings |= self._given
         if self.method.needs_search:
             settings |= {'seed': self.seed}
         return {'method': self.method.name, **settings}
@@ -149,6 +162,8 @@ class RunPlanner:
                 seed=self.seed,
                 score_loss=self.method.score_loss,
                 targets=competing_targets(backbone, request.targets(), self.exclude),
+                dtype=SCORE_DTYPES[self.score_dtype],
+                device=self.score_device,
             )
             self.seconds = time.time() - begin
         how: dict[str, Any] = {
@@ -156,9 +171,7 @@ class RunPlanner:
             'num_samples': num_samples,
             'seed': self.seed,
         }
-        how |= self._excluded
-        if not self.also_train_in_budget:
-            how['also_train_in_budget'] = False
+        how |= self._given
         request = replace(
             request,
             scores=scores,
@@ -196,9 +209,14 @@ class RunPlanner:
         return {name: own[name] for name in names}
 
     @property
-    def _excluded(self) -> dict[str, list[str]]:
-        """The setting where it is given: records from before there was one stay comparable."""
-        return {'exclude': list(self.exclude)} if self.exclude else {}
+    def _given(self) -> dict[str, Any]:
+        """Settings that earlier releases lacked, where they are given: their runs go on."""
+        given: dict[str, Any] = {'exclude': list(self.exclude)} if self.exclude else {}
+        if not self.also_train_in_budget:
+            given['also_train_in_budget'] = False
+        if self.score_dtype != 'float32':
+            given['score_dtype'] = self.score_dtype
+        return given
 
     def _decide(self, runner: Runner, request: Request) -> Plan | None:
         """The method's plan; one that searches has the run to try plans in."""

@@ -84,6 +84,8 @@ def score_backbone(
     seed: int,
     score_loss: str = 'task',
     targets: Collection[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """Scores a run's backbone on its training data (Eq. 3), over all ranks.
 
@@ -98,6 +100,8 @@ def score_backbone(
         score_loss: ``'task'``, the run's training loss, or ``'supervised_contrastive'``
             (`contrastive`), which mixes the samples of a batch: ``per_batch`` only.
         targets: Names of what is scored; default: all that `find_targets` finds.
+        dtype: See `estimate_scores`.
+        device: See `estimate_scores`.
 
     Returns:
         Scores by target name, relative to the backbone, the same on all ranks; and the number
@@ -160,6 +164,8 @@ def score_backbone(
                 progress=show_progress(len(mine), logger, 'scoring'),
                 combine=add_up,
                 warn=logger.warning,
+                dtype=dtype,
+                device=device,
             )
         except Exception as error:  # whatever it is, the others must not wait for it
             named = _naming_image(error, mine, loader.dataset)

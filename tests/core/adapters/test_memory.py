@@ -36,12 +36,15 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('choose', ['select', 'budget'])
-def test_selection_copies_no_scores(monkeypatch, choose):
+def test_selection_copies_no_scores(monkeypatch, choose, dtype):
     monkeypatch.setattr(selection, 'CHUNK', 1 << 12)
     monkeypatch.setattr(compaction, 'CHUNK', 1 << 12)
     generator = torch.Generator().manual_seed(0)
-    scores = {f'w{i}': torch.rand(1024, 1024, generator=generator) for i in range(2)}
+    scores = {
+        f'w{i}': torch.rand(1024, 1024, generator=generator).pow_(64).to(dtype) for i in range(2)
+    }
     with Largest() as largest:
         if choose == 'select':
             select(scores, gamma=0.01)
@@ -65,17 +68,19 @@ def peak_bytes(work):
 
 
 @pytest.mark.parametrize(
-    'options',
+    ('options', 'dtype'),
     [
-        {'gamma': 0.01},
-        {'gamma': 1.0},
-        {'num_sensitive': 5000},
-        {'budget_params': 20_000},
-        {'budget_params': 20_000, 'rank_rule': 'count'},
+        ({'gamma': 0.01}, torch.float32),
+        ({'gamma': 1.0}, torch.float32),
+        ({'num_sensitive': 5000}, torch.bfloat16),
+        ({'budget_params': 20_000}, torch.float32),
+        ({'budget_params': 20_000}, torch.bfloat16),
+        ({'budget_params': 20_000, 'rank_rule': 'count'}, torch.float32),
     ],
-    ids=lambda options: '-'.join(map(str, options.items())),
+    ids=str,
 )
-def test_planning_holds_less_than_a_copy_of_the_largest_tensor(monkeypatch, options):
+def test_planning_holds_less_than_a_copy_of_the_largest_tensor(monkeypatch, options, dtype):
+    """Nothing grows with the model: a mask of one tensor, a byte an entry, and what is small."""
     monkeypatch.setattr(selection, 'CHUNK', 1 << 14)
     monkeypatch.setattr(compaction, 'CHUNK', 1 << 14)
     generator = torch.Generator().manual_seed(0)
@@ -84,6 +89,7 @@ def test_planning_holds_less_than_a_copy_of_the_largest_tensor(monkeypatch, opti
     for name, shape in shapes.items():
         scores[name] = torch.rand(shape, generator=generator).pow_(8)
         scores[name] *= torch.rand(shape[0], 1, generator=generator).pow_(4)
+        scores[name] = scores[name].to(dtype)
     # Many entries of one value: they are cut within a target.
     scores['small0'].clamp_(min=1e-3)
     largest = 4 * scores['large'].numel()

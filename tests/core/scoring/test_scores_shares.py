@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cdra_mm.core import ScoreError, estimate_scores
-from cdra_mm.core.scoring.scores import _zero_sums
+from cdra_mm.core.scoring.score_sums import ScoreSums
 
 TARGETS = ['0.weight', '0.bias', '2.weight']
 
@@ -70,11 +70,9 @@ def test_sums_lie_where_their_parameters_do():
         'b': nn.Parameter(torch.ones(2, device='meta')),
         'c': nn.Parameter(torch.ones(65)),
     }
-    sums, flat = _zero_sums(parameters)
-    assert {name: total.device.type for name, total in sums.items()} == dict(
-        a='cpu', b='meta', c='cpu'
-    )
-    assert [(total.device.type, len(total)) for total in flat] == [('cpu', 192), ('meta', 64)]
+    sums = ScoreSums(parameters)
+    assert {name: sums[name].device.type for name in parameters} == dict(a='cpu', b='meta', c='cpu')
+    assert [(total.device.type, len(total)) for total in sums.flat] == [('cpu', 192), ('meta', 64)]
 
 
 def test_share_without_a_gradient_is_an_error_only_if_all_are(problem):
