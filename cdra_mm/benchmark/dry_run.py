@@ -23,6 +23,7 @@ from cdra_mm.core.planning.packed_plan import pack_plan
 from cdra_mm.core.scoring.parameter_watch import ParameterWatch
 from cdra_mm.core.scoring.score_sums import ScoreSums
 from cdra_mm.core.scoring.square_sink import SquareSink
+from cdra_mm.core.scoring.watched_uses import HANDLERS
 
 from .block_sizes import KINDS, drawn_plan
 from .live_bytes import FusedAttention, LiveBytes
@@ -209,7 +210,7 @@ def _score(
     """What `estimate_scores` does with a batch."""
     sink = SquareSink(True, sums)
     sink.batch_size = len(images)
-    watch = ParameterWatch({id(p): name for name, p in parameters.items()}, sink)
+    watch = ParameterWatch({id(p): name for name, p in parameters.items()}, sink, HANDLERS)
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(backbone))
         for parameter in parameters.values():

@@ -42,7 +42,8 @@ CASES = {
 def test_runs_end_with_the_same_weights(tmp_path, case):
     """In full precision, where nothing is rounded, up to the order of sums."""
     mine = trained(tmp_path, 'copied', 'copied', **CASES[case])
-    theirs = trained(tmp_path, 'factored', 'factored', **CASES[case])
+    plain = {key: value for key, value in CASES[case].items() if key != 'compile'}
+    theirs = trained(tmp_path, 'factored', 'factored', **plain)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         torch.testing.assert_close(value, theirs[name], rtol=2e-3, atol=2e-4)

@@ -25,6 +25,9 @@ ALIGNMENT = 64  # entries; where a tensor begins in what `adapted_copies` return
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _LIBRARY = torch.library.Library('cdra_mm', 'FRAGMENT')  # type: ignore[no-untyped-call]
+# An operation is a whole to torch.compile: it must not trace into it while a compiled model runs.
+# What `torch.library.custom_op` does; the public `torch.compiler.disable` loads the compiler.
+_not_traced: Any = torch._disable_dynamo
 _define: Any = _LIBRARY.define  # torch has no types for it
 _define(
     'adapted_copies(Tensor[] weights, Tensor[] plain, Tensor[] factors, Tensor[] indices, '
@@ -94,6 +97,7 @@ def factor_gradients(
 
 
 @torch.library.impl(_LIBRARY, 'adapted_copies', 'CompositeExplicitAutograd')
+@_not_traced
 def _adapted_copies(
     weights: list[Tensor],
     plain: list[Tensor],
@@ -133,6 +137,7 @@ def _adapted_copies(
 
 
 @torch.library.impl(_LIBRARY, 'factor_gradients', 'CompositeExplicitAutograd')
+@_not_traced
 def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[float]) -> Tensor:
     with torch.no_grad(), torch.autocast(blocks[0].device.type, enabled=False):
         if _take_kernels(blocks, factors, blocks[0].dtype):
