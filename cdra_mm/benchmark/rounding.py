@@ -118,7 +118,7 @@ def train(
         return losses.flatten(1).mean(1) if task.dense else losses
 
     order = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=order)[:200].split(20)
+    chosen = torch.randperm(len(images), generator=order)[:100].split(20)
     scores = estimate_scores(
         model.backbone, [(images[c], labels[c]) for c in chosen], sample_losses
     )
@@ -141,7 +141,7 @@ def train(
         loss.backward()
         optimizer.step()
         schedule.step()
-        last.append(float(loss))
+        last.append(float(loss.detach()))
     model.eval()
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         found = torch.cat([model(part).float().argmax(1) for part in task.val[0].split(32)])
@@ -229,16 +229,25 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
     parser.add_argument('--iterations', type=int, default=200)
+    parser.add_argument(
+        '--sizes',
+        nargs=2,
+        type=int,
+        default=[96, 144],
+        metavar='PX',
+        help='sides of the images of VTAB and of the dense sets (96 144)',
+    )
+    parser.add_argument('--batches', nargs=2, type=int, default=[32, 8], metavar='N')
     parser.add_argument('--rate', type=float, default=1e-3)
     parser.add_argument('--json', metavar='FILE')
     given = parser.parse_args(arguments)
     sources: dict[str, Callable[[], Task]] = {}
     for folder in given.vtab:
-        sources[folder.name] = lambda folder=folder: read_vtab(folder, 96)  # type: ignore[misc]
+        sources[folder.name] = lambda folder=folder: read_vtab(folder, given.sizes[0])  # type: ignore[misc]
     for text in given.dense:
         path, _, void = text.partition(':')
         sources[Path(path).name] = lambda path=path, void=void: read_dense(  # type: ignore[misc]
-            Path(path), 144, int(void) if void else None
+            Path(path), given.sizes[1], int(void) if void else None
         )
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, read in sources.items():
@@ -252,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
                     way,
                     seed=seed,
                     iterations=given.iterations,
-                    batch=8 if task.dense else 32,
+                    batch=given.batches[task.dense],
                     rate=given.rate,
                 )
                 results[name][way].append(run)
