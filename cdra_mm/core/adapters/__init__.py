@@ -4,8 +4,13 @@
 `adapter`           what an adapter is, and which kinds there are
 `low_rank`          Eq. 6: the low-rank adapter of a compact block
 `compact_linear`    its forward and backward
+`copied_linear`     the same through copies of the weights, for a GPU
+`copied_weights`    when these are made, and which of the two is taken
+`block_ops`         their operations; `block_kernels` has them for NVIDIA's GPUs
+`joint_blocks`      the blocks of one weight as one
 `entries`           single trained entries
 `masters`           what is trained of a base in half precision is trained in fp32
+`adapter_set`       the adapters of one module
 `layers`            the modules that carry adapters
 `apply`             plan + model: adapters are built and put on
 `adapted`           what an adapted model knows of itself: plan, adapters, base
