@@ -11,7 +11,16 @@ from typing import Any
 
 __all__ = ['BENCHMARKS', 'BY_NAME_ALONE', 'MODELS', 'PEER_NAMES', 'STARTS', 'nearest', 'parser']
 
-BENCHMARKS = ('scores', 'step', 'launches', 'strategies', 'inference', 'planning', 'growth')
+BENCHMARKS = (
+    'scores',
+    'step',
+    'launches',
+    'memory',
+    'strategies',
+    'inference',
+    'planning',
+    'growth',
+)
 # What needs OpenMMLab is not in `all`.
 BY_NAME_ALONE = ('start',)
 STARTS = ('camvid', 'dinov2')

@@ -29,6 +29,7 @@ from .report import Results, machine_line, render
 from .scoring_time import compare_scores
 from .start.compare import compare_starts, openmmlab_script
 from .step import compare_steps
+from .step_memory import compare_memory
 from .strategies import compare_strategies
 from .timing import is_out_of_memory
 
@@ -168,6 +169,7 @@ COMPARED: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     'scores': (compare_scores, ('peers',)),
     'step': (compare_steps, ('blocks', 'peers')),
     'launches': (compare_launches, ('blocks', 'peers')),
+    'memory': (compare_memory, ('blocks', 'peers')),
     'strategies': (compare_strategies, ('blocks',)),
     'inference': (compare_inference, ('blocks', 'peers')),
 }

@@ -23,7 +23,7 @@ from .block_sizes import label, make_block_plan
 from .case import Case
 from .peers import quiet
 
-__all__ = ['LaunchCounter', 'compare_launches', 'count_step']
+__all__ = ['LaunchCounter', 'builders_of', 'compare_launches', 'count_step']
 
 REFERENCE = 'frozen limit'
 # Names that take memory or look at it, though their schemas do not say so.
@@ -94,7 +94,7 @@ def compare_launches(
     record |= {'blocks': list(blocks), 'candidates': candidates, 'skipped': {}}
     batch = case.make_batch()
     with quiet():
-        for name, build in _builders(case, blocks, peers, record['skipped']).items():
+        for name, build in builders_of(case, blocks, peers, record['skipped']).items():
             model = build(case.make_model()).train()
             counts = count_step(model, lambda model=model: case.losses(model, batch).mean())  # type: ignore[misc]
             totals = {direction: found.total() for direction, found in counts.items()}
@@ -106,9 +106,10 @@ def compare_launches(
     return record
 
 
-def _builders(
+def builders_of(
     case: Case, blocks: Sequence[str], peers: Sequence[str], skipped: dict[str, str]
 ) -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """The candidates by name, ours by each product; `skipped` gets what cannot be compared."""
     plain = case.make_model()
     builders: dict[str, Callable[[nn.Module], nn.Module]] = {REFERENCE: models.frozen_limit}
     for kind in blocks:

@@ -167,6 +167,12 @@ COLUMNS: dict[str, list[Column]] = {
         ('x frozen limit', _ratio('ratio_vs_frozen_limit')),
         ('x full', _ratio('ratio_vs_full')),
     ],
+    'memory': [
+        ('weights, MiB', _number('weight_bytes', ',.0f', 1 / MIB)),
+        ('AdamW', _number('optimizer_bytes', ',.0f', 1 / MIB)),
+        ('step at its peak', _number('step_bytes', ',.0f', 1 / MIB)),
+        ('total', _number('total_bytes', ',.0f', 1 / MIB)),
+    ],
     'strategies': [TIME, ('x frozen (quartiles)', _ratio('ratio_vs_frozen'))],
     'inference': [TIME, ('x base (quartiles)', _ratio('ratio_vs_base'))],
     'planning': [('s', _number('seconds', ',.2f')), EXTRA],
