@@ -21,16 +21,15 @@ import pytest
 
 RECORD = Path(__file__).with_name('durations.json')
 LONG = 4.0  # seconds
-# CPU seconds of all tests that the gate runs, by a record of a busy machine: two cores take about
-# 0.6 of them in wall time. The gate's twelve minutes also hold setup, lint and the imports.
-GATE = 1100.0
+# CPU seconds of all tests that the gate runs, by a record of a busy machine: 1136 of them took 12
+# minutes on two cores beside other work. Setup and lint come on top.
+GATE = 1150.0
 KEPT = (
+    'tests/core/adapters/test_copied_weights.py::test_compiled_model_is_the_eager_one[fused]',
     'tests/tools/test_train_test_merge.py',
     'tests/test_configs_runs.py::test_camvid_config_trains_on_real_images[deit_tiny_camvid]',
     'tests/tools/test_launchers.py::test_two_processes_train[dist',
     'tests/mm/test_distributed.py',
-    'tests/mm/test_stock_configs.py::test_stock_config_is_scored_trained_resumed_tested_and_merged'
-    '[deit/',
     'tests/mm/test_stock_configs.py::test_stock_config_is_scored_trained_resumed_tested_and_merged'
     '[vit/vit_deit',
 )

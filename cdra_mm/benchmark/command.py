@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from cdra_mm.errors import ConfigError
+from cdra_mm.sizing.block_sizes import KINDS, make_block_plan
 from cdra_mm.spelling import unknown
 
 from .arguments import BENCHMARKS, DEFAULTS, ENTRIES, MODELS, PEER_NAMES, nearest
-from .block_sizes import KINDS, make_block_plan
 from .case import Case, build_vit, check_vit
 from .growth import Point, compare_growth, points
 from .inference import compare_inference

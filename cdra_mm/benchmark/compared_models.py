@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cdra_mm.core import Plan, find_targets
-
-from .block_sizes import adapt
+from cdra_mm.sizing.block_sizes import adapt
 
 __all__ = [
     'frozen_limit',

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from cdra_mm.core import Plan
+from cdra_mm.sizing.block_sizes import KINDS, drawn_plan
 
 from . import compared_models as models
 from .arguments import MODELS
-from .block_sizes import KINDS, drawn_plan
 from .case import Case
 from .scoring_time import compare_scores
 from .step import LORA, REFERENCE, Builder, compare_steps

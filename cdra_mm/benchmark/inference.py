@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cdra_mm.core import merge_adapters
+from cdra_mm.sizing.block_sizes import label, make_block_plan
 
 from . import compared_models as models
-from .block_sizes import label, make_block_plan
 from .candidates import Candidates
 from .case import Batch, Case
 from .peers import quiet

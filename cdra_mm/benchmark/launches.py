@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdra_mm.core.adapters.copied_weights import choose_product
+from cdra_mm.sizing.block_sizes import label, make_block_plan
 
 from . import compared_models as models
-from .block_sizes import label, make_block_plan
 from .case import Case
 from .peers import quiet
 

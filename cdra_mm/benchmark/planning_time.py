@@ -8,14 +8,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cdra_mm.core import make_plan, select
+from cdra_mm.sizing.synthetic_scores import synthetic_scores
 
 from .memory import in_child, peak_above_rest
 from .timing import is_out_of_memory
 
-__all__ = ['SHAPES', 'compare_planning', 'synthetic_scores']
+__all__ = ['SHAPES', 'compare_planning']
 
 GAMMA, BUDGET = 0.01, 0.005  # of the competing entries
 
@@ -51,25 +51,6 @@ SHAPES: dict[str, Callable[[], dict[str, tuple[int, ...]]]] = {
     '1.1B': _dinov2_giant,
     '6.7B': _dinov3_7b,
 }
-
-
-def synthetic_scores(
-    shapes: dict[str, tuple[int, ...]], *, seed: int = 0, device: str = 'cpu'
-) -> dict[str, Tensor]:
-    """Log-normal scores whose matrices have sensitive rows and, more so, columns.
-
-    Made in place: nothing but the scores is held.
-    """
-    generator = torch.Generator(device).manual_seed(seed)
-    scores = {}
-    for name, shape in shapes.items():
-        score = torch.empty(shape, device=device).normal_(generator=generator)
-        if len(shape) == 2:
-            score += torch.randn(shape[0], 1, device=device, generator=generator)
-            score += 1.5 * torch.randn(1, shape[1], device=device, generator=generator)
-        score += torch.randn((), device=device, generator=generator)  # tensors differ, too
-        scores[name] = score.exp_().mul_(1e-8)
-    return scores
 
 
 def compare_planning(

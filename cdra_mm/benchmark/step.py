@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdra_mm.sizing.block_sizes import label, make_block_plan
+
 from . import compared_models as models
-from .block_sizes import label, make_block_plan
 from .candidates import Candidates
 from .case import Batch, Case
 from .memory import peak_above_rest, saved_bytes

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cdra_mm.sizing.live_bytes import LiveBytes
+
 from .case import Case
 from .launches import builders_of
-from .live_bytes import LiveBytes
 from .peers import quiet
 
 __all__ = ['compare_memory', 'peak_of_step']
@@ -30,15 +31,28 @@ def peak_of_step(case: Case, model: nn.Module) -> int:
 
     Args:
         case: The setting.
-        model: Its parameters do not count.
+        model: Its parameters do not count; it loses its values.
     """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    _lose_values(model, mode)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batch = case.make_batch()
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        loss = case.losses(model, batch).mean()
+    images, labels = (mode.from_tensor(tensor) for tensor in case.make_batch())
+    with mode, LiveBytes() as live:
+        loss = case.losses(model, (images, labels)).mean()
         grads = torch.autograd.grad(loss, trained, allow_unused=True)
     del grads
     return live.peak
+
+
+def _lose_values(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Puts tensors without values in the place of all parameters, in place."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                wanted = parameter.requires_grad
+                fake = nn.Parameter(mode.from_tensor(parameter.detach()), wanted)
+                module._parameters[name] = made.setdefault(id(parameter), fake)
 
 
 def compare_memory(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from cdra_mm.core.adapters import compact_linear as product
 from cdra_mm.core.adapters.copied_weights import choose_product
+from cdra_mm.sizing.block_sizes import label, make_block_plan
 
 from . import compared_models as models
-from .block_sizes import label, make_block_plan
 from .candidates import Candidates
 from .case import Case
 from .peers import quiet

@@ -1,4 +1,4 @@
-"""What a config takes to score, plan and train, without memory for it (`benchmark.dry_run`)."""
+"""What a config takes to score, plan and train, without memory for it (`sizing.estimate`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from cdra_mm.benchmark.block_time import time_blocks
-from cdra_mm.benchmark.dry_run import GB, dry_run
 from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.methods import CDRA, Method
 from cdra_mm.methods.budgets import Selecting
+from cdra_mm.sizing.block_time import time_blocks
+from cdra_mm.sizing.estimate import GB, dry_run
 
 from .backbone import find_backbone
 from .export.outputs import image_size

@@ -12,12 +12,12 @@ import torch
 
 from cdra_mm.benchmark import command
 from cdra_mm.benchmark.arguments import BENCHMARKS, BY_NAME_ALONE, PEER_NAMES, parser
-from cdra_mm.benchmark.block_sizes import KINDS
 from cdra_mm.benchmark.command import COMPARED, JOBS, checked, main
 from cdra_mm.benchmark.peers import PEERS
 from cdra_mm.benchmark.report import render
 from cdra_mm.benchmark.step import STEP_PEERS
 from cdra_mm.core import ConfigError
+from cdra_mm.sizing.block_sizes import KINDS
 
 from .tiny import build_tiny
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from cdra_mm.benchmark.block_sizes import KINDS, adapt, drawn_plan
 from cdra_mm.benchmark.memory import CLEAR_REFS, in_child, peak_above_rest, saved_bytes
+from cdra_mm.sizing.block_sizes import KINDS, adapt, drawn_plan
 
 from .tiny import tiny_case
 

@@ -7,8 +7,9 @@ import torch
 
 from cdra_mm.benchmark import planning_time
 from cdra_mm.benchmark.growth import SAVED, compare_growth, points
-from cdra_mm.benchmark.planning_time import SHAPES, compare_planning, synthetic_scores
+from cdra_mm.benchmark.planning_time import SHAPES, compare_planning
 from cdra_mm.core import make_plan
+from cdra_mm.sizing.synthetic_scores import synthetic_scores
 
 from .tiny import tiny_case
 

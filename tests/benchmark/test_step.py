@@ -7,9 +7,9 @@ import torch
 
 from cdra_mm.benchmark import candidates
 from cdra_mm.benchmark import compared_models as models
-from cdra_mm.benchmark.block_sizes import make_block_plan
 from cdra_mm.benchmark.inference import compare_inference
 from cdra_mm.benchmark.step import LORA, REFERENCE, Step, compare_steps, step_builders
+from cdra_mm.sizing.block_sizes import make_block_plan
 
 from .tiny import tiny_case
 

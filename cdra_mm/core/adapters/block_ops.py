@@ -97,7 +97,7 @@ def factor_gradients(
 
 
 @torch.library.impl(_LIBRARY, 'adapted_copies', 'CompositeExplicitAutograd')
-@_not_traced
+@_not_traced  # type: ignore[untyped-decorator]
 def _adapted_copies(
     weights: list[Tensor],
     plain: list[Tensor],
@@ -137,7 +137,7 @@ def _adapted_copies(
 
 
 @torch.library.impl(_LIBRARY, 'factor_gradients', 'CompositeExplicitAutograd')
-@_not_traced
+@_not_traced  # type: ignore[untyped-decorator]
 def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[float]) -> Tensor:
     with torch.no_grad(), torch.autocast(blocks[0].device.type, enabled=False):
         if _take_kernels(blocks, factors, blocks[0].dtype):

@@ -7,13 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cdra_mm.benchmark.block_time import time_blocks
-from cdra_mm.benchmark.dry_run import GB, Peak, dry_run, standing_plan
-from cdra_mm.benchmark.live_bytes import LiveBytes
 from cdra_mm.core import apply_plan, estimate_scores, find_targets
 from cdra_mm.errors import ConfigError
-
-from .tiny import build_tiny
+from cdra_mm.sizing.block_time import time_blocks
+from cdra_mm.sizing.estimate import GB, Peak, dry_run, standing_plan
+from cdra_mm.sizing.live_bytes import LiveBytes
+from tests.benchmark.tiny import build_tiny
 
 pytest.importorskip('timm')
 SIDE = 32

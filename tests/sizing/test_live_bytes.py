@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cdra_mm.benchmark.live_bytes import FusedAttention, LiveBytes
+from cdra_mm.sizing.live_bytes import FusedAttention, LiveBytes
 
 
 def chain(device):

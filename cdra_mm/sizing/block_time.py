@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map
 from cdra_mm.core import estimate_scores, find_layers, make_plan
 from cdra_mm.errors import ConfigError
 
-from .dry_run import Images
-from .planning_time import synthetic_scores
+from .estimate import Images
+from .synthetic_scores import synthetic_scores
 
 __all__ = ['BlockTime', 'time_blocks']
 

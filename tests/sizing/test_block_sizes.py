@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cdra_mm.benchmark.block_sizes import KINDS, Sizes, adapt, drawn_plan, make_block_plan
 from cdra_mm.core import ConfigError, DataError, Plan, adapters, find_targets
 from cdra_mm.reading import read_masks
-
-from .tiny import tiny_case
+from cdra_mm.sizing.block_sizes import KINDS, Sizes, adapt, drawn_plan, make_block_plan
+from tests.benchmark.tiny import tiny_case
 
 
 class FlatViT(torch.nn.Module):
