@@ -89,7 +89,7 @@ def factor_gradients(
         scales: Factor of each block's update.
 
     Returns:
-        The gradients, in the order of `factors`.
+        The gradients, in the order of `factors`, in the type of the first.
     """
     flat: Tensor = torch.ops.cdra_mm.factor_gradients(blocks, factors, scales)
     pieces = torch.split(flat, [factor.numel() for factor in factors])
@@ -149,10 +149,10 @@ def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[
         pieces = iter(torch.split(flat, [factor.numel() for factor in factors]))
         for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
             down, up = factors[2 * i], factors[2 * i + 1]
-            wide = block.to(down.dtype)
+            wide = block.to(flat.dtype)
             for a, b in ((up.t(), wide), (wide, down.t())):
                 out = next(pieces).view(a.shape[0], b.shape[1])
-                torch.mm(a, b, out=out)
+                torch.mm(a.to(flat.dtype), b.to(flat.dtype), out=out)
                 if scale != 1:
                     out.mul_(scale)
         return flat

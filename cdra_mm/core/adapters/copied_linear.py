@@ -139,9 +139,19 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
 
 
 def takes_copy(product: str, weight: Tensor) -> bool:
-    """Whether a product is computed through a copy; see `copied_weights.choose_product`."""
+    """Whether a product is computed through a copy; see `copied_weights.choose_product`.
+
+    Never in a program that is exported: it would need this package's operations where it runs.
+    """
+    if _is_exporting():
+        return False
     kind = weight.device.type
     return kind != 'meta' and (product == 'copied' or (product == 'auto' and kind != 'cpu'))
+
+
+def _is_exporting() -> bool:
+    ask = getattr(torch.compiler, 'is_exporting', None)  # not in torch 2.6
+    return bool(ask and ask())
 
 
 def computing_type(device: str, dtype: torch.dtype) -> torch.dtype:

@@ -408,6 +408,28 @@ def test_compiled_model_is_the_eager_one(kind):
         torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.parametrize('grad', [False, True])
+def test_exported_program_needs_none_of_our_operations(grad):
+    """Where it runs there is no such package."""
+    model, x = copied(dtype=torch.float32), images(2, torch.float32)[0]
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(model, (x,))
+    called = {str(node.target) for node in program.run_decompositions().graph.nodes}
+    assert not [name for name in called if name.startswith('cdra_mm.')]
+    torch.testing.assert_close(program.module()(x), twin(model)(x))
+    assert is_copied(model(x))
+
+
+def test_factors_of_two_types():
+    """Of one layer, though a plan makes none such."""
+    model = copied(dtype=torch.float32)
+    low_rank = [a for name, a in adapters(model).items() if hasattr(a, 'down') and 'qkv' in name]
+    low_rank[0].half()
+    other = twin(model)
+    mine, wanted = (results(one, dtype=torch.float32) for one in (model, other))
+    torch.testing.assert_close(mine, wanted, rtol=1e-2, atol=1e-3)
+
+
 def test_half_precision_base_is_never_held_twice():
     """Its layers' copies are made one at a time, also in the backward."""
     model = copied('fused', torch.float32)
