@@ -33,6 +33,10 @@ class AdapterSet(nn.Module):
         self.borrowed: dict[str, list[ParameterAdapter]] = {}
         self._joint: dict[str, JointBlocks] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without copies: who copies or pickles a model within its forward gets none."""
+        return {**self.__dict__, 'copies': {}}
+
     def join(self, module: nn.Module) -> None:
         """Takes note of the blocks of each weight, after adapters have come or moved."""
         self._joint = {}

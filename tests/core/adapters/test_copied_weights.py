@@ -430,6 +430,21 @@ def test_factors_of_two_types():
     torch.testing.assert_close(mine, wanted, rtol=1e-2, atol=1e-3)
 
 
+def test_copy_of_a_model_within_its_forward_has_no_copies():
+    """Averaged weights, say, or a checkpoint that a hook of a layer writes."""
+    model, made = copied(), []
+
+    def take(*_):
+        made.append(copy.deepcopy(carriers(model)))
+        made.append(pickle.loads(pickle.dumps(carriers(model))))
+
+    model.norm.register_forward_pre_hook(take)
+    with torch.no_grad():
+        model(images(3, torch.float64)[0])
+    assert len(made) == 2
+    assert not any(module.cdra.copies for modules in made for module in modules)
+
+
 def test_half_precision_base_is_never_held_twice():
     """Its layers' copies are made one at a time, also in the backward."""
     model = copied('fused', torch.float32)
