@@ -33,6 +33,10 @@ class AdapterSet(nn.Module):
         self.borrowed: dict[str, list[ParameterAdapter]] = {}
         self._joint: dict[str, JointBlocks] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without copies: who copies or pickles a model within its forward gets none."""
+        return {**self.__dict__, 'copies': {}}
+
     def join(self, module: nn.Module) -> None:
         """Takes note of the blocks of each weight, after adapters have come or moved."""
         self._joint = {}
@@ -63,6 +67,10 @@ class AdapterSet(nn.Module):
         found = cast('list[LowRank]', list(self.of(parameter)))
         if len(found) < len(joint.scales) or any(a.training and a.dropout for a in found):
             return None
+        if joint.indices[0].device != weight.device:  # moved tensor by tensor, not by `_apply`
+            size = weight.shape[0], weight.shape[1]
+            joint = join_blocks([a.block for a in found], weight.device, size)
+            self._joint[parameter] = joint
         return Layer(weight, bias, joint, [factor for a in found for factor in (a.down, a.up)])
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:

@@ -89,7 +89,7 @@ def factor_gradients(
         scales: Factor of each block's update.
 
     Returns:
-        The gradients, in the order of `factors`.
+        The gradients, in the order of `factors`, in the type of the first.
     """
     flat: Tensor = torch.ops.cdra_mm.factor_gradients(blocks, factors, scales)
     pieces = torch.split(flat, [factor.numel() for factor in factors])
@@ -118,7 +118,7 @@ def _adapted_copies(
         ]
         torch._foreach_copy_(copies, sources)
         contiguous = all(tensor.is_contiguous() for tensor in (*weights, *indices))
-        if contiguous and _take_kernels(weights, factors, dtype):
+        if contiguous and _take_kernels(weights, factors, dtype, indices):
             from .block_kernels import write_blocks
 
             begins = [int(copy.storage_offset()) for copy in copies[: len(weights)]]
@@ -149,10 +149,10 @@ def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[
         pieces = iter(torch.split(flat, [factor.numel() for factor in factors]))
         for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
             down, up = factors[2 * i], factors[2 * i + 1]
-            wide = block.to(down.dtype)
+            wide = block.to(flat.dtype)
             for a, b in ((up.t(), wide), (wide, down.t())):
                 out = next(pieces).view(a.shape[0], b.shape[1])
-                torch.mm(a, b, out=out)
+                torch.mm(a.to(flat.dtype), b.to(flat.dtype), out=out)
                 if scale != 1:
                     out.mul_(scale)
         return flat
@@ -169,17 +169,30 @@ def _(blocks, factors, scales):  # type: ignore[no-untyped-def]
     return factors[0].new_empty(sum(factor.numel() for factor in factors))
 
 
-def _take_kernels(matrices: list[Tensor], factors: list[Tensor], dtype: torch.dtype) -> bool:
+def _take_kernels(
+    matrices: list[Tensor],
+    factors: list[Tensor],
+    dtype: torch.dtype,
+    indices: Sequence[Tensor] = (),
+) -> bool:
     """Whether the kernels run there and know the types: one of the matrices, fp32 factors."""
     device = matrices[0].device
     if not kernels_run(device):
         return False
+    # They read addresses: one of another device's memory would end the process's use of the GPU.
+    # What torch's operations say about it is said where they are taken instead.
+    if any(tensor.device != device for tensor in (*matrices, *factors, *indices)):
+        return False
     known = {matrix.dtype for matrix in matrices} | {dtype} <= set(KERNEL_DTYPES)
-    known = known and all(f.dtype == torch.float32 and f.is_contiguous() for f in factors)
+    known = known and all(factor.dtype == torch.float32 for factor in factors)
     if not known:
         types = sorted({str(t.dtype) for t in (*matrices, *factors)} | {str(dtype)})
         _say_slower(device, f'know fp32, bf16 and fp16 over fp32 factors, not {", ".join(types)}')
-    return known and len({(matrix.dtype, matrix.device) for matrix in matrices}) == 1
+        return False
+    if not all(factor.is_contiguous() for factor in factors):
+        _say_slower(device, 'need contiguous factors, not parts of larger ones')
+        return False
+    return len({matrix.dtype for matrix in matrices}) == 1
 
 
 @cache

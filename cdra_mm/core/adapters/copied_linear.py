@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .block_ops import adapted_copies, factor_gradients
@@ -45,13 +45,6 @@ LARGEST_BLOCK = 2**19
 WASTED_PRODUCTS = 5e8
 
 
-class Copy(NamedTuple):
-    """Weight with its updates ``[O, I]`` and bias ``[O]``, in the type of the product."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-
 class Layer(NamedTuple):
     """What makes a linear layer's `Copy`.
 
@@ -66,6 +59,53 @@ class Layer(NamedTuple):
     bias: Tensor | None
     joint: JointBlocks
     factors: list[Tensor]
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """The tensors that its copy is made of; not a bias that is itself computed."""
+        bias = [self.bias] if isinstance(self.bias, nn.Parameter) else []
+        return [self.weight, *bias, *self.factors]
+
+
+class Copy(NamedTuple):
+    """What a layer is multiplied by, in the type of the product.
+
+    Attributes:
+        weight: The weight with its updates, ``[O, I]``.
+        bias: ``[O]`` or None.
+        sources: `Layer.sources` that it was made of.
+        versions: How often each had been written to in place then.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    sources: list[Tensor]
+    versions: list[int]
+
+    def serves(self, layer: Layer, dtype: torch.dtype) -> bool:
+        """Whether a layer can be multiplied in a type by this, made before.
+
+        Not where the layer's tensors have been replaced or written to since: by ``functional_call``
+        within the model's forward, or after one that was interrupted and could not clean up.
+        """
+        if self.weight.dtype != dtype or self.weight.device != layer.weight.device:
+            return False
+        sources = layer.sources
+        if len(sources) != len(self.sources):
+            return False
+        if any(one is not other for one, other in zip(sources, self.sources, strict=True)):
+            return False
+        if torch.compiler.is_compiling():  # what follows would not be traced
+            return True
+        if self.weight.is_inference() and not torch.is_inference_mode_enabled():
+            return False  # autograd would not take it
+        return self.versions == _versions(sources)
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    if torch.compiler.is_compiling():
+        return []
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
@@ -88,15 +128,30 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
         )
     rest = iter(copies[len(layers) :])
     return [
-        Copy(copy, None if layer.bias is None else next(rest))
+        Copy(
+            copy,
+            None if layer.bias is None else next(rest),
+            layer.sources,
+            _versions(layer.sources),
+        )
         for copy, layer in zip(copies, layers, strict=False)
     ]
 
 
 def takes_copy(product: str, weight: Tensor) -> bool:
-    """Whether a product is computed through a copy; see `copied_weights.choose_product`."""
+    """Whether a product is computed through a copy; see `copied_weights.choose_product`.
+
+    Never in a program that is exported: it would need this package's operations where it runs.
+    """
+    if _is_exporting():
+        return False
     kind = weight.device.type
     return kind != 'meta' and (product == 'copied' or (product == 'auto' and kind != 'cpu'))
+
+
+def _is_exporting() -> bool:
+    ask = getattr(torch.compiler, 'is_exporting', None)  # not in torch 2.6
+    return bool(ask and ask())
 
 
 def computing_type(device: str, dtype: torch.dtype) -> torch.dtype:
@@ -110,19 +165,21 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
     Args:
         x: ``[..., I]``.
         layer: Weight, bias, blocks and factors. The weight gets no gradient.
-        copy: Its `Copy`, in the `computing_type` of x; made here where it is None.
+        copy: A `Copy` made before; another is made here where that does not serve.
 
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
     """
     device = x.device.type
+    if not torch.is_autocast_enabled(device) and x.dtype != layer.weight.dtype:
+        return F.linear(x, layer.weight, layer.bias)  # which refuses it
     dtype = computing_type(device, x.dtype)
     with torch.autocast(device, enabled=False):
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        if copy is None:
+        if copy is None or not copy.serves(layer, dtype):
             copy = copy_layers([layer], dtype)[0]
         y: Tensor = _CopiedLinear.apply(
-            flat, layer.weight, layer.bias, tuple(copy), tuple(layer.joint), *layer.factors
+            flat, layer.weight, layer.bias, copy[:2], tuple(layer.joint), *layer.factors
         )
     return y.reshape(*x.shape[:-1], layer.weight.shape[0])
 

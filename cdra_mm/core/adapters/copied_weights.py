@@ -92,6 +92,8 @@ def detach_copies(model: nn.Module) -> None:
 
 
 def _make_copies(model: nn.Module, _: Any) -> None:
+    if _drop_copies not in model._forward_hooks.values():
+        return  # someone has removed it: copies would be kept after the forward
     groups: defaultdict[Any, list[tuple[AdapterSet, str, Layer]]] = defaultdict(list)
     for adapters, name, layer in _layers(model):
         weight = layer.weight

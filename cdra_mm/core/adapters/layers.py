@@ -25,7 +25,7 @@ from ..model.sharded import is_sharded
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .adapter_set import AdapterSet
 from .compact_linear import compact_linear
-from .copied_linear import computing_type, copied_linear
+from .copied_linear import copied_linear
 from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
 from .low_rank import LowRank
@@ -150,9 +150,7 @@ def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | Non
     carried = cast(AdapterSet, module.cdra)
     layer = carried.layer(name, weight, bias)
     if layer is not None:
-        copy = carried.copies.get(name)
-        dtype = computing_type(x.device.type, x.dtype)
-        return copied_linear(x, layer, copy if copy and copy.weight.dtype == dtype else None)
+        return copied_linear(x, layer, carried.copies.get(name))
     adapters = list(carried.of(name))
     entries = [a for a in adapters if isinstance(a, Entries)]
     low_rank = [a for a in adapters if isinstance(a, LowRank)]

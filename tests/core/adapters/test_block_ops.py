@@ -79,3 +79,21 @@ def test_type_that_the_kernels_lack_takes_the_slower_way_with_one_line(monkeypat
         for _ in range(2):
             check_copies(layers, torch.float64, 1e-12)
     assert len(seen) == 1
+
+
+def test_kernels_never_get_tensors_of_two_devices(monkeypatch):
+    """They read addresses."""
+    monkeypatch.setattr(block_ops, 'kernels_run', lambda device: True)
+    here, elsewhere = torch.ones(2, 2), torch.ones(2, 2, device='meta')
+    index = torch.arange(2)
+    assert block_ops._take_kernels([here], [here], here.dtype, [index])
+    assert not block_ops._take_kernels([here], [elsewhere], here.dtype, [index])
+    assert not block_ops._take_kernels([here], [here], here.dtype, [index.to('meta')])
+
+
+def test_parts_of_larger_factors_are_named_as_what_they_are(monkeypatch):
+    monkeypatch.setattr(block_ops, 'kernels_run', lambda device: True)
+    whole = torch.ones(4, 4)
+    block_ops._say_slower.cache_clear()
+    with pytest.warns(UserWarning, match='need contiguous factors, not parts of larger ones'):
+        assert not block_ops._take_kernels([whole], [whole[:, :2]], whole.dtype)

@@ -222,6 +222,118 @@ def test_forward_that_fails_leaves_no_copy():
     assert not any(module.cdra.copies for module in carriers(model))
 
 
+def assert_layer_is_current(model):
+    """Of a layer that is called by itself, with whatever a forward of the model has left."""
+    layer, plain = (one.blocks[0].mlp.fc1 for one in (model, twin(model)))
+    x = torch.randn(4, layer.in_features, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), plain(x))
+
+
+def test_forward_hooks_that_someone_clears_leave_no_copy():
+    model = copied()
+    for module in model.modules():
+        module._forward_hooks.clear()
+    results(model)
+    assert not any(module.cdra.copies for module in carriers(model))
+
+
+@pytest.mark.parametrize('change', [CHANGES['in place'], None], ids=['in place', 'loaded'])
+def test_copies_of_an_interrupted_forward_are_not_taken_after_a_change(change):
+    """A KeyboardInterrupt goes past torch's hooks, also those that are always called."""
+    model = copied()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = model.norm.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(images(3, torch.float64)[0])
+    handle.remove()
+    assert any(module.cdra.copies for module in carriers(model))
+    if change is None:
+        state = model.state_dict()
+        model.load_state_dict({k: v * 2 if v.is_floating_point() else v for k, v in state.items()})
+    else:
+        for parameter in trained(model):
+            change(parameter)
+    assert_layer_is_current(model)
+
+
+class Inner(nn.Module):
+    """Calls its layer with other parameters, in its own forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        others = {name: p * 2 for name, p in self.layer.named_parameters()}
+        return torch.func.functional_call(self.layer, others, x)
+
+
+def test_parameters_that_a_forward_replaces_are_seen():
+    model = Inner().double()
+    apply_plan(model, plan_from_masks({'layer.weight': torch.ones(6, 6).bool()}, rank_rule=2))
+    torch.nn.init.normal_(next(iter(adapters(model).values())).up)
+    choose_product(model, 'copied')
+    x = torch.randn(3, 6, dtype=torch.float64)
+    found = []
+    for one in (model, twin(model)):
+        one(x).square().sum().backward()
+        found.append([one(x).detach(), *(p.grad for p in trained(one))])
+    torch.testing.assert_close(*found)
+
+
+def test_gradients_within_inference_mode():
+    """What is made in inference mode cannot be in a graph."""
+    model = copied()
+    x = torch.randn(4, model.blocks[0].mlp.fc1.in_features, dtype=torch.float64)
+    grads = []
+
+    def explain(*_):
+        with torch.inference_mode(False), torch.enable_grad():
+            z = x.clone().requires_grad_()
+            grads.append(torch.autograd.grad(model.blocks[0].mlp.fc1(z).sum(), z)[0])
+
+    model.norm.register_forward_pre_hook(explain)
+    with torch.inference_mode():
+        model(images(3, torch.float64)[0].clone())
+    z = x.clone().requires_grad_()
+    expected = torch.autograd.grad(twin(model).blocks[0].mlp.fc1(z).sum(), z)
+    torch.testing.assert_close(grads, list(expected))
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.bfloat16, torch.float64])
+def test_input_of_another_type_is_refused_as_by_a_plain_layer(dtype):
+    """Not multiplied by a weight that is cut to whole numbers."""
+    model = copied(dtype=torch.float32)
+    layer = model.blocks[0].mlp.fc1
+    x = torch.ones(4, layer.in_features, dtype=dtype)
+    with pytest.raises(RuntimeError, match='same dtype'):
+        nn.Linear(layer.in_features, 3)(x)
+    with pytest.raises(RuntimeError, match='same dtype'):
+        layer(x)
+
+
+def test_model_that_is_moved_tensor_by_tensor():
+    """As loaders for large models do: `nn.Module.to` is not called."""
+    model = copied()
+    expected = results(model)
+    held = [dict(m._parameters) for m in model.modules()]
+    buffers = [dict(m._buffers) for m in model.modules()]
+    held = [{k: v if v is None else v.detach().clone() for k, v in d.items()} for d in held]
+    buffers = [{k: v if v is None else v.clone() for k, v in d.items()} for d in buffers]
+    needed = [p.requires_grad for p in model.parameters()]
+    model.to('meta')
+    for module, own, more in zip(model.modules(), held, buffers, strict=True):
+        for name, value in own.items():
+            module._parameters[name] = None if value is None else nn.Parameter(value)
+        module._buffers.update(more)
+    for parameter, one in zip(model.parameters(), needed, strict=True):
+        parameter.requires_grad_(one)
+    torch.testing.assert_close(results(model), expected)
+
+
 def test_nothing_is_held_between_forwards():
     model = copied()
     results(model)
@@ -294,6 +406,43 @@ def test_compiled_model_is_the_eager_one(kind):
     with torch.no_grad():
         x = images(3, torch.float32)[0]
         torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_exported_program_needs_none_of_our_operations(grad):
+    """Where it runs there is no such package."""
+    model, x = copied(dtype=torch.float32), images(2, torch.float32)[0]
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(model, (x,))
+    called = {str(node.target) for node in program.run_decompositions().graph.nodes}
+    assert not [name for name in called if name.startswith('cdra_mm.')]
+    torch.testing.assert_close(program.module()(x), twin(model)(x))
+    assert is_copied(model(x))
+
+
+def test_factors_of_two_types():
+    """Of one layer, though a plan makes none such."""
+    model = copied(dtype=torch.float32)
+    low_rank = [a for name, a in adapters(model).items() if hasattr(a, 'down') and 'qkv' in name]
+    low_rank[0].half()
+    other = twin(model)
+    mine, wanted = (results(one, dtype=torch.float32) for one in (model, other))
+    torch.testing.assert_close(mine, wanted, rtol=1e-2, atol=1e-3)
+
+
+def test_copy_of_a_model_within_its_forward_has_no_copies():
+    """Averaged weights, say, or a checkpoint that a hook of a layer writes."""
+    model, made = copied(), []
+
+    def take(*_):
+        made.append(copy.deepcopy(carriers(model)))
+        made.append(pickle.loads(pickle.dumps(carriers(model))))
+
+    model.norm.register_forward_pre_hook(take)
+    with torch.no_grad():
+        model(images(3, torch.float64)[0])
+    assert len(made) == 2
+    assert not any(module.cdra.copies for modules in made for module in modules)
 
 
 def test_half_precision_base_is_never_held_twice():
