@@ -2,17 +2,21 @@
 # What only a GPU can say, in eight minutes: do the kernels compute what they should, and what do a
 # training step, scores and planning cost there.
 #
-#   bash tools/gpu_check.sh [OUTPUT_FOLDER] [options of python -m cdra_mm.benchmark.gpu_check]
+#   bash tools/gpu_check.sh OUTPUT_FOLDER [options of python -m cdra_mm.benchmark.gpu_check]
 #
 # Needs a checkout and a Python (PYTHON=...) with torch, Triton, timm, peft and pytest; no OpenMMLab,
 # no network. Leaves gpu_check.json in the folder and prints one table last.
 set -uo pipefail
-cd "$(dirname "$0")/.."
 
 folder=${1:-work_dirs/gpu_check}
-shift || true
+[ $# -eq 0 ] || shift
+case $folder in
+  -*) echo "error: $folder: expected the folder for the results first, then options" >&2; exit 2 ;;
+esac
 python=${PYTHON:-python3}
-mkdir -p "$folder"
+mkdir -p "$folder" || exit 2
+folder=$(cd "$folder" && pwd)
+cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$folder/triton}
 
 # Few shapes of each kernel: every one is compiled once for each type. The project's own conftest

@@ -22,7 +22,7 @@ __all__ = ['MOST_BLOCKS', 'check_kernels', 'take_factor_gradients', 'write_block
 TILE = 64  # rows and columns of a tile
 RANKS = 16  # ranks that one product takes at a time: the least that tl.dot does
 MOST_BLOCKS = 4  # of a layer in one launch of `take_factor_gradients`
-KEPT_TABLES = 512
+KEPT_TABLES = 4096  # a few layers' at a time, or each layer's: some hundred for the largest ViT
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 _tables: OrderedDict[Hashable, tuple[Tensor, Tensor]] = OrderedDict()
@@ -37,10 +37,16 @@ def _table(
     It holds nothing but what its key says, so it is never out of date.
     """
     found = _captured.get(key) or _tables.pop(key, None)
+    capturing = device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
     if found is None:
+        if capturing:
+            raise RuntimeError(
+                'a CUDA graph is being captured of blocks that are seen for the first time: run '
+                'the step once or more before the capture'
+            )
         made = torch.tensor(list(rows), dtype=torch.int64, device=device)
         found = made, torch.tensor(scales, dtype=torch.float32, device=device)
-    if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
+    if capturing:
         _captured[key] = found
     elif key not in _captured:
         _tables[key] = found
@@ -148,7 +154,8 @@ def _tiles(
         block += count
 
 
-@triton.jit
+# The blocks' gradients may be views that begin anywhere: no kernel for each alignment of each.
+@triton.jit(do_not_specialize_on_alignment=['g0', 'g1', 'g2', 'g3'])
 def _factor_tiles(
     flat,
     g0,
