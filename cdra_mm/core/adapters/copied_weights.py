@@ -22,7 +22,7 @@ from cdra_mm.errors import ConfigError
 
 from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
-from .copied_linear import Layer, computing_type, copy_layers, is_remade
+from .copied_linear import Layer, computing_type, copy_layers, is_remade, takes_copy
 
 __all__ = [
     'PRODUCTS',
@@ -124,6 +124,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[AdapterSet, str, Layer]]:
             weight = cast('Tensor | None', module._parameters.get(name))
             if weight is None or is_sharded(weight):  # whole in its own layer's forward only
                 continue
+            if not takes_copy(adapters.product, weight):
+                continue  # its effective bias need not be computed
             with torch.no_grad():
                 layer = adapters.layer(name, weight, getattr(module, bias_name))
             if layer is not None:
