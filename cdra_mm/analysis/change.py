@@ -12,7 +12,7 @@ from cdra_mm.core.artifacts.state_keys import adapter_prefix
 from cdra_mm.core.model.targets import parameter_of, view_of
 from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.backbone import PREFIX, attach_loader
-from cdra_mm.mm.checkpoints.base_weights import named_bases
+from cdra_mm.mm.checkpoints.base_source import named_bases
 from cdra_mm.mm.checkpoints.restoring import ensure_base
 from cdra_mm.mm.compatibility import load_checkpoint
 from cdra_mm.mm.launch import plain_config

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.mm.backbone import attach_loader, keep_base
-from cdra_mm.mm.checkpoints.base_weights import named_bases
+from cdra_mm.mm.checkpoints.base_source import named_bases
 from cdra_mm.mm.inputs import check_inputs, refuse_foreign_weights
 from cdra_mm.mm.launch import build_runner, prepare_config
 from cdra_mm.mm.model_kind import is_kind

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
 
     with heavy_imports():
         from cdra_mm.mm.backbone import attach_loader, keep_base
-        from cdra_mm.mm.checkpoints.base_weights import named_bases
+        from cdra_mm.mm.checkpoints.base_source import named_bases
         from cdra_mm.mm.data_check import check_data
         from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
         from cdra_mm.mm.launch import (

@@ -12,7 +12,8 @@ from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_re
 from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.methods import Full
 
-from .checkpoints.base_weights import check_loaded, find_source, reproduced_names
+from .checkpoints.base_source import find_source
+from .checkpoints.base_weights import check_loaded, reproduced_names
 from .checkpoints.changed_config import check_asked
 from .checkpoints.partial_base import describe_missing
 from .checkpoints.record import Record, make_record

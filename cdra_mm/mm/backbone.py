@@ -18,7 +18,8 @@ from cdra_mm.core.adapters.adapted import describe_in_state
 from cdra_mm.core.adapters.layers import PLAIN_LINEAR
 from cdra_mm.errors import CheckpointError, ConfigError
 
-from .checkpoints.base_weights import BaseSource, is_replaying, named_bases
+from .checkpoints.base_source import BaseSource, named_bases
+from .checkpoints.base_weights import is_replaying
 from .checkpoints.keys import KEYS, PREFIX, RECORD_KEY
 from .checkpoints.restoring import restore
 from .guards import set_guards

@@ -19,7 +19,7 @@ from cdra_mm.storage import write_text
 
 from .adaptation import Adaptation
 from .backbone import PREFIX, attach_loader, find_backbone, wrap_config
-from .checkpoints.base_weights import named_bases
+from .checkpoints.base_source import named_bases
 from .checkpoints.checked import check_fields
 from .checkpoints.checked_optimizer import check_optimizer
 from .checkpoints.midway import MIDWAY_KEY, restore_midway

@@ -18,7 +18,7 @@ from cdra_mm.core import CheckpointError, ConfigError, load_adapter, plan_of
 from cdra_mm.core.artifacts.files import read_adapter
 from cdra_mm.core.model import digests as fingerprints
 from cdra_mm.mm.backbone import attach_loader, keep_base
-from cdra_mm.mm.checkpoints.base_weights import named_bases
+from cdra_mm.mm.checkpoints.base_source import named_bases
 from cdra_mm.mm.checkpoints.record import base_state, read_record
 from cdra_mm.mm.checkpoints.restoring import restore
 from cdra_mm.mm.export.formats import FORMATS, Export

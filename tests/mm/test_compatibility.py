@@ -186,7 +186,8 @@ def test_no_loader_of_mmengine_executes_a_file(hostile, is_fork, monkeypatch):
 def test_no_loader_of_ours_executes_a_file(hostile):
     from cdra_mm.core.artifacts.files import read_adapter
     from cdra_mm.mm.backbones.timm_weights import load_weights
-    from cdra_mm.mm.checkpoints.base_weights import BaseSource, load_base
+    from cdra_mm.mm.checkpoints.base_source import BaseSource
+    from cdra_mm.mm.checkpoints.base_weights import load_base
     from cdra_mm.mm.inputs import check_weight_file
     from cdra_mm.mm.weights import read_state_dict
 

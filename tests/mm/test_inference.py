@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch.nn import functional as F
 
 from cdra_mm.core import CheckpointError, adapters
-from cdra_mm.mm.checkpoints.base_weights import BaseSource
+from cdra_mm.mm.checkpoints.base_source import BaseSource
 from cdra_mm.mm.checkpoints.record import read_record
 
 from . import toy

@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from cdra_mm.core import CheckpointError, ConfigError, Plan, adapters
-from cdra_mm.mm.checkpoints.base_weights import BaseSource
+from cdra_mm.mm.checkpoints.base_source import BaseSource
 from cdra_mm.mm.checkpoints.record import base_state, read_record
 
 from . import toy

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from cdra_mm.errors import CheckpointError
 from cdra_mm.mm.backbone import attach_loader
-from cdra_mm.mm.checkpoints.base_weights import BaseSource, reproduced_names
+from cdra_mm.mm.checkpoints.base_source import BaseSource
+from cdra_mm.mm.checkpoints.base_weights import reproduced_names
 from cdra_mm.mm.weights import convert, convert_on_load
 
 from . import toy

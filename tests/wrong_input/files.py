@@ -33,7 +33,7 @@ from cdra_mm.core import (
     save_adapter,
 )
 from cdra_mm.data.unpack import DamagedArchiveError, unpack
-from cdra_mm.mm.checkpoints.base_weights import BaseSource
+from cdra_mm.mm.checkpoints.base_source import BaseSource
 from cdra_mm.mm.checkpoints.record import Record
 from cdra_mm.mm.checkpoints.restoring import ensure_base
 from cdra_mm.mm.export.destination import check_destination, is_merged

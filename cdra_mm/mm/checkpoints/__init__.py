@@ -3,7 +3,8 @@
 ========================  ==================================================
 `record`                  slim checkpoints: what is stored, and what is named
 `restoring`               how both come back
-`base_weights`            where a frozen base came from, and how to bring it back
+`base_source`             where a frozen base came from
+`base_weights`            how it is brought back
 `partial_base`            what is said of a base file that fills a backbone only in part
 `slim_hook`               puts the record in and the named base out
 `saving`                  a whole checkpoint or the one before, never half of one

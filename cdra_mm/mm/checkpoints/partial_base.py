@@ -10,7 +10,7 @@ from cdra_mm.core import find_targets
 from cdra_mm.methods import Method
 from cdra_mm.spelling import first_of
 
-from .base_weights import BaseSource
+from .base_source import BaseSource
 
 __all__ = ['describe_missing']
 

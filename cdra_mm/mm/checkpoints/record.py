@@ -38,7 +38,7 @@ from cdra_mm.core.planning.packed_plan import pack_plan, unpack_plan
 from cdra_mm.errors import CheckpointError
 from cdra_mm.storage.strict_json import strict_json
 
-from .base_weights import BaseSource
+from .base_source import BaseSource
 from .keys import AVERAGED, KEYS, RECORD_KEY
 
 __all__ = [

@@ -19,7 +19,7 @@ from cdra_mm.errors import CheckpointError
 from cdra_mm.spelling import first_of
 
 from ..backbone import PREFIX, attach_loader, find_backbone
-from ..checkpoints.base_weights import named_bases
+from ..checkpoints.base_source import named_bases
 from ..checkpoints.record import Record, read_record
 from ..compatibility import load_checkpoint
 from ..divergence import refuse_diverged
