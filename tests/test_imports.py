@@ -28,6 +28,8 @@ FLOORS = {
     'data': 2,
     'reading': 2,
     'core.packed': 2,
+    'core.flat_layout': 2,
+    'core.triton_support': 2,
     'core.model': 3,
     'core.scoring': 4,
     'core.planning': 4,

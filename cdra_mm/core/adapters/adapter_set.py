@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class AdapterSet(nn.Module):
         return {**self.__dict__, 'copies': {}}
 
     def join(self, module: nn.Module) -> None:
-        """Takes note of the blocks of each weight, after adapters have come or moved."""
+        """Takes note of the blocks of each weight, after adapters have come."""
         self._joint = {}
         own = (a.parameter for a in self._modules.values() if isinstance(a, ParameterAdapter))
         for name in dict.fromkeys([*own, *self.borrowed]):
@@ -49,11 +49,6 @@ class AdapterSet(nn.Module):
                 if not found[0].rows.is_meta:
                     blocks, shape = [a.block for a in found], (weight.shape[0], weight.shape[1])
                     self._joint[name] = join_blocks(blocks, found[0].rows.device, shape)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> AdapterSet:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._joint = {name: joint.moved(fn) for name, joint in self._joint.items()}
-        return self
 
     def layer(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
         """What a copy of a weight is made of; None where its product is computed otherwise.
@@ -67,10 +62,8 @@ class AdapterSet(nn.Module):
         found = cast('list[LowRank]', list(self.of(parameter)))
         if len(found) < len(joint.scales) or any(a.training and a.dropout for a in found):
             return None
-        if joint.indices[0].device != weight.device:  # moved tensor by tensor, not by `_apply`
-            size = weight.shape[0], weight.shape[1]
-            joint = join_blocks([a.block for a in found], weight.device, size)
-            self._joint[parameter] = joint
+        if joint.indices[0].device != weight.device:
+            joint = self._joint[parameter] = joint.moved(weight.device)
         return Layer(weight, bias, joint, [factor for a in found for factor in (a.down, a.up)])
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:

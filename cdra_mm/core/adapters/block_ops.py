@@ -13,16 +13,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ['ALIGNMENT', 'adapted_copies', 'factor_gradients', 'kernels_run', 'padded']
+from ..flat_layout import padded
+from ..triton_support import KERNEL_DTYPES, failure_of, missing_for_kernels
 
-ALIGNMENT = 64  # entries; where a tensor begins in what `adapted_copies` returns
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ['adapted_copies', 'factor_gradients', 'kernels_run']
+
 
 _LIBRARY = torch.library.Library('cdra_mm', 'FRAGMENT')  # type: ignore[no-untyped-call]
 # An operation is a whole to torch.compile: it must not trace into it while a compiled model runs.
@@ -34,11 +34,6 @@ _define(
     'int[] counts, float[] scales, ScalarType dtype) -> Tensor'
 )
 _define('factor_gradients(Tensor[] blocks, Tensor[] factors, float[] scales) -> Tensor')
-
-
-def padded(numel: int) -> int:
-    """Entries that a tensor takes in what `adapted_copies` returns."""
-    return -(-numel // ALIGNMENT) * ALIGNMENT
 
 
 def adapted_copies(
@@ -71,6 +66,11 @@ def adapted_copies(
     flat: Tensor = torch.ops.cdra_mm.adapted_copies(
         weights, plain, factors, indices, counts, scales, dtype
     )
+    return _parts(flat, sources)
+
+
+def _parts(flat: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that lie in a flat one, in the shapes of what they were made of."""
     pieces = torch.split(flat, [padded(source.numel()) for source in sources])
     return [
         (piece if len(piece) == source.numel() else piece[: source.numel()]).view(source.shape)
@@ -111,11 +111,7 @@ def _adapted_copies(
     with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
         sources = [*weights, *plain]
         flat = sources[0].new_empty(sum(padded(s.numel()) for s in sources), dtype=dtype)
-        pieces = torch.split(flat, [padded(source.numel()) for source in sources])
-        copies = [
-            piece[: source.numel()].view(source.shape)
-            for piece, source in zip(pieces, sources, strict=True)
-        ]
+        copies = _parts(flat, sources)
         torch._foreach_copy_(copies, sources)
         contiguous = all(tensor.is_contiguous() for tensor in (*weights, *indices))
         if contiguous and _take_kernels(weights, factors, dtype, indices):
@@ -200,24 +196,17 @@ def kernels_run(device: torch.device) -> bool:
     """Whether the Triton kernels work there, seen by running them once."""
     if device.type != 'cuda':
         return False
-    if torch.version.cuda is None:
-        _say_slower(device, "are for NVIDIA's GPUs")  # torch calls AMD's cuda too
-        return False
-    if torch.cuda.get_device_capability(device) < (8, 0) or find_spec('triton') is None:
-        _say_slower(device, 'need Triton and compute capability 8.0')
-        return False
-    try:
-        from .block_kernels import check_kernels
+    missing = missing_for_kernels(device)
+    why = f'need {missing}' if missing else failure_of(lambda: _check_kernels(device))
+    if why:
+        _say_slower(device, why if missing else f'do not run {why}')
+    return not why
 
-        check_kernels(device)
-    except Exception as error:  # many kinds: Triton calls a C compiler and writes a cache
-        _say_slower(
-            device,
-            f'do not run ({type(error).__name__}: {error}); they need Triton 3, a C compiler and '
-            "Python's headers",
-        )
-        return False
-    return True
+
+def _check_kernels(device: torch.device) -> None:
+    from .block_kernels import check_kernels
+
+    check_kernels(device)
 
 
 @cache

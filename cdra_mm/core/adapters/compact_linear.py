@@ -73,13 +73,20 @@ def compact_linear(
     """
     if any(dropouts):
         return _dropped(x, weight, bias, blocks, factors, dropouts)
-    device = x.device.type
-    if device != 'meta' and torch.is_autocast_enabled(device):  # which knows no meta device
-        dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
+    dtype = autocast_type(x)
+    if dtype is not None:
+        with torch.autocast(x.device.type, enabled=False):
             bias = None if bias is None else bias.to(dtype)
             return _apply(x.to(dtype), weight.to(dtype), bias, blocks, factors)
     return _apply(x, weight, bias, blocks, factors)
+
+
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type in which autocast multiplies where a tensor lies, None where it is off."""
+    device = x.device.type
+    if device == 'meta' or not torch.is_autocast_enabled(device):  # it knows no meta device
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def _apply(
@@ -167,11 +174,11 @@ class _MergedLinear(torch.autograd.Function):
             dy_r = columns_of(dy, rows)
             height, width = len(up), down.shape[1]
             if height * width <= max(SMALL_BLOCK, len(down)) * (height + width):
-                block = _scaled(dy_r.t() @ x_c, scale)
+                block = scaled(dy_r.t() @ x_c, scale)
                 grads += [up.t() @ block, block @ down.t()]
             else:
-                dh = dy_r @ _scaled(up, scale)
-                grads += [dh.t() @ x_c, _scaled(dy_r.t() @ (x_c @ down.t()), scale)]
+                dh = dy_r @ scaled(up, scale)
+                grads += [dh.t() @ x_c, scaled(dy_r.t() @ (x_c @ down.t()), scale)]
         return dx, None, _bias_gradient(ctx, dy), None, *grads
 
 
@@ -195,9 +202,9 @@ class _FactoredLinear(torch.autograd.Function):
         for (rows, _, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
             h, hidden = hidden[:, : len(down)], hidden[:, len(down) :]
             dy_r = columns_of(dy, rows)
-            dh = dy_r @ _scaled(up, scale)
+            dh = dy_r @ scaled(up, scale)
             d_hidden.append(dh)
-            grads += [dh.t() @ x_c, _scaled(dy_r.t() @ h, scale)]
+            grads += [dh.t() @ x_c, scaled(dy_r.t() @ h, scale)]
         dx = None
         if ctx.needs_input_grad[0]:
             wide = _wide_down(weight, ctx.blocks, factors)
@@ -272,7 +279,7 @@ def _wide_up(weight: Tensor, blocks: Sequence[BlockIndex], factors: Sequence[Ten
     wide = weight.new_zeros(weight.shape[0], sum(up.shape[1] for up in ups))
     at = 0
     for (rows, _, scale), up in zip(blocks, ups, strict=True):
-        _write(wide[:, at : at + up.shape[1]], 0, rows, _scaled(up, scale))
+        _write(wide[:, at : at + up.shape[1]], 0, rows, scaled(up, scale))
         at += up.shape[1]
     return wide
 
@@ -290,7 +297,8 @@ def _merged(weight: Tensor, blocks: Blocks, factors: Sequence[Tensor]) -> Tensor
     return torch.addmm(weight, up, down)
 
 
-def _scaled(factor: Tensor, scale: float) -> Tensor:
+def scaled(factor: Tensor, scale: float) -> Tensor:
+    """A tensor times a scale; itself where that is 1."""
     return factor if scale == 1 else factor * scale
 
 

@@ -23,13 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .block_ops import adapted_copies, factor_gradients
-from .compact_linear import columns_of, length_of
+from .compact_linear import autocast_type, columns_of, length_of, scaled
 from .joint_blocks import JointBlocks
 
 __all__ = [
     'Copy',
     'Layer',
-    'computing_type',
     'copied_linear',
     'copy_layers',
     'is_remade',
@@ -143,20 +142,14 @@ def takes_copy(product: str, weight: Tensor) -> bool:
 
     Never in a program that is exported: it would need this package's operations where it runs.
     """
-    if _is_exporting():
-        return False
     kind = weight.device.type
-    return kind != 'meta' and (product == 'copied' or (product == 'auto' and kind != 'cpu'))
+    asked = product == 'copied' or (product == 'auto' and kind != 'cpu')
+    return asked and kind != 'meta' and not _is_exporting()
 
 
 def _is_exporting() -> bool:
     ask = getattr(torch.compiler, 'is_exporting', None)  # not in torch 2.6
     return bool(ask and ask())
-
-
-def computing_type(device: str, dtype: torch.dtype) -> torch.dtype:
-    """The type in which a tensor of `dtype` is multiplied there: autocast's where it is on."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
 def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
@@ -170,11 +163,11 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
     """
-    device = x.device.type
-    if not torch.is_autocast_enabled(device) and x.dtype != layer.weight.dtype:
+    under_autocast = autocast_type(x)
+    if under_autocast is None and x.dtype != layer.weight.dtype:
         return F.linear(x, layer.weight, layer.bias)  # which refuses it
-    dtype = computing_type(device, x.dtype)
-    with torch.autocast(device, enabled=False):
+    dtype = under_autocast or x.dtype
+    with torch.autocast(x.device.type, enabled=False):
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         if copy is None or not copy.serves(layer, dtype):
             copy = copy_layers([layer], dtype)[0]
@@ -253,9 +246,7 @@ def _through_factors(
     )
     for i, (d, x) in enumerate(parts):
         down, up = factors[2 * i], factors[2 * i + 1]
-        scaled = up.to(d.dtype) if joint.scales[i] == 1 else (up * joint.scales[i]).to(d.dtype)
-        hidden = F.linear(x, down.to(d.dtype))
-        if joint.scales[i] != 1:
-            hidden = hidden * joint.scales[i]
-        grads += [((d @ scaled).t() @ x).to(down.dtype), (d.t() @ hidden).to(up.dtype)]
+        d_hidden = d @ scaled(up, joint.scales[i]).to(d.dtype)
+        hidden = scaled(F.linear(x, down.to(d.dtype)), joint.scales[i])
+        grads += [(d_hidden.t() @ x).to(down.dtype), (d.t() @ hidden).to(up.dtype)]
     return grads

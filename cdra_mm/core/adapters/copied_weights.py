@@ -22,7 +22,8 @@ from cdra_mm.errors import ConfigError
 
 from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
-from .copied_linear import Layer, computing_type, copy_layers, is_remade, takes_copy
+from .compact_linear import autocast_type
+from .copied_linear import Layer, copy_layers, is_remade
 
 __all__ = [
     'PRODUCTS',
@@ -97,7 +98,7 @@ def _make_copies(model: nn.Module, _: Any) -> None:
     groups: defaultdict[Any, list[tuple[AdapterSet, str, Layer]]] = defaultdict(list)
     for adapters, name, layer in _layers(model):
         weight = layer.weight
-        dtype = computing_type(weight.device.type, weight.dtype)
+        dtype = autocast_type(weight) or weight.dtype
         if not is_remade(weight, dtype):
             groups[weight.device, weight.dtype, dtype].append((adapters, name, layer))
     for (*_, dtype), group in groups.items():
@@ -124,9 +125,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[AdapterSet, str, Layer]]:
             weight = cast('Tensor | None', module._parameters.get(name))
             if weight is None or is_sharded(weight):  # whole in its own layer's forward only
                 continue
-            if not takes_copy(adapters.product, weight):
-                continue  # its effective bias need not be computed
-            with torch.no_grad():
-                layer = adapters.layer(name, weight, getattr(module, bias_name))
-            if layer is not None:
-                yield adapters, name, layer
+            layer = adapters.layer(name, weight, None)
+            if layer is not None:  # its effective bias is computed only then
+                with torch.no_grad():
+                    bias = getattr(module, bias_name)
+                yield adapters, name, layer._replace(bias=bias)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..model.targets import Target
 from .adapter import ParameterAdapter, register_kind
+from .compact_linear import autocast_type
 from .low_rank import check_index, master_dtype
 
 __all__ = ['Entries', 'entries_linear', 'pass_entries_gradient']
@@ -83,10 +84,9 @@ def entries_linear(
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
     """
-    device = x.device.type
-    if device != 'meta' and torch.is_autocast_enabled(device):  # which knows no meta device
-        dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
+    dtype = autocast_type(x)
+    if dtype is not None:
+        with torch.autocast(x.device.type, enabled=False):
             bias = None if bias is None else bias.to(dtype)
             return _apply(x.to(dtype), weight, bias, index, value)
     return _apply(x, weight, bias, index, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,10 +40,11 @@ class JointBlocks(NamedTuple):
         """Entries of all blocks."""
         return sum(h * w for h, w in zip(self.heights, self.widths, strict=True))
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> JointBlocks:
-        """The same with every index tensor moved, to another device say."""
-        rows, cols = (i if isinstance(i, slice) else move(i) for i in (self.rows, self.cols))
-        return self._replace(rows=rows, cols=cols, indices=tuple(map(move, self.indices)))
+    def moved(self, device: torch.device) -> JointBlocks:
+        """The same with every index on a device."""
+        rows, cols = (i if isinstance(i, slice) else i.to(device) for i in (self.rows, self.cols))
+        indices = tuple(index.to(device) for index in self.indices)
+        return self._replace(rows=rows, cols=cols, indices=indices)
 
 
 def join_blocks(

@@ -21,11 +21,10 @@ told to leave it alone.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cdra_mm.errors import ConfigError, PlanError
 
@@ -113,16 +112,12 @@ def refuse_sharded(model: nn.Module, consequence: str) -> None:
         model: The model.
         consequence: What that rules out.
     """
-    found = _first_sharded(model.named_parameters())
+    found = next((name for name, p in model.named_parameters() if is_sharded(p)), '')
     if found:
         raise PlanError(
             f'{found} is spread over processes (FSDP): {consequence}; save the adapter with '
             'save_adapter, and load it into a model with whole weights'
         )
-
-
-def _first_sharded(named: Iterable[tuple[str, Tensor]]) -> str:
-    return next((name for name, tensor in named if is_sharded(tensor)), '')
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

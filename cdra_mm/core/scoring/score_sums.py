@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from cdra_mm.errors import ScoreError
 
+from ..flat_layout import padded
+
 __all__ = ['DTYPES', 'ScoreSums']
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Entries: sums begin where an allocation of their own would, at multiples of 256 bytes.
-ALIGNMENT = 64
 CHUNK = 1 << 20  # entries that are rounded at a time
 GOLDEN = 0.6180339887498949
 
@@ -75,8 +75,7 @@ class ScoreSums:
         begins: dict[str, int] = {}
         for name, parameter in parameters.items():
             begins[name] = lengths.get(kept[name], 0)
-            padded = -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-            lengths[kept[name]] = begins[name] + padded
+            lengths[kept[name]] = begins[name] + padded(parameter.numel())
         flat = {to: torch.zeros(size, dtype=dtype, device=to) for to, size in lengths.items()}
         self.flat = list(flat.values())
         self._sums = {

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from ..triton_support import KERNEL_DTYPES, failure_of, missing_for_kernels
+
 __all__ = ['add_squared', 'add_squares']
 
 SCRATCH_BYTES = 64 * 2**20
-KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def add_squared(total: Tensor, gradients: Tensor) -> None:
@@ -112,11 +112,10 @@ def _multiplies_wide(device: torch.device, dtype: torch.dtype) -> bool:
 @cache
 def _kernel_runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the Triton kernel works there, seen by running it once on ones."""
-    if device.type != 'cuda' or torch.version.cuda is None or dtype not in KERNEL_DTYPES:
-        return False  # torch calls AMD's GPUs cuda too: their shared memory is too small for it
-    if torch.cuda.get_device_capability(device) < (8, 0) or find_spec('triton') is None:
+    if dtype not in KERNEL_DTYPES or missing_for_kernels(device):
         return False
-    try:
+
+    def check() -> None:
         from .square_kernel import add_squared_gradients
 
         ones = torch.ones(2, 32, 128, dtype=dtype, device=device)
@@ -125,12 +124,12 @@ def _kernel_runs(device: torch.device, dtype: torch.dtype) -> bool:
         found = sorted({total.min().item(), total.max().item()})
         if found != [2.0 * 32**2]:
             raise RuntimeError(f'expected {2 * 32**2}, computed {found}')
-    except Exception as error:  # many kinds: Triton calls a C compiler and writes a cache
+
+    failure = failure_of(check)
+    if failure:
         warnings.warn(
             f'scoring is slower than it could be: the Triton kernel for {dtype} does not run on '
-            f'{device} ({type(error).__name__}: {error}); it needs Triton 3, a C compiler and '
-            "Python's headers",
+            f'{device} {failure}',
             stacklevel=2,
         )
-        return False
-    return True
+    return not failure

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from cdra_mm.core import triton_support
 from cdra_mm.core.scoring import squares
 from tests.reference.scores import add_squares as reference
 
@@ -95,7 +96,7 @@ def gpu(monkeypatch):
     """A machine that says it has an H100."""
     monkeypatch.setattr(torch.version, 'cuda', '12.8')
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
-    monkeypatch.setattr(squares, 'find_spec', lambda name: object())
+    monkeypatch.setattr(triton_support, 'find_spec', lambda name: object())
     squares._kernel_runs.cache_clear()
     yield torch.device('cuda')
     squares._kernel_runs.cache_clear()
@@ -117,7 +118,7 @@ def test_squares_need_no_warning_where_there_is_no_kernel(monkeypatch, gpu, recw
     elif what == 'an AMD GPU':
         monkeypatch.setattr(torch.version, 'cuda', None)
     else:
-        monkeypatch.setattr(squares, 'find_spec', lambda name: None)
+        monkeypatch.setattr(triton_support, 'find_spec', lambda name: None)
     assert not squares._kernel_runs(gpu, torch.bfloat16)
     assert not [w for w in recwarn if 'Triton kernel' in str(w.message)]
 
