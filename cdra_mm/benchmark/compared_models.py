@@ -10,15 +10,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cdra_mm.core import Plan, find_targets
+from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.sizing.block_sizes import adapt
 
 __all__ = [
+    'LORA',
+    'REFERENCE',
+    'Builder',
     'frozen_limit',
     'full',
     'installed',
@@ -26,10 +31,13 @@ __all__ = [
     'lora_rank_of_size',
     'mmpretrain_lora',
     'ours',
+    'peft_builders',
     'peft_lora',
 ]
 
 LORA_RANK = 8
+REFERENCE, LORA = 'frozen limit', f'peft LoRA r={LORA_RANK}'  # their names beside ours
+Builder = Callable[[nn.Module], nn.Module]
 
 
 def installed(module: str) -> bool:
@@ -72,9 +80,21 @@ def full(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def ours(model: nn.Module, plan: Plan, seed: int = 0) -> nn.Module:
-    """Compact adapters of a plan."""
-    return adapt(model, plan, seed=seed)
+def ours(model: nn.Module, plan: Plan, seed: int = 0, product: str = 'auto') -> nn.Module:
+    """Compact adapters of a plan; `product` as in `choose_product`."""
+    model = adapt(model, plan, seed=seed)
+    choose_product(model, product)
+    return model
+
+
+def peft_builders(peers: Iterable[str], skipped: dict[str, str]) -> dict[str, Builder]:
+    """peft's LoRA by its name, where it is asked for; `skipped` tells where it is not installed."""
+    if 'peft' not in peers:
+        return {}
+    if not installed('peft'):
+        skipped['peft LoRA'] = 'peft is not installed: pip install peft'
+        return {}
+    return {LORA: peft_lora}
 
 
 def peft_lora(model: nn.Module, rank: int = LORA_RANK) -> nn.Module:

@@ -116,8 +116,9 @@ def main(arguments: list[str] | None = None, *, case: Case | None = None) -> int
             record = {'candidates': {}, 'skipped': {'everything': reason}}
             failed = True
         results.add({'part': part.name, 'took_seconds': time.monotonic() - begin, **record})
-        rows += table(part.name, record)
-        print(*(f'{name}: {text}' for name, text in rows[-8:]), sep='\n', flush=True)
+        shown = list(table(part.name, record))
+        print(*(f'{name}: {text}' for name, text in shown), sep='\n', flush=True)
+        rows += shown
     results.finish()
     width = max(len(name) for name, _ in rows)
     print('', *(f'{name:<{width}}  {text}' for name, text in rows), sep='\n')

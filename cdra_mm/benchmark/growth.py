@@ -15,7 +15,7 @@ from . import compared_models as models
 from .arguments import MODELS
 from .case import Case
 from .scoring_time import compare_scores
-from .step import LORA, REFERENCE, Builder, compare_steps
+from .step import REFERENCE, Builder, compare_steps
 
 __all__ = ['AXES', 'Point', 'compare_growth', 'points']
 
@@ -75,11 +75,7 @@ def compare_growth(
         'ours': lambda model: models.ours(model, _plan(model, case, scale, share), case.seed),
     }
     skipped: dict[str, str] = {}
-    if 'peft' in peers:
-        if models.installed('peft'):
-            builders[LORA] = models.peft_lora
-        else:
-            skipped['peft LoRA'] = 'peft is not installed: pip install peft'
+    builders |= models.peft_builders(peers, skipped)
     step = compare_steps(case, builders=builders)
     found = step['candidates'].get('ours', {})
     record = {'benchmark': 'growth', **case.describe(), 'scale': scale, 'share': share}

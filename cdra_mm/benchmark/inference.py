@@ -15,12 +15,12 @@ from cdra_mm.sizing.block_sizes import label, make_block_plan
 from . import compared_models as models
 from .candidates import Candidates
 from .case import Batch, Case
+from .compared_models import Builder
 from .peers import quiet
 
 __all__ = ['compare_inference', 'forward_of']
 
 REFERENCE = 'base'
-Builder = Callable[[nn.Module], nn.Module]
 
 
 def compare_inference(
@@ -42,11 +42,8 @@ def compare_inference(
             ours = partial(models.ours, plan=plan, seed=case.seed)
             builders[f'ours {label(kind)} merged'] = partial(_merged, ours)
             builders[f'ours {label(kind)} unmerged'] = ours
-        if 'peft' in peers:
-            if models.installed('peft'):
-                builders[f'peft LoRA r={models.LORA_RANK} unmerged'] = models.peft_lora
-            else:
-                compared.skipped['peft LoRA'] = 'peft is not installed: pip install peft'
+        for name, build in models.peft_builders(peers, compared.skipped).items():
+            builders[f'{name} unmerged'] = build
         runs: dict[str, Callable[[], Any]] = {}
         batch = case.make_batch()
         for name, build in builders.items():

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cdra_mm.core.adapters.copied_weights import choose_product
-from cdra_mm.sizing.block_sizes import label, make_block_plan
-
-from . import compared_models as models
+from .candidates import Candidates
 from .case import Case
+from .compared_models import REFERENCE, Builder
 from .peers import quiet
+from .step import step_builders
 
-__all__ = ['LaunchCounter', 'builders_of', 'compare_launches', 'count_step']
+__all__ = ['LaunchCounter', 'builders_by_product', 'compare_launches', 'count_step']
 
-REFERENCE = 'frozen limit'
 # Names that take memory or look at it, though their schemas do not say so.
 NO_KERNEL = frozenset(
     'empty empty_like empty_strided new_empty new_empty_strided _unsafe_view _reshape_alias '
@@ -89,43 +86,24 @@ def compare_launches(
         blocks: Block sizes of ours, see `make_block_plan`.
         peers: Which peers to compare with.
     """
-    record: dict[str, Any] = {'benchmark': 'launches', **case.describe(), 'reference': REFERENCE}
-    candidates: dict[str, dict[str, Any]] = {}
-    record |= {'blocks': list(blocks), 'candidates': candidates, 'skipped': {}}
-    batch = case.make_batch()
+    compared = Candidates(case, 'launches', {'frozen_limit': REFERENCE}, blocks=list(blocks))
+    found, batch = compared.found, case.make_batch()
     with quiet():
-        for name, build in builders_of(case, blocks, peers, record['skipped']).items():
+        for name, build in builders_by_product(case, blocks, peers, compared.skipped).items():
             model = build(case.make_model()).train()
             counts = count_step(model, lambda model=model: case.losses(model, batch).mean())  # type: ignore[misc]
-            totals = {direction: found.total() for direction, found in counts.items()}
+            totals = {direction: counter.total() for direction, counter in counts.items()}
             launches = sum(totals.values())
-            candidates[name] = {**totals, 'launches': launches, 'by_operation': counts}
-    for entry in candidates.values():
-        entry['ratio_vs_frozen_limit'] = entry['launches'] / candidates[REFERENCE]['launches']
-        entry['ratio_vs_full'] = entry['launches'] / candidates['full']['launches']
-    return record
+            found[name] = {**totals, 'launches': launches, 'by_operation': counts}
+    for entry in found.values():
+        entry['ratio_vs_frozen_limit'] = entry['launches'] / found[REFERENCE]['launches']
+        entry['ratio_vs_full'] = entry['launches'] / found['full']['launches']
+    return compared.record
 
 
-def builders_of(
+def builders_by_product(
     case: Case, blocks: Sequence[str], peers: Sequence[str], skipped: dict[str, str]
-) -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """The candidates by name, ours by each product; `skipped` gets what cannot be compared."""
-    plain = case.make_model()
-    builders: dict[str, Callable[[nn.Module], nn.Module]] = {REFERENCE: models.frozen_limit}
-    for kind in blocks:
-        plan = make_block_plan(plain, kind, seed=case.seed)
-        for product in ('copied', 'factored'):
-            build = partial(_ours, plan=plan, seed=case.seed, product=product)
-            builders[f'ours {label(kind)}, {product}'] = build
-    if 'peft' in peers and models.installed('peft'):
-        builders[f'peft LoRA r={models.LORA_RANK}'] = models.peft_lora
-    elif 'peft' in peers:
-        skipped['peft LoRA'] = 'peft is not installed: pip install peft'
-    builders['full'] = models.full
-    return builders
-
-
-def _ours(model: nn.Module, *, plan: Any, seed: int, product: str) -> nn.Module:
-    model = models.ours(model, plan, seed)
-    choose_product(model, product)
-    return model
+) -> dict[str, Builder]:
+    """The candidates of `step_builders`, ours by both products, beside peft's LoRA alone."""
+    kept = [peer for peer in peers if peer == 'peft']
+    return step_builders(case, blocks, kept, skipped, False, ('copied', 'factored'))

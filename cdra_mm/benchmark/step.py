@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,15 +14,13 @@ from cdra_mm.sizing.block_sizes import label, make_block_plan
 from . import compared_models as models
 from .candidates import Candidates
 from .case import Batch, Case
+from .compared_models import LORA, REFERENCE, Builder
 from .memory import peak_above_rest, saved_bytes
 from .peers import quiet
 
 __all__ = ['STEP_PEERS', 'Step', 'compare_steps', 'step_builders']
 
 STEP_PEERS = ('peft', 'mmpretrain')
-REFERENCE = 'frozen limit'
-LORA = f'peft LoRA r={models.LORA_RANK}'
-Builder = Callable[[nn.Module], nn.Module]
 
 
 class Step:
@@ -130,17 +128,29 @@ def step_builders(
     peers: Sequence[str],
     skipped: dict[str, str],
     of_size: bool = True,
+    products: Sequence[str] = (),
 ) -> dict[str, Builder]:
-    """The candidates by name; what cannot be compared is noted in `skipped`."""
+    """The candidates by name; what cannot be compared is noted in `skipped`.
+
+    Args:
+        case: The setting.
+        blocks: Block sizes of ours, see `make_block_plan`.
+        peers: Which of `STEP_PEERS` to compare with.
+        skipped: Gets a line for those that are not there.
+        of_size: Whether to compare with LoRA of our number of parameters too.
+        products: Ours by each of these products (`choose_product`); none for ours as it comes.
+    """
     plain = case.make_model()
     plans = {kind: make_block_plan(plain, kind, seed=case.seed) for kind in blocks}
     builders: dict[str, Builder] = {REFERENCE: models.frozen_limit}
     for kind, plan in plans.items():
-        builders[f'ours {label(kind)}'] = partial(models.ours, plan=plan, seed=case.seed)
-    if 'peft' in peers and not models.installed('peft'):
-        skipped['peft LoRA'] = 'peft is not installed: pip install peft'
-    elif 'peft' in peers:
-        builders[LORA] = models.peft_lora
+        ours = partial(models.ours, plan=plan, seed=case.seed)
+        if not products:
+            builders[f'ours {label(kind)}'] = ours
+        for product in products:
+            builders[f'ours {label(kind)}, {product}'] = partial(ours, product=product)
+    builders |= models.peft_builders(peers, skipped)
+    if LORA in builders:
         # The ranks that train about as much as ours; one candidate where they agree.
         sizes = (models.lora_rank_of_size(plain, p) for p in plans.values() if of_size)
         for rank in dict.fromkeys(sizes):

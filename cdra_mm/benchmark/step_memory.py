@@ -16,13 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cdra_mm.sizing.live_bytes import LiveBytes
 
+from .candidates import Candidates
 from .case import Case
-from .launches import builders_of
+from .compared_models import REFERENCE
+from .launches import builders_by_product
 from .peers import quiet
 
 __all__ = ['compare_memory', 'peak_of_step']
 
-REFERENCE = 'frozen limit'
 ADAMW = 2  # moments of each trained number
 
 
@@ -67,11 +68,9 @@ def compare_memory(
         blocks: Block sizes of ours, see `make_block_plan`.
         peers: Which peers to compare with.
     """
-    record: dict[str, Any] = {'benchmark': 'memory', **case.describe(), 'reference': REFERENCE}
-    candidates: dict[str, dict[str, Any]] = {}
-    record |= {'blocks': list(blocks), 'candidates': candidates, 'skipped': {}}
+    compared = Candidates(case, 'memory', {'frozen_limit': REFERENCE}, blocks=list(blocks))
     with quiet():
-        for name, build in builders_of(case, blocks, peers, record['skipped']).items():
+        for name, build in builders_by_product(case, blocks, peers, compared.skipped).items():
             for again in (False, True):
                 model = build(case.make_model()).train()
                 if again:
@@ -79,10 +78,10 @@ def compare_memory(
                 own = sum(p.nbytes for p in model.parameters())
                 state = ADAMW * sum(p.nbytes for p in model.parameters() if p.requires_grad)
                 step = peak_of_step(case, model)
-                candidates[f'{name}, recomputed' if again else name] = {
+                compared.found[f'{name}, recomputed' if again else name] = {
                     'weight_bytes': own,
                     'optimizer_bytes': state,
                     'step_bytes': step,
                     'total_bytes': own + state + step,
                 }
-    return record
+    return compared.record

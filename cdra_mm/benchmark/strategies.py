@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from cdra_mm.core.adapters import compact_linear as product
-from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.sizing.block_sizes import label, make_block_plan
 
 from . import compared_models as models
@@ -58,8 +57,7 @@ def compare_strategies(case: Case, *, blocks: Sequence[str] = ('paper', 'spt')) 
             run = _products(case, _layers(models.ours(case.make_model(), plan, case.seed)))
             for strategy in STRATEGIES:
                 runs[f'{label(kind)}: {strategy}'] = _by(strategy, run)
-            model = models.ours(case.make_model(), plan, case.seed)
-            choose_product(model, 'copied')
+            model = models.ours(case.make_model(), plan, case.seed, 'copied')
             runs[f'{label(kind)}: copied'] = _products(case, _layers(model))
         compared.time(runs)
     return compared.record

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdra_mm.benchmark import launches
+from cdra_mm.benchmark import compared_models
 from cdra_mm.benchmark.launches import LaunchCounter, compare_launches, count_step
 from cdra_mm.benchmark.report import render
 
@@ -57,6 +57,6 @@ def test_ours_launch_less_than_full_fine_tuning():
 
 
 def test_what_is_not_installed_is_skipped(monkeypatch):
-    monkeypatch.setattr(launches.models, 'installed', lambda module: False)
+    monkeypatch.setattr(compared_models, 'installed', lambda module: False)
     record = compare_launches(tiny_case(), blocks=['spt'])
     assert record['skipped'] == {'peft LoRA': 'peft is not installed: pip install peft'}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdra_mm.benchmark import compared_models
-from cdra_mm.benchmark.launches import builders_of
+from cdra_mm.benchmark.launches import builders_by_product
 from cdra_mm.benchmark.report import render
 from cdra_mm.benchmark.step_memory import compare_memory, peak_of_step
 from cdra_mm.sizing.live_bytes import LiveBytes
@@ -17,7 +17,7 @@ from .tiny import tiny_case
 @pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
 def test_peak_is_that_of_a_real_step(dtype):
     case = tiny_case(dtype=dtype)
-    for build in builders_of(case, ['paper'], [], {}).values():
+    for build in builders_by_product(case, ['paper'], [], {}).values():
         model = build(case.make_model()).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         batch = case.make_batch()
