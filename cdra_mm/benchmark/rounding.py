@@ -13,152 +13,175 @@ python -m cdra_mm.benchmark.rounding --weights deit_tiny.safetensors --vtab VTAB
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdra_mm.columns import aligned
-from cdra_mm.core import apply_plan, estimate_scores, make_plan
+from cdra_mm.core import Plan, apply_plan, estimate_scores, make_plan
 from cdra_mm.core.adapters.copied_weights import carriers, choose_product
 from cdra_mm.storage import write_text
 
-__all__ = ['WAYS', 'Task', 'train']
+from .small_tasks import IGNORED, Task, read_dense, read_vtab
+
+__all__ = ['WAYS', 'Training', 'deit_tiny', 'main']
 
 WAYS = ('fp32', 'weights rounded, updates apart', 'updates rounded with weights')
-IGNORED = 255
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+SCORED, SCORED_AT_A_TIME = 100, 20
+PATCH = 16
 
 
-@dataclass(frozen=True)
-class Task:
-    """Images and labels of one data set, small enough to be held.
+def deit_tiny(weights: str, size: int) -> nn.Module:
+    """A DeiT-Tiny that returns all tokens, its positions resampled to the size of the images.
 
-    Attributes:
-        train: Images uint8 ``[N, 3, S, S]`` and labels, ``[N]`` or ``[N, S, S]``.
-        val: Likewise.
-        classes: Number of classes.
+    Args:
+        weights: Its file, timm's names.
+        size: Side of the images, pixels.
     """
+    import timm
+    from timm.layers import resample_abs_pos_embed
 
-    train: tuple[Tensor, Tensor]
-    val: tuple[Tensor, Tensor]
-    classes: int
-
-    @property
-    def dense(self) -> bool:
-        """Whether every pixel has a label."""
-        return self.train[1].dim() == 3
+    vit: nn.Module = timm.create_model(
+        'deit_tiny_patch16_224', num_classes=0, img_size=size, global_pool=''
+    )
+    state = {k: v for k, v in load_file(weights).items() if not k.startswith('head')}
+    grid = [size // PATCH] * 2
+    state['pos_embed'] = resample_abs_pos_embed(state['pos_embed'], grid, num_prefix_tokens=1)
+    vit.load_state_dict(state)
+    return vit
 
 
 class _Model(nn.Module):
     """A ViT under a linear head, on the class token or on every patch."""
 
-    def __init__(self, weights: str, size: int, classes: int, dense: bool) -> None:
+    def __init__(self, backbone: nn.Module, classes: int, dense: bool) -> None:
         super().__init__()
-        timm: Any = importlib.import_module('timm')
-        load_file = importlib.import_module('safetensors.torch').load_file
-        vit = timm.create_model(
-            'deit_tiny_patch16_224', num_classes=0, img_size=size, global_pool=''
-        )
-        state = {k: v for k, v in load_file(weights).items() if not k.startswith('head')}
-        resample = importlib.import_module('timm.layers').resample_abs_pos_embed
-        grid = [size // 16] * 2
-        state['pos_embed'] = resample(state['pos_embed'], grid, num_prefix_tokens=1)
-        vit.load_state_dict(state)
-        self.backbone, self.dense = vit, dense
-        self.head = nn.Linear(vit.embed_dim, classes)
+        self.backbone, self.dense = backbone, dense
+        self.head = nn.Linear(cast(Any, backbone).embed_dim, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         tokens = self.backbone((images.float() - mean) / std)
         if not self.dense:
-            return self.head(tokens[:, 0])
-        side = images.shape[-1] // 16
+            return cast(Tensor, self.head(tokens[:, 0]))
+        side = images.shape[-1] // PATCH
         maps = self.head(tokens[:, 1:]).transpose(1, 2).unflatten(2, (side, side))
-        return F.interpolate(maps.float(), images.shape[-2:], mode='bilinear')
+        return F.interpolate(maps, images.shape[-2:], mode='bilinear')
 
 
-def train(
-    task: Task, weights: str, way: str, *, seed: int, iterations: int, batch: int, rate: float
-) -> dict[str, float]:
-    """Trains one task in one way.
+@dataclass(frozen=True)
+class Training:
+    """One task with one seed, the same for every way.
 
-    Args:
+    Attributes:
         task: The data.
-        weights: File of the DeiT-Tiny, timm's names.
-        way: A key of `WAYS`.
-        seed: Seed of head, samples, factors and batches.
+        backbone: Makes a ViT with its pretrained weights, for images of a size.
+        seed: Of head, samples, factors and batches.
         iterations: Steps.
         batch: Images a step.
         rate: Of AdamW for the backbone; the head's is ten times that.
-
-    Returns:
-        The validation metric in percent (top-1, or mean IoU), and the last losses' mean.
     """
-    torch.manual_seed(seed)
-    images, labels = task.train
-    model = _Model(weights, images.shape[-1], task.classes, task.dense)
-    model.backbone.train()
 
-    def loss_of(given: tuple[Tensor, Tensor], reduction: str = 'mean') -> Tensor:
-        return F.cross_entropy(model(given[0]), given[1], ignore_index=IGNORED, reduction=reduction)
+    task: Task
+    backbone: Callable[[int], nn.Module]
+    seed: int
+    iterations: int
+    batch: int
+    rate: float
 
-    def sample_losses(_: nn.Module, given: tuple[Tensor, Tensor]) -> Tensor:
-        losses = F.cross_entropy(
-            model(given[0]).float(), given[1], ignore_index=IGNORED, reduction='none'
+    def plan(self) -> Plan:
+        """CDRA's plan for half a percent of the backbone."""
+        model, (images, labels) = self._model(), self.task.train
+        chosen, _ = self._order()
+        batches = [(images[c], labels[c]) for c in chosen[:SCORED].split(SCORED_AT_A_TIME)]
+
+        def losses(_: nn.Module, given: tuple[Tensor, Tensor]) -> Tensor:
+            found = _loss(model, given, 'none')
+            return found.flatten(1).mean(1) if self.task.dense else found
+
+        scores = estimate_scores(model.backbone, batches, losses)
+        budget = sum(p.numel() for p in model.backbone.parameters()) // 200
+        return make_plan(scores, budget_params=budget)
+
+    def run(self, plan: Plan, way: str) -> dict[str, float]:
+        """Trains in one of `WAYS`.
+
+        Returns:
+            The validation metric in percent (top-1, or mean IoU), and the last losses' mean.
+        """
+        model, (images, labels) = self._model(), self.task.train
+        apply_plan(model.backbone, plan, seed=self.seed)
+        if way != WAYS[0]:
+            _round_(model.backbone, updates=way == WAYS[2])
+        groups = [
+            {'params': [p for p in model.backbone.parameters() if p.requires_grad]},
+            {'params': list(model.head.parameters())},
+        ]
+        rates = [self.rate, 10 * self.rate]
+        optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, rates, total_steps=self.iterations, pct_start=0.1
         )
-        return losses.flatten(1).mean(1) if task.dense else losses
+        losses: list[float] = []
+        for indices in self._batches(self._order()[1]):
+            loss = _loss(model, (images[indices], labels[indices]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        model.eval()
+        with torch.no_grad():
+            found = torch.cat([model(part).argmax(1) for part in self.task.val[0].split(32)])
+        return {'metric': self.task.score(found), 'loss': sum(losses[-20:]) / len(losses[-20:])}
 
-    order = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=order)[:100].split(20)
-    scores = estimate_scores(
-        model.backbone, [(images[c], labels[c]) for c in chosen], sample_losses
-    )
-    budget = sum(p.numel() for p in model.backbone.parameters()) // 200
-    plan = make_plan(scores, budget_params=budget)
-    apply_plan(model.backbone, plan, seed=seed)
-    if way != 'fp32':
-        _round_(model.backbone, updates=way == WAYS[2])
-    groups = [
-        {'params': [p for p in model.backbone.parameters() if p.requires_grad], 'lr': rate},
-        {'params': list(model.head.parameters()), 'lr': 10 * rate},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [rate, 10 * rate], total_steps=iterations, pct_start=0.1
-    )
-    last: list[float] = []
-    for indices in _batches(len(images), batch, iterations, order):
-        loss = loss_of((images[indices], labels[indices]))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        last.append(float(loss.detach()))
-    model.eval()
-    with torch.no_grad():
-        found = torch.cat([model(part).argmax(1) for part in task.val[0].split(32)])
-    metric = _metric(found, task.val[1], task.classes)
-    return {'metric': metric, 'loss': sum(last[-20:]) / len(last[-20:])}
+    def _model(self) -> _Model:
+        torch.manual_seed(self.seed)
+        size = self.task.train[0].shape[-1]
+        return _Model(self.backbone(size), self.task.classes, self.task.dense).train()
+
+    def _order(self) -> tuple[Tensor, torch.Generator]:
+        """The images to score first, and what draws the batches after them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(len(self.task.train[0]), generator=generator), generator
+
+    def _batches(self, generator: torch.Generator) -> Iterator[Tensor]:
+        made = 0
+        while True:
+            for indices in torch.randperm(len(self.task.train[0]), generator=generator).split(
+                self.batch
+            ):
+                if len(indices) == self.batch:
+                    yield indices
+                    made += 1
+                    if made == self.iterations:
+                        return
+
+
+def _loss(model: nn.Module, given: tuple[Tensor, Tensor], reduction: str = 'mean') -> Tensor:
+    return F.cross_entropy(model(given[0]), given[1], ignore_index=IGNORED, reduction=reduction)
 
 
 def _round_(backbone: nn.Module, *, updates: bool) -> None:
     """Has an adapted backbone compute with weights in bf16's precision, in fp32 arithmetic."""
-    if not updates:
-        weights = [m._parameters['weight'] for m in carriers(backbone)]
-        with torch.no_grad():
-            for weight in weights:
-                if weight is not None and weight.dim() == 2:
-                    weight.copy_(weight.bfloat16().float())
+    if updates:
+        choose_product(backbone, 'copied')
+        backbone.register_forward_pre_hook(_round_copies)  # after the one that makes them
         return
-    choose_product(backbone, 'copied')
-    backbone.register_forward_pre_hook(_round_copies)  # after the one that makes them
+    with torch.no_grad():
+        for module in carriers(backbone):
+            weight = module._parameters['weight']
+            if weight is not None and weight.dim() == 2:
+                weight.copy_(weight.bfloat16().float())
 
 
 def _round_copies(backbone: nn.Module, _: Any) -> None:
@@ -167,76 +190,7 @@ def _round_copies(backbone: nn.Module, _: Any) -> None:
             copy.weight.copy_(copy.weight.bfloat16().float())
 
 
-def _batches(size: int, batch: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    made = 0
-    while True:
-        for indices in torch.randperm(size, generator=generator).split(batch):
-            if len(indices) == batch:
-                yield indices
-                made += 1
-                if made == count:
-                    return
-
-
-def _metric(found: Tensor, right: Tensor, classes: int) -> float:
-    """Top-1, or the mean IoU over the classes that occur, in percent."""
-    if right.dim() == 1:
-        return 100 * float((found == right).float().mean())
-    known = right != IGNORED
-    pairs = right[known] * classes + found[known]
-    matrix = pairs.bincount(minlength=classes**2).view(classes, classes).double()
-    union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
-    return 100 * float((matrix.diag() / union)[union > 0].mean())
-
-
-def read_vtab(folder: Path, size: int) -> Task:
-    """A data set in VTAB's layout: its train800 and val200."""
-    image = importlib.import_module('PIL.Image')
-
-    def read(split: str) -> tuple[Tensor, Tensor]:
-        lines = (folder / f'{split}.txt').read_text(encoding='utf-8').split('\n')
-        pairs = [line.rsplit(' ', 1) for line in lines if line]
-        pictures = [_picture(image.open(folder / name), size) for name, _ in pairs]
-        return torch.stack(pictures), torch.tensor([int(label) for _, label in pairs])
-
-    train, val = read('train800'), read('val200')
-    return Task(train, val, int(torch.cat([train[1], val[1]]).max()) + 1)
-
-
-def read_dense(folder: Path, size: int, void: int | None = None) -> Task:
-    """A data set of ``img_dir`` and ``ann_dir``: its train and val, whole images made square."""
-    image = importlib.import_module('PIL.Image')
-
-    def read(split: str) -> tuple[Tensor, Tensor]:
-        files = sorted((folder / 'img_dir' / split).iterdir())
-        masks = [folder / 'ann_dir' / split / f'{file.stem}.png' for file in files]
-        pictures = torch.stack([_picture(image.open(file), size) for file in files])
-        labels = torch.stack(
-            [
-                _tensor(image.open(mask).resize((size, size), image.Resampling.NEAREST))
-                for mask in masks
-            ]
-        ).long()
-        if void is not None:
-            labels[labels == void] = IGNORED
-        return pictures, labels
-
-    train, val = read('train'), read('val')
-    return Task(train, val, int(train[1][train[1] != IGNORED].max()) + 1)
-
-
-def _picture(picture: Any, size: int) -> Tensor:
-    resized = picture.convert('RGB').resize((size, size), 2)  # bilinear
-    return _tensor(resized).permute(2, 0, 1)
-
-
-def _tensor(picture: Any) -> Tensor:
-    numpy: Any = importlib.import_module('numpy')
-    return torch.from_numpy(numpy.array(picture))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command; see the module."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -258,46 +212,45 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--batches', nargs=2, type=int, default=[32, 8], metavar='N')
     parser.add_argument('--rate', type=float, default=1e-3)
     parser.add_argument('--json', metavar='FILE')
-    given = parser.parse_args(arguments)
-    sources: dict[str, Callable[[], Task]] = {}
+    return parser
+
+
+def main(
+    arguments: list[str] | None = None, *, backbone: Callable[[str, int], nn.Module] = deit_tiny
+) -> None:
+    """The command; see the module.
+
+    Args:
+        arguments: Of the command line.
+        backbone: Makes the ViT, ``backbone(weights, size)``.
+    """
+    given = _parser().parse_args(arguments)
+    readers: dict[str, Callable[[], Task]] = {}
     for folder in given.vtab:
-        sources[folder.name] = lambda folder=folder: read_vtab(folder, given.sizes[0])  # type: ignore[misc]
+        readers[folder.name] = partial(read_vtab, folder, given.sizes[0])
     for text in given.dense:
         path, _, void = text.partition(':')
-        sources[Path(path).name] = lambda path=path, void=void: read_dense(  # type: ignore[misc]
-            Path(path), given.sizes[1], int(void) if void else None
-        )
+        ignored = int(void) if void else None
+        readers[Path(path).name] = partial(read_dense, Path(path), given.sizes[1], ignored)
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for name, read in sources.items():
+    for name, read in readers.items():
         task = read()
         results[name] = {way: [] for way in WAYS}
         for seed in given.seeds:
+            batch = given.batches[task.dense]
+            make = partial(backbone, given.weights)
+            training = Training(task, make, seed, given.iterations, batch, given.rate)
+            plan = training.plan()
             for way in WAYS:
-                run = train(
-                    task,
-                    given.weights,
-                    way,
-                    seed=seed,
-                    iterations=given.iterations,
-                    batch=given.batches[task.dense],
-                    rate=given.rate,
-                )
-                results[name][way].append(run)
-                print(f'{name}, seed {seed}, {way}: {run}', flush=True)
+                results[name][way].append(training.run(plan, way))
+                print(f'{name}, seed {seed}, {way}: {results[name][way][-1]}', flush=True)
         if given.json:
             write_text(given.json, json.dumps(results, indent=1) + '\n')
-    print(
-        aligned(
-            ['', *WAYS],
-            [
-                [
-                    name,
-                    *(' '.join(f'{run["metric"]:.1f}' for run in runs) for runs in found.values()),
-                ]
-                for name, found in results.items()
-            ],
-        )
-    )
+    rows = [
+        [name, *(' '.join(f'{run["metric"]:.1f}' for run in runs) for runs in found.values())]
+        for name, found in results.items()
+    ]
+    print(aligned(['', *WAYS], rows))
 
 
 if __name__ == '__main__':
