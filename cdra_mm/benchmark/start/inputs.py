@@ -17,6 +17,7 @@ import torch
 
 from cdra_mm.data.demo_images import make_demo
 from cdra_mm.errors import ConfigError
+from cdra_mm.reading import read_torch
 
 from ..arguments import STARTS
 
@@ -132,7 +133,7 @@ def _random_dinov2(folder: Path, seed: int) -> Path:
     model = timm.create_model('vit_base_patch14_dinov2', pretrained=False)
     original, out = folder / 'dinov2_original.pth', folder / 'dinov2.pth'
     torch.save(model.state_dict(), original)
-    weights = torch.load(_converted(original, out), weights_only=True)['state_dict']
+    weights = read_torch(_converted(original, out))['state_dict']
     torch.save({'state_dict': {f'backbone.{k}': v for k, v in weights.items()}}, out)
     return out
 

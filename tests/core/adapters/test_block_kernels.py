@@ -1,30 +1,19 @@
 """The kernels of the operations on blocks equal the same loops.
 
-They are tested natively where there is a GPU. Elsewhere this file runs itself once more in
-Triton's interpreter, which has to be switched on before Triton is imported.
+They are tested natively where there is a GPU, and in the interpreter (`interpreted`).
 """
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from cdra_mm.core.adapters import block_ops
 from tests.core.adapters.block_layers import Layers, check_copies, check_gradients
+from tests.core.interpreted import DEVICE, INTERPRETED, NATIVE, once_more, run_interpreted, runs
 
 pytest.importorskip('triton', reason='the kernels are for GPUs, where torch brings Triton')
 kernels = pytest.importorskip('cdra_mm.core.adapters.block_kernels')
-
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-NATIVE = not INTERPRETED and torch.cuda.is_available()
-DEVICE = 'cuda' if NATIVE else 'cpu'
-runs = pytest.mark.skipif(
-    not (INTERPRETED or NATIVE), reason='no GPU: run by test_kernel_laws_in_the_interpreter'
-)
 
 SIZES = {
     'one_entry': [(1, 1, [(1, 1, 1)])],
@@ -111,17 +100,9 @@ def test_self_check_passes_and_would_notice(monkeypatch):
     kernels.write_blocks(torch.ones(1), [], [], [], [], [], [])  # nothing to write; and it counts
 
 
-@pytest.mark.skipif(INTERPRETED or NATIVE, reason='they ran as they are')
+@once_more
 def test_kernel_laws_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__],
-        env={**os.environ, 'TRITON_INTERPRET': '1'},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert ' passed' in done.stdout
+    run_interpreted(__file__)
 
 
 @pytest.mark.skipif(INTERPRETED, reason='interpreted kernels are not compiled')

@@ -1,30 +1,19 @@
 """The kernel that squares gradients in its epilogue equals the loop over samples and tokens.
 
-It is tested natively where there is a GPU. Elsewhere this file runs itself once more in
-Triton's interpreter, which has to be switched on before Triton is imported.
+It is tested natively where there is a GPU, and in the interpreter (`interpreted`).
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from tests.core.interpreted import DEVICE, INTERPRETED, NATIVE, once_more, run_interpreted, runs
 from tests.reference.scores import add_squares as reference
 
 triton = pytest.importorskip('triton', reason='the kernel is for GPUs, where torch brings Triton')
 tl = pytest.importorskip('triton.language')
 kernel = pytest.importorskip('cdra_mm.core.scoring.square_kernel')
-
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-NATIVE = not INTERPRETED and torch.cuda.is_available()
-DEVICE = 'cuda' if NATIVE else 'cpu'
-runs = pytest.mark.skipif(
-    not (INTERPRETED or NATIVE), reason='no GPU: run by test_kernel_law_in_the_interpreter'
-)
 
 # B, T, I, O and multiprocessors, with what it is about.
 SHAPES = {
@@ -253,16 +242,6 @@ def test_tokens_per_step_pads_little(tokens, step):
     assert kernel.tokens_per_step(tokens, 4) == 16
 
 
-@pytest.mark.skipif(INTERPRETED, reason='this is the interpreter')
-def test_kernel_law_in_the_interpreter(repository):
-    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__],
-        cwd=repository,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
-    assert 'passed' in result.stdout
+@once_more
+def test_kernel_law_in_the_interpreter():
+    run_interpreted(__file__)
