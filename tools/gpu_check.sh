@@ -21,11 +21,11 @@ export PYTHONPATH=$PWD TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$folder/triton}
 
 # Few shapes of each kernel: every one is compiled once for each type. The project's own conftest
 # asks for packages that a bare machine lacks.
+squares='(adds_the_squares and (ragged or uneven or whole_and_cut))'
 "$python" -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -q \
   tests/core/adapters/test_block_kernels.py \
   tests/core/scoring/test_square_kernel.py \
-  -k 'not in_the_interpreter and (not square_kernel or bit_for_bit or
-      (adds_the_squares and (ragged or uneven or whole_and_cut)))' \
+  -k "not in_the_interpreter and (not square_kernel or bit_for_bit or $squares)" \
   2>&1 | tee "$folder/tests.txt"
 tests=${PIPESTATUS[0]}
 
