@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from cdra_mm.core.model.graph import nodes_of
 from cdra_mm.core.model.own_state import tensors_in
 
 __all__ = ['in_child', 'peak_above_rest', 'saved_bytes']
@@ -118,12 +119,5 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 def _put_aside(loss: Tensor) -> Iterator[Tensor]:
     """Tensors that nodes of the graph hold as plain attributes."""
-    seen: set[Any] = set()
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
+    for node in nodes_of(loss):
         yield from tensors_in(getattr(node, '__dict__', {}))

@@ -1,13 +1,27 @@
-"""Which parameters a result depends on, read off the graph that its backward pass would take."""
+"""The graph that a result's backward pass would take, and which parameters it leads to."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-__all__ = ['leaves_of']
+__all__ = ['leaves_of', 'nodes_of']
+
+
+def nodes_of(result: Tensor) -> Iterator[Any]:
+    """Every node of the graph of a result, once each."""
+    seen: set[Any] = set()  # kept alive by it: Python makes a node's object when it is asked for
+    left: list[Any] = [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        left += [following for following, _ in node.next_functions]
 
 
 def leaves_of(result: Tensor) -> set[int] | None:
@@ -21,17 +35,10 @@ def leaves_of(result: Tensor) -> set[int] | None:
         written in Python (activation checkpointing is one) may use parameters inside itself.
     """
     found: set[int] = set()
-    seen: set[Any] = set()  # kept alive by it: Python makes a node's object when it is asked for
-    left: list[Any] = [result.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
+    for node in nodes_of(result):
         if isinstance(node, BackwardCFunction):
             return None
-        seen.add(node)
         leaf = getattr(node, 'variable', None)  # of a node that would add up a gradient
         if leaf is not None:
             found.add(id(leaf))
-        left += [following for following, _ in node.next_functions]
     return found

@@ -25,6 +25,7 @@ from cdra_mm.core import (
     unmerge_adapters,
 )
 from cdra_mm.core.adapters.copied_weights import carriers, choose_product, product_of
+from cdra_mm.core.model.graph import nodes_of
 from tests.core.problems import adapted, random_plan
 from tests.models import MODELS, images
 
@@ -63,16 +64,7 @@ def trained(model):
 
 def is_copied(y):
     """Whether a product through a copy is in the graph of a tensor."""
-    seen, waiting = set(), [y.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if '_CopiedLinear' in node.name():
-            return True
-        waiting += [following for following, _ in node.next_functions]
-    return False
+    return any('_CopiedLinear' in node.name() for node in nodes_of(y))
 
 
 @pytest.mark.parametrize('kind', MODELS)
