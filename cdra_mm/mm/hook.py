@@ -123,8 +123,10 @@ class CDRAHook(Hook):
             quadrant: ``'10'`` (default), ``'00'``, ``'11'`` or ``'01'``: the part of a matrix that
             is adapted (Table 7).
             allocation: ``'scores'`` (default, the paper's) or ``'energy'``: blocks, ranks and
-            vectors by the energy of the mean gradient per parameter; `max_rank` and `start` are
-            its own (see `cdra_mm.methods.CDRA`).
+            vectors by the energy of the mean gradient per parameter.
+            max_rank: int, default 8: largest rank of a block by ``'energy'``.
+            start: ``'random'`` (default, LoRA's) or ``'gradient'``: where ``down`` begins, with
+            ``'energy'``.
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
