@@ -21,6 +21,7 @@ from .checkpoints.record import Record, make_record
 from .checkpoints.restoring import ensure_base
 from .hook_settings import check_same_settings
 from .plan_description import describe_plan
+from .plan_health import plan_health
 from .planning.head_fit import fit_head
 from .planning.run_plan import RunPlanner
 from .rebuild import plain_model
@@ -81,6 +82,11 @@ class Adaptation:
             assert plan is not None
             check_stays_trained(model, backbone)
             logger.info('\n' + describe_plan(plan, backbone))
+            health = plan_health(plan, self.planner.masses)
+            if health is not None:
+                logger.info(health.text)
+                for warning in health.warnings:
+                    logger.warning(warning)
         record = make_record(
             backbone,
             method=method.name,

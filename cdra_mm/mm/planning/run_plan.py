@@ -24,6 +24,7 @@ from cdra_mm.methods import Method, Request
 from cdra_mm.progress import late_line, reported_to
 from cdra_mm.spelling import did_you_mean
 
+from ..plan_health import masses_of
 from .competing import competing_targets
 from .kept_scores import KEEP, SCORES_FILE, adapted_masks, selected_masks, write_kept
 from .scoring import score_backbone
@@ -57,6 +58,7 @@ class RunPlanner:
         score_device: ``'cpu'``, or None to keep them where the backbone is.
         seconds: What scoring or a search took.
         start: First factors of the plan, by block; see `Method.first_factors`.
+        masses: Sum of the scores of each target that competed; see `masses_of`.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -76,6 +78,7 @@ class RunPlanner:
     score_device: str | None = None
     seconds: float = 0.0
     start: Mapping[str, Tensor] = field(default_factory=dict)
+    masses: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -187,6 +190,8 @@ class RunPlanner:
             request.check(plan)  # a method of another package may look at the backbone alone
             plan = with_positions(plan, backbone)
             self.start = self.method.first_factors(plan, scores)
+            competing = self.method.competing(backbone, scores) if scores else {}
+            self.masses = masses_of(competing, signed=self.statistic == 'mean_gradient')
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan
