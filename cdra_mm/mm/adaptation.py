@@ -9,7 +9,15 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_rest, plan_of
+from cdra_mm.core import (
+    adapters,
+    apply_plan,
+    base_state,
+    digests_of,
+    find_targets,
+    freeze_rest,
+    plan_of,
+)
 from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.methods import Full
 
@@ -82,7 +90,8 @@ class Adaptation:
             assert plan is not None
             check_stays_trained(model, backbone)
             logger.info('\n' + describe_plan(plan, backbone))
-            health = plan_health(plan, self.planner.masses)
+            matrices = [n for n, t in find_targets(backbone).items() if len(t.shape) == 2]
+            health = plan_health(plan, self.planner.masses, matrices)
             if health is not None:
                 logger.info(health.text)
                 for warning in health.warnings:

@@ -6,7 +6,7 @@ from 3 bits, on classification and dense data (docs/reliability.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from cdra_mm.core import Plan
 
 __all__ = ['PlanHealth', 'masses_of', 'plan_health']
 
-CONCENTRATED = 0.2  # of all scores in one target
+CONCENTRATED = 0.15  # of all scores in one target
 LOST = 0.5  # of the selected entries in matrices of rank 0
 FEW = 0.1  # of the matrices are adapted
 NAMED = 3
@@ -82,12 +82,15 @@ def masses_of(scores: Mapping[str, Tensor], *, signed: bool) -> dict[str, float]
     }
 
 
-def plan_health(plan: Plan, masses: Mapping[str, float]) -> PlanHealth | None:
+def plan_health(
+    plan: Plan, masses: Mapping[str, float], matrices: Collection[str]
+) -> PlanHealth | None:
     """Measures a plan that was made from scores.
 
     Args:
         plan: The plan.
         masses: Sum of the scores of each target that competed, see `masses_of`.
+        matrices: Names of the backbone's targets that are matrices.
 
     Returns:
         None where the plan has nothing to do with the scores.
@@ -97,13 +100,12 @@ def plan_health(plan: Plan, masses: Mapping[str, float]) -> PlanHealth | None:
         return None
     vectors = {vector.name for vector in plan.vectors}
     adapted = {block.name for block in plan.blocks} | {matrix.name for matrix in plan.sparse}
-    touched = adapted | {block.name for block in plan.dropped}
     order = sorted(masses, key=lambda name: -masses[name])[:NAMED]
     lost = sum(block.num_sensitive for block in plan.dropped)
     return PlanHealth(
         largest=tuple((name, masses[name] / total) for name in order),
         held=sum(masses[name] for name in adapted | vectors if name in masses) / total,
         lost=lost / max(plan.num_sensitive, 1),
-        adapted=len(adapted) / max(len(touched), 1),
+        adapted=len(adapted) / max(len(masses.keys() & set(matrices)), 1),
         by_energy=plan.settings.get('statistic') == 'mean_gradient',
     )

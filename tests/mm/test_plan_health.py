@@ -14,6 +14,9 @@ from cdra_mm.mm.plan_only import plan_only
 from . import toy
 
 
+MATRICES = [*(f'a{n}' for n in range(8)), 'd0']
+
+
 def block(name, rank, num_sensitive):
     return Block(name, (4, 4), (0, 1), (0, 1), rank, num_sensitive)
 
@@ -33,10 +36,10 @@ def masses(**changed):
 
 
 def test_shares_are_those_of_the_scores_and_entries():
-    found = plan_health(plan(), masses(a0=2.0))
+    found = plan_health(plan(), masses(a0=2.0), MATRICES)
     assert found.held == pytest.approx((2 + 4 + 1) / 11)
     assert found.lost == pytest.approx(10 / 62)
-    assert found.adapted == pytest.approx(5 / 6)
+    assert found.adapted == pytest.approx(5 / 9)
     assert found.largest[0] == ('a0', pytest.approx(2 / 11))
     assert not found.warnings
     assert 'hold 63.6 % of all scores; the largest: a0 18.2 %' in found.text
@@ -47,17 +50,17 @@ def test_shares_are_those_of_the_scores_and_entries():
     [
         (plan(), dict(d0=3.0), r'd0 alone holds 25 % of all scores .*mean and std'),
         (plan(lost=60), {}, r"54 % of the selected entries lie in matrices .*rank_rule='count'"),
-        (plan(adapted=1, dropped=12, lost=0), {}, r'8 % of the matrices are adapted: .*budget'),
+        (plan(adapted=0), {}, r'0 % of the matrices are adapted: .*budget'),
     ],
 )
 def test_what_is_unhealthy_is_said_with_a_remedy(case, changed, words):
-    (warning,) = plan_health(case, masses(**changed)).warnings
+    (warning,) = plan_health(case, masses(**changed), MATRICES).warnings
     assert re.search(words, warning)
 
 
 def test_a_plan_without_scores_has_no_health():
-    assert plan_health(plan(), {}) is None
-    assert plan_health(Plan(vectors=(Vector('v', 4, None, 2),)), masses()) is None
+    assert plan_health(plan(), {}, MATRICES) is None
+    assert plan_health(Plan(vectors=(Vector('v', 4, None, 2),)), masses(), MATRICES) is None
 
 
 @pytest.mark.parametrize('signed', [False, True])
