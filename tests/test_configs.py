@@ -38,8 +38,10 @@ THROUGH_TIMM = [
 ]
 PAPER = [f'paper/dinov2_base_{data}' for data in DATA]
 CAMVID = ['deit_tiny_camvid', 'deit_tiny_upernet_camvid']
-# Percent of the backbone's parameters that the plan may train.
-BUDGETS = {'ade20k': 0.82, 'voc': 0.7, 'camvid': 0.5, 'demo': 1.0}
+# Data sets of crops, each with its classes.
+CROPS = {'cwfid': 3, 'dubai_aerial': 5, 'vnc_em': 5}
+# Percent of the backbone's parameters that the plan may train, by the end of the name.
+BUDGETS = {'ade20k': 0.82, 'voc': 0.7, 'camvid': 0.5, 'demo': 1.0, **dict.fromkeys(CROPS, 0.5)}
 # mmpretrain's checkpoints, and the millions of parameters that DINOv2's model card names.
 DINOV2_FACTS = {
     'small': ('5641ca5a', 22, [2, 5, 8, 11], [8, 9, 10, 11]),
@@ -98,8 +100,9 @@ def heads(cfg: Config) -> list:
 
 
 def test_configs_found_are_the_ones_known_here() -> None:
-    assert len(SEGMENTATION) == 35
-    assert SEGMENTATION == sorted([*DINOV2, *THROUGH_TIMM, *PAPER, *CAMVID, 'demo'])
+    crops = [f'deit_tiny_{data}' for data in CROPS]
+    assert len(SEGMENTATION) == 38
+    assert SEGMENTATION == sorted([*DINOV2, *THROUGH_TIMM, *PAPER, *CAMVID, *crops, 'demo'])
     assert NAMES == sorted([*SEGMENTATION, *CLASSIFICATION])
 
 
@@ -117,7 +120,8 @@ def test_config_states_its_command_memory_and_result(name: str) -> None:
 def test_config_carries_the_hook_with_its_budget(name: str) -> None:
     hook = load(name).default_hooks.cdra
     assert hook.type == 'cdra_mm.CDRAHook'
-    assert hook.budget_percent == BUDGETS[name.rpartition('_')[2]]
+    (budget,) = (percent for data, percent in BUDGETS.items() if name.endswith(data))
+    assert hook.budget_percent == budget
 
 
 @pytest.mark.parametrize('name', ['demo', PAPER[0]])
@@ -215,6 +219,20 @@ def test_environment_variable_moves_data_or_weights(
     assert '$' not in value() and 'elsewhere' not in value()
     monkeypatch.setenv(variable, '/elsewhere')
     assert value().startswith('/elsewhere')
+
+
+@pytest.mark.parametrize(('data', 'classes'), CROPS.items())
+def test_crops_lie_where_a_variable_says_with_their_own_classes(
+    monkeypatch: pytest.MonkeyPatch, data: str, classes: int
+) -> None:
+    monkeypatch.setenv(f'CDRA_{data.upper()}_ROOT', '/elsewhere')
+    cfg = Config.fromfile(FOLDER / f'deit_tiny_{data}.py')
+    assert cfg.model.decode_head.num_classes == classes
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        assert (dataset.data_root, len(dataset.metainfo.classes)) == ('/elsewhere', classes)
+        assert Path(dataset.data_prefix.img_path).name == split
+        assert Path(dataset.data_prefix.seg_map_path).name == split
 
 
 def test_voc_trains_on_its_own_and_on_the_additional_labels() -> None:

@@ -20,11 +20,14 @@ from mmseg.utils import register_all_modules
 from PIL import Image
 
 from cdra_mm.core import Plan
+from cdra_mm.mm.data_check import check_config_data
+from cdra_mm.mm.launch import load_config, prepare_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs/cdra'
 WIDTH, DEPTH = 32, 12
 SMALL = dict(embed_dims=WIDTH, num_layers=DEPTH, num_heads=2, feedforward_channels=64)
 SMALL_TIMM = dict(embed_dim=WIDTH, depth=2, num_heads=2)
+CROPS = ('cwfid', 'dubai_aerial', 'vnc_em')
 # Config, and the variable of its weights.
 RECIPES = [
     ('dinov2_ade20k', 'CDRA_DINOV2_BASE'),
@@ -38,6 +41,7 @@ RECIPES = [
     ('dinov2_reg_base_linear_ade20k', 'CDRA_DINOV2_REG_BASE'),
     ('dinov3_base_linear_voc', 'CDRA_DINOV3_BASE'),
     ('deit_tiny_upernet_camvid', 'CDRA_DEIT_TINY'),
+    ('deit_tiny_cwfid', 'CDRA_DEIT_TINY'),
 ]
 
 
@@ -76,15 +80,23 @@ def write_voc(root: Path) -> None:
         listed.write_text('\n'.join(images) + '\n')
 
 
-def write_camvid(root: Path) -> None:
+def write_crops(root: Path, classes: int = 3) -> None:
     for split in ('train', 'val', 'test'):
         for i in range(2):
-            write_pair(root / f'img_dir/{split}/{i}.jpg', root / f'ann_dir/{split}/{i}.png', 11, i)
-            labels = np.array(Image.open(root / f'ann_dir/{split}/{i}.png'))
-            Image.fromarray(np.minimum(labels, 11)).save(root / f'ann_dir/{split}/{i}.png')
+            image, labels = root / f'img_dir/{split}/{i}.jpg', root / f'ann_dir/{split}/{i}.png'
+            write_pair(image, labels, classes, i)
 
 
-WRITERS = {'ade20k': write_ade20k, 'voc': write_voc, 'camvid': write_camvid}
+def write_camvid(root: Path) -> None:
+    """Void is label 11."""
+    write_crops(root, 11)
+    for path in root.glob('ann_dir/*/*.png'):
+        Image.fromarray(np.minimum(np.array(Image.open(path)), 11)).save(path)
+
+
+WRITERS = {
+    'ade20k': write_ade20k, 'voc': write_voc, 'camvid': write_camvid, 'cwfid': write_crops,
+}  # fmt: skip
 
 
 def shrink(cfg: Config) -> None:
@@ -173,11 +185,18 @@ def test_recipe_trains_and_validates_through_the_hook(
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize('name', ['deit_tiny_camvid', 'deit_tiny_upernet_camvid'])
-def test_camvid_config_trains_on_real_images(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: Path, name: str
+@pytest.mark.parametrize(
+    ('name', 'data'),
+    [
+        ('deit_tiny_camvid', 'camvid'),
+        ('deit_tiny_upernet_camvid', 'camvid'),
+        *((f'deit_tiny_{data}', data) for data in CROPS),
+    ],
+)
+def test_dense_config_trains_on_real_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: Path, name: str, data: str
 ) -> None:
-    monkeypatch.setenv('CDRA_CAMVID_ROOT', str(shared / 'data/camvid'))
+    monkeypatch.setenv(f'CDRA_{data.upper()}_ROOT', str(shared / 'data' / data))
     monkeypatch.setenv('CDRA_DEIT_TINY', str(shared / 'models/deit_tiny_in1k_timm.safetensors'))
     register_all_modules(init_default_scope=False)
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
@@ -192,3 +211,23 @@ def test_camvid_config_trains_on_real_images(
     runner.train()
     assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
     assert json.loads((tmp_path / 'summary.json').read_text())['trainable_backbone'] > 0
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize('data', CROPS)
+def test_crops_of_a_copy_are_whole_and_of_the_classes_that_the_config_names(
+    monkeypatch: pytest.MonkeyPatch, shared: Path, data: str
+) -> None:
+    root = shared / 'data' / data
+    monkeypatch.setenv(f'CDRA_{data.upper()}_ROOT', str(root))
+    stated = json.loads((root / 'meta.json').read_text())
+    cfg = prepare_config(load_config(CONFIGS / f'deit_tiny_{data}.py'))
+    assert list(cfg.train_dataloader.dataset.metainfo.classes) == stated['classes']
+    report = check_config_data(cfg, workers=0, progress=lambda *_: None)
+    assert {part.split: part.samples for part in report.datasets} == stated['counts']
+    assert not any(part.faults or part.mistakes for part in report.datasets)
+    pixels = {
+        part.split: [part.tally.pixels[i] for i in range(len(part.classes))]
+        for part in report.datasets
+    }
+    assert pixels == stated['pixels']

@@ -32,10 +32,12 @@ from .parallel.distributed_strategies import check_strategy
 from .parallel.processes import start_processes
 
 __all__ = [
+    'SCOPES',
     'build_runner',
     'load_config',
     'plain_config',
     'prepare_config',
+    'register_package',
     'require_amp_device',
     'set_work_dir',
     'start_processes',
@@ -218,15 +220,26 @@ def _select_final_run(cfg: Config, path: Path) -> None:
 def _register(cfg: Config) -> None:
     used = {cfg.get('default_scope'), *_scopes(cfg.to_dict())}
     for scope in SCOPES:
-        if scope not in used:
-            continue
-        with heavy_imports(), warnings.catch_warnings(), redirect_stdout(None):
-            # What they lack and say so (compiled operators, a storage service) is not used here.
-            warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
-            try:
-                import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-            except ImportError as error:
-                raise ConfigError(f'the config uses {scope}, but: {error}') from error
+        if scope in used:
+            register_package(scope)
+
+
+def register_package(scope: str) -> None:
+    """Imports a package of OpenMMLab, so that configs can name what it offers.
+
+    Args:
+        scope: One of ``SCOPES``.
+
+    Raises:
+        ConfigError: If it is not there, or lacks what it needs.
+    """
+    with heavy_imports(), warnings.catch_warnings(), redirect_stdout(None):
+        # What they lack and say so (compiled operators, a storage service) is not used here.
+        warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
+        try:
+            import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+        except ImportError as error:
+            raise ConfigError(f'the config uses {scope}, but: {error}') from error
 
 
 def _scopes(config: Any) -> Iterator[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -19,12 +18,12 @@ from cdra_mm.last_checkpoint import pointed_at
 from cdra_mm.progress import time_left
 
 from .jobs import Commands, Job
+from .processes import Start, end, start_cold
 from .results import Result, State, claim, read_result
 
 __all__ = ['LOG', 'Failure', 'Slot', 'next_command', 'run_jobs']
 
 LOG = 'tables.log'
-GRACE = 10.0  # seconds between asking a run to end and ending it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PAUSE = 0.1  # seconds between two looks at the runs
 
@@ -70,6 +69,7 @@ def run_jobs(
     tell: Callable[[str], Any] = print,
     timeout: float | None = None,
     inherited: Sequence[int] = (),
+    start: Start = start_cold,
     finished: Callable[[Job], Any] | None = None,
 ) -> list[Failure]:
     """Runs jobs until none is left.
@@ -81,6 +81,7 @@ def run_jobs(
         tell: Takes a line at every start and end of a job.
         timeout: Seconds that one command may take, None for any.
         inherited: Open files that the runs keep open.
+        start: Makes a process of a command.
         finished: Called with every job that gets done.
     """
     waiting, free = deque(jobs), deque(slots)
@@ -99,7 +100,7 @@ def run_jobs(
                 job, slot = waiting.popleft(), free[0]
                 count += 1
                 try:
-                    run = _Run(job, slot, commands, inherited)
+                    run = _Run(job, slot, commands, start, inherited)
                 except (CDRAError, OSError) as error:
                     fail(job, str(error))
                     continue
@@ -144,8 +145,11 @@ class _Outcome:
 class _Run:
     """A job in its slot: its training, then its test if it has one."""
 
-    def __init__(self, job: Job, slot: Slot, commands: Commands, inherited: Sequence[int]) -> None:
-        self.job, self.slot, self.commands, self.inherited = job, slot, commands, inherited
+    def __init__(
+        self, job: Job, slot: Slot, commands: Commands, start: Start, inherited: Sequence[int]
+    ) -> None:
+        self.job, self.slot, self.commands = job, slot, commands
+        self.start, self.inherited = start, inherited
         self.begun = time.monotonic()
         self.result = read_result(job)
         self.doing = {
@@ -160,17 +164,8 @@ class _Run:
         words = next_command(self.job, self.result, self.commands)
         self.started = time.monotonic()
         self.offset = _size(self.log)
-        with self.log.open('ab') as log:
-            self.process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, 'PYTHONUNBUFFERED': '1', **self.slot.environment},
-                # A session of its own: Ctrl-C reaches it through us, once.
-                start_new_session=True,
-                pass_fds=tuple(self.inherited),
-            )
+        environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **self.slot.environment}
+        self.process = self.start(words, self.log, environment, self.inherited)
 
     @property
     def log(self) -> Path:
@@ -236,20 +231,6 @@ def _ended_at_exit(running: list[_Run]) -> Iterator[None]:
         end([run.process for run in running])
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks processes to end, with all that they have started, and ends those that do not."""
-    ended = [process for process in processes if process.poll() is None]
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        # The second goes to all groups: what a run has started may outlive it.
-        for process in ended:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-        limit = time.monotonic() + GRACE
-        for process in ended:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0, limit - time.monotonic()))
 
 
 def _size(path: Path) -> int:

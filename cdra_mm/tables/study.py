@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,9 +19,11 @@ from cdra_mm.mm.checkpoints.own_files import OwnFiles
 from cdra_mm.mm.launch import load_config
 from cdra_mm.storage import write_text
 
+from . import warm_start
 from .grid import Grid, Row, Task, narrow
 from .grid_file import find_grid, read_grid
 from .jobs import Commands, Job, choose, final_jobs, search_jobs
+from .processes import Start, start_cold
 from .results import Result, State, foreign_folders, locked, open_folder, read_result
 from .runner import next_command, run_jobs
 from .slots import find_slots
@@ -69,11 +72,15 @@ def main(arguments: argparse.Namespace, tools: Path) -> None:
         return
     failed = 0
     if not look:
-        with locked(out) as lock:
+        with locked(out) as lock, ExitStack() as stack:
+            start: Start = start_cold
+            # A launcher may put a command anywhere, where nothing is imported.
+            if not (arguments.cold or launcher):
+                start = stack.enter_context(warm_start.WarmStart(commands.python, say))
             timeout = None if arguments.timeout is None else 60 * arguments.timeout
             run = partial(
                 run_jobs, slots=slots, commands=commands, tell=say, timeout=timeout,
-                inherited=[lock],
+                inherited=[lock], start=start,
                 finished=_drop_checkpoints if arguments.drop_checkpoints else None,
             )  # fmt: skip
             failed = work.run(run)

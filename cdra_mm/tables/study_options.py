@@ -66,6 +66,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         help='--launcher of train.py and test.py: pytorch with torchrun',
     )
     place.add_argument(
+        '--cold',
+        action='store_true',
+        help='start an interpreter for every training and test, as under a launcher; otherwise '
+        'they are forked from one that has imported what all of them need',
+    )
+    place.add_argument(
         '--timeout', type=float, metavar='MINUTES', help='end a training or test after that long'
     )
     place.add_argument(

@@ -11,7 +11,7 @@ import torch
 from cdra_mm.core import ConfigError
 from cdra_mm.tables.slots import find_slots
 
-from .project import GRID, alive, end, wait_for
+from .project import GRID, alive, end, stat, wait_for
 
 HANG = GRID.replace('budget_percent=0.5)', "budget_percent=0.5), options={'fake.do': 'hang'}")
 ONE = ('--methods', 'cdra', '--tasks', 'cats', '--seeds', '0')
@@ -61,31 +61,40 @@ def test_slots_refuse_what_is_not_there(gpus, arguments, options, message):
         find_slots(*arguments, **options)
 
 
+BOTH = pytest.mark.parametrize('how', [(), ('--cold',)], ids=['warm', 'cold'])
+
+
 def pids(project, job: str = JOB) -> list[int]:
     path = project.out / job / 'pids.txt'
     wait_for(lambda: path.is_file() and len(path.read_text().split()) == 2)
     return [int(word) for word in path.read_text().split()]
 
 
-def test_runner_ends_a_run_that_takes_too_long_with_its_children(project, capsys):
+@BOTH
+def test_runner_ends_a_run_that_takes_too_long_with_its_children(project, capsys, how):
     project.write_grid(HANG)
     with pytest.raises(ConfigError, match='1 of the runs failed'):
-        project.run('--methods', 'cdra', 'full', *ONE[2:], '--timeout', '0.05')
+        project.run('--methods', 'cdra', 'full', *ONE[2:], '--timeout', '0.05', *how)
     assert 'took longer than 3 s and was ended' in capsys.readouterr().out
     wait_for(lambda: not any(map(alive, pids(project))))
     assert project.summary('full/cats/final,seed0')['method'] == 'full'
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_runner_interruption_ends_the_runs_and_can_be_continued(project, number):
+@pytest.mark.parametrize(
+    ('number', 'how'),
+    [(signal.SIGINT, ()), (signal.SIGTERM, ()), (signal.SIGINT, ('--cold',))],
+    ids=['warm', 'warm, SIGTERM', 'cold'],
+)
+def test_runner_interruption_ends_the_runs_and_can_be_continued(project, number, how):
     project.write_grid(HANG)
-    process = project.start('--methods', 'cdra', '--tasks', 'cats', '--jobs', '2')
+    process = project.start('--methods', 'cdra', '--tasks', 'cats', '--jobs', '2', *how)
     running = [*pids(project), *pids(project, 'cdra/cats/final,seed1')]
+    group = {int(stat(pid)[1]) for pid in running[::2]}  # their parents
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, 'interrupted\n'), out
-    assert len(set(running)) == 4
-    wait_for(lambda: not any(map(alive, running)))
+    assert len(set(running)) == 4 and len(group) == 1
+    wait_for(lambda: not any(map(alive, [*running, *group])))
     # Nothing holds the folder; the same settings go on where they broke off.
     calls = project.calls(JOB)
     (project.folder / 'tools/train.py').write_text(
@@ -95,9 +104,10 @@ def test_runner_interruption_ends_the_runs_and_can_be_continued(project, number)
     assert project.calls(JOB) == [*calls, '--final --resume']
 
 
-def test_runner_refuses_a_folder_where_another_is_at_work_even_when_that_was_killed(project):
+@BOTH
+def test_runner_refuses_a_folder_where_another_is_at_work_even_when_that_was_killed(project, how):
     project.write_grid(HANG)
-    process = project.start(*ONE)
+    process = project.start(*ONE, *how)
     short = (*ONE, '--timeout', '0.05')  # in case that it does not refuse
     left = pids(project)
     try:
@@ -120,13 +130,14 @@ def test_runner_refuses_a_folder_where_another_is_at_work_even_when_that_was_kil
     process.stderr.close()
 
 
-def test_runner_names_a_run_that_was_killed(project, capsys):
+@BOTH
+def test_runner_names_a_run_that_was_killed(project, capsys, how):
     project.write_grid(GRID)
     (project.folder / 'tools/train.py').write_text(
         'import os, signal\nprint("half way")\nos.kill(os.getpid(), signal.SIGKILL)\n'
     )
     with pytest.raises(ConfigError, match='1 of the runs failed'):
-        project.run(*ONE)
+        project.run(*ONE, *how)
     assert 'ended by SIGKILL: half way' in capsys.readouterr().out
 
 
