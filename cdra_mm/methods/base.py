@@ -171,7 +171,7 @@ class Request:
         """The plan of a method, with its settings beside those of the run."""
         return Plan(
             method=method.name,
-            settings={**self.settings, **asdict(method)},
+            settings={**self.settings, **method.recorded},
             fingerprint=self.fingerprint,
             **trained,
         )
@@ -190,6 +190,8 @@ class Method(ABC):
         trains_inside: Whether it trains chosen weights or blocks of the backbone, so that it
             matters which of them the training loss depends on.
         statistic: How it is scored unless the hook says so: ``'per_sample'`` or ``'per_batch'``.
+        added: Settings that earlier releases lacked, with the values of what these did. Plans and
+            checkpoints name them where they differ, so that older ones go on.
     """
 
     name: ClassVar[str]
@@ -197,9 +199,17 @@ class Method(ABC):
     needs_search: ClassVar[bool] = False
     trains_inside: ClassVar[bool] = True
     statistic: ClassVar[str] = 'per_sample'
+    added: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings that plans and checkpoints name; see `added`."""
+        given = asdict(self)
+        new = {name for name in given if name not in self.added or given[name] != self.added[name]}
+        return {name: value for name, value in given.items() if name in new}
 
     @property
     def score_loss(self) -> str:
