@@ -29,6 +29,7 @@ LABORATORY = (
     'tools/demo.py',
     'tools/mask_table.py',
     'tools/stress.py',
+    'tools/table4.py',
     'tools/tables.py',
 )
 SOURCES = ('pyproject.toml', 'README.md', 'LICENSE', 'cdra_mm', 'configs', 'tools')

@@ -15,7 +15,7 @@ from cdra_mm.command_line import run
 from cdra_mm.commands import COMMANDS, main
 from cdra_mm.unread_output import unread_output_is_dropped
 
-TOOLS = ('benchmark', 'demo', 'mask_table', 'prepare_data', 'stress', 'tables', 'train')
+TOOLS = ('benchmark', 'demo', 'mask_table', 'prepare_data', 'stress', 'table4', 'tables', 'train')
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -171,7 +171,7 @@ class Request:
         """The plan of a method, with its settings beside those of the run."""
         return Plan(
             method=method.name,
-            settings={**self.settings, **method.settings},
+            settings={**self.settings, **method.recorded},
             fingerprint=self.fingerprint,
             **trained,
         )
@@ -189,15 +189,15 @@ class Method(ABC):
         needs_search: Whether `plan` tries plans out (`Request.trials`).
         trains_inside: Whether it trains chosen weights or blocks of the backbone, so that it
             matters which of them the training loss depends on.
-        later: Settings that earlier releases lacked. With their defaults they are in no plan and no
-            checkpoint, so that those of earlier releases are equal and go on.
+        added: Settings that earlier releases lacked, with the values of what these did. Plans and
+            checkpoints name them where they differ, so that older ones go on.
     """
 
     name: ClassVar[str]
     needs_scores: ClassVar[bool] = False
     needs_search: ClassVar[bool] = False
     trains_inside: ClassVar[bool] = True
-    later: ClassVar[tuple[str, ...]] = ()
+    added: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -208,22 +208,19 @@ class Method(ABC):
         return False
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What plans and checkpoints hold of it; plain types."""
-        default = {field.name: field.default for field in fields(self)}
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in self.later or value != default[name]
-        }
-
-    @property
     def statistic(self) -> str:
         """How it is scored unless the hook says so.
 
         ``'per_sample'`` (Eq. 3), ``'per_batch'``, or ``'mean_gradient'``, which is signed.
         """
         return 'per_sample'
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings that plans and checkpoints name; see `added`."""
+        given = asdict(self)
+        new = {name for name in given if name not in self.added or given[name] != self.added[name]}
+        return {name: value for name, value in given.items() if name in new}
 
     @property
     def score_loss(self) -> str:

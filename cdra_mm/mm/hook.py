@@ -110,6 +110,8 @@ class CDRAHook(Hook):
             the backbone's parameters.
             rank_rule: ``'eq7'`` (default, Eq. 7), ``'count'`` (without its area factor) or a
             fixed rank such as 8, 16 or 32 (Table 4).
+            rank_alpha: float, default 1 (Eq. 7 as printed): factor on the number of selected
+            entries in these two rules; see docs/table4.md.
             min_rank: int, default 0: rank of a matrix whose rule gives less; 0 freezes it.
             beta: float, default 5 (SPT's): a vector of L entries is trained whole from ``L / beta``
             selected ones on, otherwise those alone.

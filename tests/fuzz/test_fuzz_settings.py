@@ -54,6 +54,7 @@ VALID: dict[Any, Callable[[Any], bool]] = {
     'budget_params': optional(count(1)),
     'budget_percent': optional(number(lambda v: 0 < v <= 100)),
     'rank_rule': lambda v: one_of('eq7', 'count')(v) or count(1)(v),
+    'rank_alpha': number(lambda v: v > 0),
     'min_rank': count(0),
     'beta': number(lambda v: v >= 1),
     ('cdra', 'beta'): number(lambda v: v > 0),

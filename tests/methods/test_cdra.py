@@ -33,6 +33,7 @@ ABLATIONS = {
     'table 7, 11': dict(quadrant='11', rank_rule='count'),
     'table 7, 01': dict(quadrant='01', rank_rule='count'),
     'min_rank': dict(min_rank=1),
+    'rank_alpha': dict(rank_alpha=20),
     'matrices': dict(compete='matrices', rank_rule='count'),
     'roles': dict(compete=['proj', 'fc1', 'bias'], rank_rule='count'),
 }
@@ -94,6 +95,8 @@ def test_cdra_without_ablations_records_what_it_always_recorded():
     settings = decide(TinyViT(), budget_params=300, rank_rule='count').settings
     budgets = {'gamma', 'num_sensitive', 'budget_params', 'budget_percent'}
     assert set(settings) == budgets | {'rank_rule', 'min_rank', 'beta'}
+    assert 'rank_alpha' not in make_method({'type': 'cdra', 'rank_alpha': 1.0}).recorded
+    assert make_method({'type': 'cdra', 'rank_alpha': 0.5}).recorded['rank_alpha'] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,10 @@ def test_cdra_reads_its_ablations_from_a_command_line():
         (dict(compete=[]), r'compete=\[\]: expected'),
         (dict(compete=3), 'compete=3: expected text or a list of texts'),
         (dict(alpha=0), 'alpha=0: expected a number of at least 1'),
+        (dict(rank_alpha=0), '^rank_alpha=0: expected a number above 0'),
+        (dict(rank_alpha='a lot'), "^rank_alpha='a lot': expected a finite number"),
+        (dict(rank_alpha=float('inf')), '^rank_alpha=inf: expected a finite number'),
+        (dict(rank_alpha=2, rank_rule=8), '^rank_alpha=2 with rank_rule=8: a fixed rank'),
         (dict(lora_rank=0), 'lora_rank=0: expected an integer'),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 
 from cdra_mm import CDRAHook
 from cdra_mm.core import ConfigError, Plan, PlanError, find_targets, plan_of
-from cdra_mm.methods import CDRA
+from cdra_mm.methods import CDRA, METHODS
 
 from . import toy
 
@@ -96,6 +96,20 @@ def test_exclude_is_a_setting_of_the_record_only_where_it_is_given():
     hook = CDRAHook(exclude=('norm', 'layers.0'), method=dict(type='spt_lora'))
     assert hook.settings['exclude'] == ['norm', 'layers.0']
     assert 'exclude' not in CDRAHook(exclude='norm', method=dict(type='lora')).settings
+
+
+@pytest.mark.parametrize('name', [name for name, cls in METHODS.items() if cls.added])
+def test_settings_that_earlier_releases_lacked_are_recorded_only_where_they_differ(name):
+    """So a run of an earlier release goes on, and one that differs is told from it."""
+    added = METHODS[name].added
+    settings = CDRAHook(method={'type': name, **added}).settings
+    assert not settings.keys() & {f'method.{key}' for key in added}
+    known = {f'method.{field.name}' for field in fields(METHODS[name]) if field.name not in added}
+    assert known <= settings.keys()
+
+
+def test_a_factor_on_the_rank_is_a_setting_of_the_record_where_it_is_given():
+    assert CDRAHook(rank_alpha=2.5).settings['method.rank_alpha'] == 2.5
 
 
 @pytest.mark.parametrize('method', ['cdra', 'spt_lora', 'gps'])

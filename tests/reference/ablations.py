@@ -26,6 +26,7 @@ def treat(
     lora_rank=8,
     size_ratio=1,
     quadrant='10',
+    rank_alpha=1,
 ) -> Record:
     """How one matrix with a selected entry is trained."""
     table = mask.tolist()
@@ -46,7 +47,8 @@ def treat(
     inside = sum(table[i][j] for i in rows[:high] for j in cols[:wide])
     rank = 0
     if inside:
-        rank = dynamic_rank(inside, high, wide, (height, width), rule=rule, min_rank=min_rank)
+        how = dict(rule=rule, min_rank=min_rank, alpha=rank_alpha)
+        rank = dynamic_rank(inside, high, wide, (height, width), **how)
     rows = rows[:high] if quadrant in ('10', '11') else rows[high:]
     cols = cols[:wide] if quadrant in ('10', '00') else cols[wide:]
     return 'block', rows, cols, min(rank, len(rows), len(cols))

@@ -12,7 +12,9 @@ from .ranks import dynamic_rank
 from .selection import top_k
 
 
-def block_sizes(masks: Mapping[str, Tensor], rule: str | int, min_rank: int) -> dict[str, tuple]:
+def block_sizes(
+    masks: Mapping[str, Tensor], rule: str | int, min_rank: int, alpha: float = 1
+) -> dict[str, tuple]:
     """Rows, columns and rank of every matrix with a selected entry, by name."""
     sizes = {}
     for name, mask in masks.items():
@@ -25,6 +27,7 @@ def block_sizes(masks: Mapping[str, Tensor], rule: str | int, min_rank: int) -> 
                 tuple(mask.shape),
                 rule=rule,
                 min_rank=min_rank,
+                alpha=alpha,
             )
             sizes[name] = (rows, cols, rank)
     return sizes
@@ -47,10 +50,11 @@ def num_trainable(
     min_rank: int = 0,
     beta: float = 5,
     also_train: Mapping[str, int] | None = None,
+    alpha: float = 1,
 ) -> int:
     """Parameters that the plan of these masks trains."""
     total = sum((also_train or {}).values())
-    for rows, cols, rank in block_sizes(masks, rule, min_rank).values():
+    for rows, cols, rank in block_sizes(masks, rule, min_rank, alpha).values():
         total += rank * (len(rows) + len(cols))
     for name, chosen in vector_sizes(masks, beta).items():
         total += len(masks[name]) if chosen is None else len(chosen)
@@ -75,7 +79,8 @@ def plan_sizes(scores: Mapping[str, Tensor], counts: list[int] | None = None, **
     sizes = []
     for count in thresholds(scores) if counts is None else counts:
         masks = top_k(scores, count)
-        blocks = block_sizes(masks, rules.get('rule', 'eq7'), rules.get('min_rank', 0))
+        given = rules.get('rule', 'eq7'), rules.get('min_rank', 0), rules.get('alpha', 1)
+        blocks = block_sizes(masks, *given)
         if any(rank for _, _, rank in blocks.values()):
             sizes.append(num_trainable(masks, **rules))
     return sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from math import inf, nan
 
 import torch
 from mmengine.config import Config
@@ -93,6 +94,20 @@ with heading('Settings') as (refused, taken):
     @refused('`exclude` of everything', ConfigError, "exclude=['blocks'] leaves nothing to compete")
     def _(folder):
         exclude_targets(find_targets(TinyViT()), ['blocks'])
+
+    for name, alpha in (('0', 0), ('-1', -1), ('nan', nan), ('inf', inf), ("'twice'", 'twice')):
+
+        @refused(f'`rank_alpha={name}`', ConfigError, f'rank_alpha={alpha!r}: expected a ')
+        def _(folder, alpha=alpha):
+            CDRAHook(rank_alpha=alpha)
+
+    @refused(
+        'a factor for ranks that are fixed: `rank_rule=8, rank_alpha=20`',
+        ConfigError,
+        'rank_alpha=20 with rank_rule=8: a fixed rank does not depend on the selected entries',
+    )
+    def _(folder):
+        CDRAHook(rank_rule=8, rank_alpha=20)
 
     @refused('two budgets', ConfigError, 'give only one of')
     def _(folder):

@@ -23,8 +23,10 @@ from cdra_mm.progress import counted
 
 from .selection import BUCKETS, FINITE_BUCKETS, Threshold, coarse_histogram, fine_histogram
 
-__all__ = ['SizeAt', 'threshold_for_budget']
+__all__ = ['MORE_RANK', 'SizeAt', 'threshold_for_budget']
 
+# What gives a rank to blocks that have none.
+MORE_RANK = "try rank_rule='count', a larger rank_alpha, or min_rank=1"
 LOOKS = 6  # buckets looked into where sizes can fall
 
 # A target's trained parameters and adapters, by its name, thresholds (bit patterns) and the
@@ -102,7 +104,7 @@ def threshold_for_budget(
 
 def _smallest(sizes: list[int], reserved: int) -> str:
     if not sizes:
-        return "no threshold gives a rank of 1: try rank_rule='count' or min_rank=1"
+        return f'no threshold gives a rank of 1: {MORE_RANK}'
     beside = f', {reserved} of them beside the adapters and vectors' if reserved else ''
     return f'the smallest plan with an adapter trains {min(sizes) + reserved} parameters{beside}'
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cdra_mm.errors import PlanError
 
+from .budget import MORE_RANK
 from .selection import FINITE_BUCKETS, Threshold, coarse_histogram
 
 __all__ = ['threshold_by_plans']
@@ -75,7 +76,7 @@ def threshold_by_plans(
         raise PlanError(
             f'budget_params={budget} is too small for any adapter: '
             + (
-                "no threshold that was tried gives a rank of 1: try rank_rule='count' or min_rank=1"
+                f'no threshold that was tried gives a rank of 1: {MORE_RANK}'
                 if smallest is None
                 else f'the smallest plan with an adapter that was seen trains {smallest} parameters'
             )

@@ -42,6 +42,7 @@ def make_plan(
     min_rank: int = 0,
     beta: float = 5,
     ablation: Ablation = NO_ABLATION,
+    rank_alpha: float = 1,
     also_train: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     fingerprint: str = '',
@@ -61,6 +62,7 @@ def make_plan(
         beta: A vector of length L is trained whole when at least ``L / beta`` of
             its entries are selected, otherwise only those are (SPT's rule).
         ablation: How matrices are treated otherwise than by the method.
+        rank_alpha: Factor on the selected entries in the rule; see `dynamic_rank`.
         also_train: Parameters trained whole without competing, name -> entries.
         settings: Further plain values to keep in the plan.
         fingerprint: Fingerprint of the base weights.
@@ -71,7 +73,7 @@ def make_plan(
         PlanError: If not exactly one budget is given, a setting is out of
             range, or no adapter fits the budget.
     """
-    rules = Rules(rank_rule, min_rank, beta, ablation)
+    rules = Rules(rank_rule, min_rank, beta, ablation, rank_alpha)
     budgets = {'gamma': gamma, 'num_sensitive': num_sensitive, 'budget_params': budget_params}
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
@@ -101,6 +103,7 @@ def plan_from_masks(
     min_rank: int = 0,
     beta: float = 5,
     ablation: Ablation = NO_ABLATION,
+    rank_alpha: float = 1,
     also_train: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     fingerprint: str = '',
@@ -114,6 +117,7 @@ def plan_from_masks(
         min_rank: See `dynamic_rank`.
         beta: See `make_plan`.
         ablation: See `make_plan`.
+        rank_alpha: See `make_plan`.
         also_train: See `make_plan`.
         settings: See `make_plan`.
         fingerprint: See `make_plan`.
@@ -122,7 +126,7 @@ def plan_from_masks(
         PlanError: If a mask is not bool or neither a matrix nor a vector, or a
             setting is out of range.
     """
-    rules = Rules(rank_rule, min_rank, beta, ablation)
+    rules = Rules(rank_rule, min_rank, beta, ablation, rank_alpha)
     return _plan(
         masks.items(),
         rules,
@@ -164,13 +168,7 @@ def _plan(
         method='cdra',
         **treat_all(masks, rules.beta, partial(treat_matrix, rules)),
         also_train=also_train,
-        settings={
-            'rank_rule': rules.rank_rule,
-            'min_rank': rules.min_rank,
-            'beta': rules.beta,
-            **rules.ablation.changes,
-            **settings,
-        },
+        settings={**rules.record, **settings},
         fingerprint=fingerprint,
     )
 

@@ -47,8 +47,9 @@ class PlanSizes:
         )
         # Where nothing is selected the block is empty: 1 x 1 avoids a division by zero.
         sides = rows.clamp(min=1), cols.clamp(min=1)
-        rank = unbounded_rank(n, *sides, shape[0] * shape[1], self.rules.rank_rule)
-        rank = rank.clamp(min=self.rules.min_rank).minimum(rows).minimum(cols) * (n > 0)
+        rules, area = self.rules, shape[0] * shape[1]
+        rank = unbounded_rank(n, *sides, area, rules.rank_rule, rules.exact_alpha)
+        rank = rank.clamp(min=rules.min_rank).minimum(rows).minimum(cols) * (n > 0)
         rows, cols = ablation.sides(rows, cols, shape)
         params = rank.minimum(rows).minimum(cols) * (rows + cols)
         if not (ablation.case1 and ablation.case2):

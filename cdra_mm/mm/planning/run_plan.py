@@ -118,7 +118,7 @@ class RunPlanner:
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs train the same thing; plain types."""
-        settings = {f'method.{key}': value for key, value in self.method.settings.items()}
+        settings = {f'method.{key}': value for key, value in self.method.recorded.items()}
         if self.method.needs_scores:
             settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
             settings |= {'also_train': list(self.also_train), 'seed': self.seed}

@@ -2,7 +2,8 @@
 
 A grid inherits them and says over what settings each may search. Shares of SPT are Table 1's on
 VTAB-1k; CDRA's stands in the configs. Numbers of prompts and ranks are fixed: the papers of VPT
-choose them for each task, which would be more effort than the other rows get.
+choose them for each task, which would be more effort than the other rows get. `cdra` is this
+package's default; `cdra_eq7` names the rule for ranks that the paper prints, whatever the default.
 """
 
 methods = dict(
@@ -34,4 +35,9 @@ methods = dict(
         method=dict(type='spt_lora', rank=16, budget_percent=1.36),
     ),
     cdra=dict(title='CDRA', family='Selection-based', method=dict(type='cdra')),
+    cdra_eq7=dict(
+        title='CDRA (Eq. 7 to the letter)',
+        family='Selection-based',
+        method=dict(type='cdra', rank_rule='eq7', rank_alpha=1),
+    ),
 )

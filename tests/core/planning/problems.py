@@ -6,6 +6,19 @@ import torch
 from hypothesis import strategies as st
 
 RULES = st.sampled_from(['eq7', 'count', 1, 3])
+# A rule for ranks and the factor on the selected entries; a fixed rank has none.
+FACTORS = st.sampled_from(
+    [
+        ('eq7', 1),
+        ('eq7', 2.5),
+        ('eq7', 20),
+        ('count', 1),
+        ('count', 0.3),
+        ('count', 2),
+        (1, 1),
+        (3, 1),
+    ]
+)
 
 
 @st.composite
@@ -26,9 +39,8 @@ def problems(draw, shapes=((4, 4), (6, 3), (2, 8), (10,), (4,), (5, 5))):
     return scores
 
 
-def rules(rule, min_rank, beta, also_train):
+def rules(rule, min_rank, beta, also_train, rank_alpha=1):
     """The same choices in the words of the oracle and of the package."""
-    ours = {'rule': rule, 'min_rank': min_rank, 'beta': beta, 'also_train': also_train}
-    theirs = {**ours, 'rank_rule': rule}
-    del theirs['rule']
-    return ours, theirs
+    both = {'min_rank': min_rank, 'beta': beta, 'also_train': also_train}
+    ours = {**both, 'rule': rule, 'alpha': rank_alpha}
+    return ours, {**both, 'rank_rule': rule, 'rank_alpha': rank_alpha}

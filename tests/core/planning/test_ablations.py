@@ -11,7 +11,7 @@ from cdra_mm.core import Block, Plan, PlanError, make_plan, plan_from_masks
 from cdra_mm.core.planning.ablations import Ablation
 from cdra_mm.core.planning.rules import Rules
 from cdra_mm.core.planning.treatment import treat_matrix
-from tests.core.planning.problems import RULES, problems
+from tests.core.planning.problems import FACTORS, problems
 from tests.reference import ablations as reference
 from tests.reference.selection import top_k
 
@@ -33,24 +33,27 @@ SMALLER = st.sampled_from([0.25, 0.5, 0.75])
 @given(
     scores=problems(),
     data=st.data(),
-    rule=RULES,
+    factor=FACTORS,
     min_rank=st.integers(0, 2),
     changes=CHANGES,
     smaller=st.none() | SMALLER,
 )
 def test_ablations_treat_every_matrix_as_the_oracle_does(
-    scores, data, rule, min_rank, changes, smaller
+    scores, data, factor, min_rank, changes, smaller
 ):
     if smaller:
         changes['size_ratio'] = smaller
     count = data.draw(st.integers(1, sum(score.numel() for score in scores.values())))
+    rule, alpha = factor
     options = dict(rank_rule=rule, min_rank=min_rank, ablation=Ablation(**changes))
+    options |= dict(rank_alpha=alpha)
+    theirs = dict(rule=rule, rank_alpha=alpha, min_rank=min_rank, **changes)
     plan = make_plan(scores, num_sensitive=count, **options)
     masks = top_k(scores, count)
     blocks = {b.name: ('block', list(b.rows), list(b.cols), b.rank) for b in plan.blocks}
     entries = {s.name: ('entries', list(s.indices), [], 0) for s in plan.sparse}
     expected = {
-        name: reference.treat(mask, rule=rule, min_rank=min_rank, **changes)
+        name: reference.treat(mask, **theirs)
         for name, mask in masks.items()
         if mask.dim() == 2 and mask.any()
     }
@@ -61,7 +64,7 @@ def test_ablations_treat_every_matrix_as_the_oracle_does(
     for block in plan.blocks:
         inside = masks[block.name][list(block.rows)][:, list(block.cols)]
         assert block.num_sensitive == int(inside.sum())
-    total = reference.size(masks, rule=rule, min_rank=min_rank, **changes)[0]
+    total = reference.size(masks, **theirs)[0]
     assert plan.num_trainable == total
     assert Plan.from_json(plan.to_json()) == plan
 
@@ -69,18 +72,21 @@ def test_ablations_treat_every_matrix_as_the_oracle_does(
 @settings(max_examples=150)
 @given(
     scores=problems(),
-    rule=RULES,
+    factor=FACTORS,
     min_rank=st.integers(0, 1),
     changes=CHANGES,
     budget=st.integers(0, 120),
     reserved=st.integers(0, 4),
 )
 def test_ablations_within_a_budget_equal_trying_every_count_where_sizes_do_not_fall(
-    scores, rule, min_rank, changes, budget, reserved
+    scores, factor, min_rank, changes, budget, reserved
 ):
+    rule, alpha = factor
     options = dict(rank_rule=rule, min_rank=min_rank, ablation=Ablation(**changes))
+    options |= dict(rank_alpha=alpha)
+    theirs = dict(rule=rule, rank_alpha=alpha, min_rank=min_rank, **changes)
     options |= dict(budget_params=budget, also_train={'cls_token': reserved})
-    sizes = reference.sizes(scores, rule=rule, min_rank=min_rank, **changes)
+    sizes = reference.sizes(scores, **theirs)
     best = reference.within_budget(sizes, budget - reserved)
     try:
         found = make_plan(scores, **options).num_trainable - reserved
@@ -88,7 +94,7 @@ def test_ablations_within_a_budget_equal_trying_every_count_where_sizes_do_not_f
         assert 'budget_params' in str(error)
         found = None
     assert found is None or found in dict(sizes) and found <= budget - reserved
-    if Rules(rule, min_rank, ablation=Ablation(**changes)).monotone:
+    if Rules(rule, min_rank, ablation=Ablation(**changes), rank_alpha=alpha).monotone:
         assert [size for size, _ in sizes] == sorted(size for size, _ in sizes)
         assert found == best
 
@@ -96,18 +102,20 @@ def test_ablations_within_a_budget_equal_trying_every_count_where_sizes_do_not_f
 @settings(max_examples=100)
 @given(
     scores=problems(),
-    rule=RULES,
+    factor=FACTORS,
     changes=CHANGES,
     ratio=SMALLER,
     budget=st.integers(0, 120),
     reserved=st.integers(0, 4),
 )
 def test_smaller_blocks_never_exceed_a_budget_and_reach_it_where_sizes_grow(
-    scores, rule, changes, ratio, budget, reserved
+    scores, factor, changes, ratio, budget, reserved
 ):
     changes['size_ratio'] = ratio
+    rule, alpha = factor
     options = dict(budget_params=budget, rank_rule=rule, also_train={'cls_token': reserved})
-    sizes = reference.sizes(scores, rule=rule, **changes)
+    options |= dict(rank_alpha=alpha)
+    sizes = reference.sizes(scores, rule=rule, rank_alpha=alpha, **changes)
     best = reference.within_budget(sizes, budget - reserved)
     try:
         found = make_plan(scores, ablation=Ablation(**changes), **options).num_trainable - reserved
@@ -116,6 +124,17 @@ def test_smaller_blocks_never_exceed_a_budget_and_reach_it_where_sizes_grow(
     assert found is None or found in dict(sizes) and found <= budget - reserved
     if sizes == sorted(sizes):
         assert found == best
+
+
+@pytest.mark.parametrize(('alpha', 'rank_alpha'), [(1, 20), (10, 10)])
+def test_sizes_can_fall_where_a_factor_is_above_that_of_the_lora_that_follows(alpha, rank_alpha):
+    """The block that case 2 ends is larger then; the search must not take sizes to grow."""
+    score = torch.arange(400, 0, -1.0).view(20, 20)
+    rule = dict(rank_alpha=rank_alpha)
+    changes = dict(case2=False, alpha=alpha, lora_rank=1)
+    sizes = [size for size, _ in reference.sizes({'w': score}, **rule, **changes)]
+    assert (sizes == sorted(sizes)) == (rank_alpha <= alpha)
+    assert Rules(ablation=Ablation(**changes), **rule).monotone == (rank_alpha <= alpha)
 
 
 def test_smaller_blocks_fill_a_budget_among_many_scores():

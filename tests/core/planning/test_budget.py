@@ -13,7 +13,7 @@ from cdra_mm.core import PlanError, make_plan
 from cdra_mm.core.planning import budget as search
 from cdra_mm.core.planning.rules import Rules
 from cdra_mm.core.planning.sizes import PlanSizes
-from tests.core.planning.problems import RULES, problems, rules
+from tests.core.planning.problems import FACTORS, RULES, problems, rules
 from tests.reference import planning as reference
 from tests.reference.selection import top_k
 
@@ -21,23 +21,24 @@ from tests.reference.selection import top_k
 @settings(max_examples=60)
 @given(
     scores=problems(),
-    rule=RULES,
+    factor=FACTORS,
     min_rank=st.integers(0, 1),
     also=st.integers(0, 4),
     budget=st.integers(0, 120),
     beta=st.sampled_from([2, 5]),
 )
 def test_make_plan_within_a_budget_equals_trying_every_count(
-    scores, rule, min_rank, also, budget, beta
+    scores, factor, min_rank, also, budget, beta
 ):
-    ours, theirs = rules(rule, min_rank, beta, {'cls_token': also} if also else None)
+    rule, alpha = factor
+    ours, theirs = rules(rule, min_rank, beta, {'cls_token': also} if also else None, alpha)
     best = reference.within_budget(scores, budget, **ours)
     edge = reference.within_budget(scores, budget, counts=reference.edges(scores), **ours)
     try:
         found = make_plan(scores, budget_params=budget, **theirs).num_trainable
     except PlanError:
         found = None
-    if Rules(rule, min_rank, beta).monotone:
+    if Rules(rule, min_rank, beta, rank_alpha=alpha).monotone:
         assert found == best
     else:  # the best one seen: of all edges, and inside some buckets
         assert (edge or -1) <= (found or -1) <= (best or -1)
@@ -92,7 +93,8 @@ def test_make_plan_says_what_would_be_enough():
     beside = ', 3 of them beside the adapters and vectors$'
     with pytest.raises(PlanError, match=begin + enough.format(11) + beside):
         make_plan(scores, **options, also_train={'cls_token': 3})
-    none = "no threshold gives a rank of 1: try rank_rule='count' or min_rank=1$"
+    try_ = "try rank_rule='count', a larger rank_alpha, or min_rank=1$"
+    none = f'no threshold gives a rank of 1: {try_}'
     with pytest.raises(PlanError, match=begin + none):
         make_plan({'w': torch.ones(1, 1)}, budget_params=5)
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdra_mm.core import CDRAError, PlanError, make_plan, plan_from_masks, select
+from cdra_mm.core import CDRAError, Plan, PlanError, make_plan, plan_from_masks, select
 from cdra_mm.core.planning import selection
-from tests.core.planning.problems import RULES, problems, rules
+from tests.core.planning.problems import FACTORS, RULES, problems, rules
 from tests.reference import planning as reference
 from tests.reference.selection import top_k
 
@@ -17,18 +17,19 @@ from tests.reference.selection import top_k
 @given(
     scores=problems(),
     data=st.data(),
-    rule=RULES,
+    factor=FACTORS,
     min_rank=st.integers(0, 2),
     beta=st.sampled_from([1, 2.5, 5, 100]),
 )
-def test_make_plan_follows_the_steps(scores, data, rule, min_rank, beta):
+def test_make_plan_follows_the_steps(scores, data, factor, min_rank, beta):
     """Select, compact, rank: each as its oracle says."""
     total = sum(score.numel() for score in scores.values())
     count = data.draw(st.integers(1, total))
-    ours, theirs = rules(rule, min_rank, beta, {'cls_token': 3})
+    rule, alpha = factor
+    ours, theirs = rules(rule, min_rank, beta, {'cls_token': 3}, alpha)
     plan = make_plan(scores, num_sensitive=count, fingerprint='f', **theirs)
     masks = top_k(scores, count)
-    sizes = reference.block_sizes(masks, rule, min_rank)
+    sizes = reference.block_sizes(masks, rule, min_rank, alpha)
     adapted = {b.name: (list(b.rows), list(b.cols), b.rank) for b in plan.blocks}
     dropped = {b.name: (list(b.rows), list(b.cols), b.rank) for b in plan.dropped}
     assert adapted == {name: size for name, size in sizes.items() if size[2] > 0}
@@ -129,6 +130,10 @@ def test_make_plan_records_how_it_was_made():
         plan = make_plan(scores, **budget, **rules, settings={'seed': 3})
         assert plan.method == 'cdra'
         assert dict(plan.settings) == {**budget, **rules, 'seed': 3}
+        assert list(make_plan(scores, **budget, rank_alpha=1.0).settings) == [*rules, *budget]
+        plan = make_plan(scores, **budget, **rules, rank_alpha=2.5)
+        assert dict(plan.settings) == {**budget, **rules, 'rank_alpha': 2.5}
+        assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_plan_from_masks_records_how_it_was_made():
@@ -170,6 +175,12 @@ SCORES = {'w': torch.rand(6, 6), 'b': torch.rand(8)}
         ({'budget_params': -5}, r'budget_params.*-5'),
         ({'gamma': 0.5, 'rank_rule': 'eq9'}, r'(?s)rank_rule.*eq9|rule.*eq9'),
         ({'gamma': 0.5, 'min_rank': -1}, r'min_rank.*-1'),
+        ({'gamma': 0.5, 'rank_alpha': 0}, r'^rank_alpha=0: expected a number above 0$'),
+        ({'gamma': 0.5, 'rank_alpha': True}, r'^rank_alpha=True: expected a finite number$'),
+        (
+            {'gamma': 0.5, 'rank_alpha': 2, 'rank_rule': 8},
+            r'rank_alpha=2 with rank_rule=8: a fixed',
+        ),
         ({'gamma': 0.5, 'beta': 0}, r'beta.*0'),
         ({'gamma': 0.5, 'also_train': {'cls_token': -3}}, r'(?s)cls_token.*-3'),
         ({'gamma': 0.5, 'also_train': {'cls_token': -1}}, r'(?s)cls_token.*-1'),

@@ -1,0 +1,283 @@
+"""The trained shares of the CDRA paper's Table 4, and ours on SPT's masks, as Markdown.
+
+    python tools/table4.py MASK_FILE.npz ... [--millions 0.8]
+
+The paper gives neither a number of selected entries nor masks. SPT, whose selection it takes over,
+released its masks of a ViT-B/16, but of a matrix that it tunes with LoRA only that it has at
+least a tenth of LoRA's parameters selected. So a plan of the size of SPT's is an estimate:
+
+- A matrix's share of selected entries, as a normal quantile, moves by the same amount from one
+  budget to the next (log-normal scores of a common width): the median over the matrices whose
+  entries are released at both. Its sides grow with powers of its entries, likewise medians.
+- A matrix that SPT tunes with LoRA has at least the number of entries that makes it so.
+- All of them are then moved together until SPT-LoRA-8 trains what its budget says.
+
+What a mask file holds: cdra_mm/reading/mask_file.py; beside the masks the tables that begin with
+two underscores, which SPT's files have.
+"""
+
+from __future__ import annotations
+
+import argparse
+from math import log
+from pathlib import Path
+from statistics import NormalDist, median
+from typing import Any, NamedTuple
+
+from cdra_mm.command_line import run
+from cdra_mm.errors import ConfigError, DataError
+
+BACKBONE = 85_800_000  # parameters of ViT-B/16
+WIDTH = 768
+# SPT's table has a column for each of them.
+LAYERS = ('attn.q', 'attn.k', 'attn.v', 'attn.proj', 'mlp.fc1', 'mlp.fc2')
+SHAPES = [(WIDTH, WIDTH)] * 4 + [(4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)]
+LORA_RANK, LORA_SHARE = 8, 10  # SPT-LoRA-8; its code's factor on the number of selected entries
+
+# Table 4: percent of the backbone's parameters, by rank; the last row is the dynamic one.
+PRINTED = {8: 0.42, 16: 0.76, 32: 1.45}
+DYNAMIC = 0.49
+RULES: list[tuple[str, dict[str, Any], float | None]] = [
+    ('rank 8', {'rule': 8}, PRINTED[8]),
+    ('rank 16', {'rule': 16}, PRINTED[16]),
+    ('rank 32', {'rule': 32}, PRINTED[32]),
+    ('Eq. 7 as printed', {'rule': 'eq7'}, DYNAMIC),
+    ('Eq. 7 with 10 n', {'rule': 'eq7', 'alpha': 10}, DYNAMIC),
+    ('Eq. 7 with 20 n', {'rule': 'eq7', 'alpha': 20}, DYNAMIC),
+    ('count', {'rule': 'count'}, DYNAMIC),
+    ('count with 2 n', {'rule': 'count', 'alpha': 2}, DYNAMIC),
+]
+NORMAL = NormalDist()
+
+
+class Size(NamedTuple):
+    """Selected entries of a matrix, and the sides of its compact block."""
+
+    entries: int
+    rows: int
+    cols: int
+
+
+class Released(NamedTuple):
+    """What a file says of one budget.
+
+    Attributes:
+        single: The matrices of which single entries are tuned, by name.
+        structured: Names of those tuned with LoRA.
+        beside: Parameters beside both: vectors and the class token.
+    """
+
+    single: dict[str, Size]
+    structured: set[str]
+    beside: int
+
+
+def weight_of(block: int, layer: int) -> str:
+    return f'blocks.{block}.{LAYERS[layer]}.weight'
+
+
+WEIGHTS = {weight_of(i, j): shape for i in range(12) for j, shape in enumerate(SHAPES)}
+
+
+def lora_params(name: str) -> int:
+    return LORA_RANK * sum(WEIGHTS[name])
+
+
+def spt_params(name: str, entries: float) -> float:
+    """What SPT-LoRA-8 trains of a matrix (Eq. 1)."""
+    lora = lora_params(name)
+    return lora if entries * LORA_SHARE >= lora else entries
+
+
+def read(path: Path) -> dict[float, Released]:
+    """What a file says, by budget in millions of parameters, the smallest first."""
+    from cdra_mm.reading import read_masks
+    from cdra_mm.reading.numpy_file import read_npz
+
+    beside = {key: array for key, array in read_npz(path, 'mask file') if '/__' in key}
+    found = {}
+    for budget, masks in read_masks(path).items():
+        try:
+            table = beside[f'b{budget}/__structured__']
+            total = round(1e6 * float(beside[f'b{budget}/__params_millions__']))
+        except KeyError as error:
+            raise DataError(f'{path} lacks {error}: expected a mask file of SPT') from None
+        for name, mask in masks.items():
+            if WEIGHTS.get(name) != tuple(mask.shape):
+                shape = tuple(mask.shape)
+                raise DataError(
+                    f'{path}: {name} {shape} is no matrix of the ViT-B/16 that SPT tunes'
+                )
+        structured = {weight_of(i, j) for i, j in zip(*table.nonzero(), strict=True)}
+        single = {
+            name: Size(int(mask.sum()), int(mask.any(1).sum()), int(mask.any(0).sum()))
+            for name, mask in masks.items()
+        }
+        known = sum(size.entries for size in single.values()) + sum(map(lora_params, structured))
+        found[float(budget)] = Released(single, structured, total - known)
+    if len(found) < 2:
+        raise DataError(f'{path} holds {len(found)} budget: expected two, to see how blocks grow')
+    return dict(sorted(found.items()))
+
+
+def quantile(name: str, entries: float) -> float:
+    high, wide = WEIGHTS[name]
+    return NORMAL.inv_cdf(min(entries / (high * wide), 1 - 1e-9))
+
+
+class Estimate:
+    """The selection of one task at any number of parameters that SPT trains.
+
+    Args:
+        released: See `read`.
+    """
+
+    def __init__(self, released: dict[float, Released]) -> None:
+        budgets = list(released.values())
+        pairs = [
+            (name, small.single[name], large.single[name])
+            for small, large in zip(budgets, budgets[1:], strict=False)
+            for name in small.single.keys() & large.single.keys()
+        ]
+        grown = [(a, b, log(b.entries / a.entries)) for _, a, b in pairs if b.entries > a.entries]
+        self.row_power = median(log(b.rows / a.rows) / by for a, b, by in grown)
+        self.col_power = median(log(b.cols / a.cols) / by for a, b, by in grown)
+        self.last: dict[str, Size] = {}  # released of a matrix, at the largest budget
+        self.place: dict[str, float] = {}  # its quantile at the largest budget
+        before = None
+        for step in budgets:
+            if before is not None:
+                both = before.single.keys() & step.single.keys()
+                by = median(
+                    quantile(name, step.single[name].entries)
+                    - quantile(name, before.single[name].entries)
+                    for name in both
+                )
+                self.place = {name: place + by for name, place in self.place.items()}
+            for name, size in step.single.items():
+                self.last[name], self.place[name] = size, quantile(name, size.entries)
+            for name in step.structured & self.place.keys():
+                least = quantile(name, lora_params(name) / LORA_SHARE)
+                self.place[name] = max(self.place[name], least)
+            before = step
+        self.beside = {budget: step.beside for budget, step in released.items()}
+
+    def moved(self, by: float) -> dict[str, Size]:
+        """The matrices with their quantiles moved."""
+        sizes = {}
+        for name, place in self.place.items():
+            high, wide = WEIGHTS[name]
+            entries = max(1, round(high * wide * NORMAL.cdf(place + by)))
+            last = self.last[name]
+            rows = round(last.rows * (entries / last.entries) ** self.row_power)
+            cols = round(last.cols * (entries / last.entries) ** self.col_power)
+            rows, cols = min(max(rows, 1), high, entries), min(max(cols, 1), wide, entries)
+            sizes[name] = Size(min(entries, rows * cols), rows, cols)
+        return sizes
+
+    def at(self, millions: float) -> tuple[dict[str, Size], float]:
+        """Matrices and parameters beside them where SPT-LoRA-8 trains so many million."""
+        (low, fewer), *_, (high, more) = self.beside.items()
+        beside = fewer + (more - fewer) * (millions - low) / (high - low)
+        least, most = -3.0, 3.0
+        for _ in range(40):
+            by = (least + most) / 2
+            sizes = self.moved(by)
+            trained = sum(spt_params(name, size.entries) for name, size in sizes.items())
+            least, most = (least, by) if trained + beside > 1e6 * millions else (by, most)
+        return sizes, beside
+
+
+def trained(sizes: dict[str, Size], rule: dict[str, Any]) -> tuple[int, int]:
+    """Parameters of the adapters by a rule, and how many matrices have one."""
+    from cdra_mm.core import dynamic_rank
+
+    ranks = {name: dynamic_rank(*size, WEIGHTS[name], **rule) for name, size in sizes.items()}
+    params = sum(ranks[name] * (size.rows + size.cols) for name, size in sizes.items())
+    return params, sum(rank > 0 for rank in ranks.values())
+
+
+def percent(params: float) -> str:
+    return f'{100 * params / BACKBONE:.2f}'
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *rows))
+
+
+def line() -> tuple[float, float]:
+    """Slope and intercept of the printed shares over the fixed ranks, in percent."""
+    ranks, shares = list(PRINTED), list(PRINTED.values())
+    x, y = sum(ranks) / len(ranks), sum(shares) / len(shares)
+    up = sum((a - x) * (b - y) for a, b in PRINTED.items()) / sum((a - x) ** 2 for a in ranks)
+    return up, y - up * x
+
+
+def report(tasks: dict[str, dict[float, Released]], millions: float) -> str:
+    """The three tables."""
+    slope, rest = line()
+    released = [
+        [
+            task,
+            f'{budget:g}',
+            str(len(step.single)),
+            str(len(step.structured)),
+            f'{sum(size.entries for size in step.single.values()):,}',
+            f'{sum(size.rows + size.cols for size in step.single.values()):,}',
+            percent(step.beside),
+        ]
+        for task, budgets in tasks.items()
+        for budget, step in budgets.items()
+    ]
+    plans = {task: Estimate(budgets).at(millions) for task, budgets in tasks.items()}
+    count = [
+        ['selected entries', '']
+        + [f'{sum(size.entries for size in sizes.values()):,}' for sizes, _ in plans.values()],
+        ['rows and columns', f'{slope / 100 * BACKBONE:,.0f}']
+        + [f'{sum(s.rows + s.cols for s in sizes.values()):,}' for sizes, _ in plans.values()],
+        ['vectors, %', f'{rest:.3f}'] + [percent(beside) for _, beside in plans.values()],
+    ]
+    for words, rule, printed in RULES:
+        cells = []
+        for sizes, beside in plans.values():
+            params, adapted = trained(sizes, rule)
+            cells.append(f'{percent(params + beside)} ({adapted} of {len(sizes)})')
+        count.append([f'{words}, %', '' if printed is None else f'{printed:.2f}', *cells])
+    return '\n\n'.join(
+        (
+            f'The fixed ranks of Table 4 lie on a line: {slope / 100 * BACKBONE:,.0f} parameters '
+            f'for each rank, {rest:.3f} % beside them. The dynamic row is then a mean rank of '
+            f'{(DYNAMIC - rest) / slope:.1f}.',
+            'Released:',
+            table(
+                ['task', 'budget (M)', 'matrices with entries', 'matrices with LoRA']
+                + ['entries', 'rows and columns', 'vectors, %'],
+                released,
+            ),
+            f'Estimated, where SPT-LoRA-8 trains {millions:g} M (matrices that have a rank):',
+            table(['', 'paper', *tasks], count),
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('files', nargs='+', type=Path, metavar='MASK_FILE.npz')
+    parser.add_argument(
+        '--millions', type=float, default=0.8, help="SPT's budget; of those it released, 0.4 to 1.0"
+    )
+    arguments = parser.parse_args()
+    tasks = {path.stem: read(path) for path in sorted(arguments.files)}
+    for task, budgets in tasks.items():
+        if not min(budgets) <= arguments.millions <= max(budgets):
+            raise ConfigError(
+                f'--millions {arguments.millions:g}: expected {min(budgets):g} to '
+                f'{max(budgets):g}, the budgets that {task} was released for'
+            )
+    print(report(tasks, arguments.millions))
+
+
+if __name__ == '__main__':
+    run(main)
