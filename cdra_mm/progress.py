@@ -22,6 +22,7 @@ __all__ = [
     'phase',
     'progress_line',
     'reported_to',
+    'duration',
     'time_left',
 ]
 
@@ -82,6 +83,20 @@ def _written_in(unit: str) -> dict[str, Any]:
     if unit == 'bytes':
         return dict(unit='B', unit_scale=True, unit_divisor=1024)
     return dict(unit=f' {unit}')
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> duration(47.2), duration(1530), duration(7384)
+        ('47 s', '25 min 30 s', '2 h 3 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f'{whole} s'
+    minutes, rest = divmod(whole, 60)
+    return f'{minutes} min {rest} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
 
 
 def time_left(seconds: float) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
+from cdra_mm.progress import duration
+
 from .regions import Region
 from .run import Run
 
-__all__ = ['Sections', 'duration', 'size', 'summary_sections']
+__all__ = ['Sections', 'size', 'summary_sections']
 
 Sections = list[tuple[str, list[str]]]
 """Headings, each with its sentences."""
@@ -112,20 +114,6 @@ def _is_number(value: object) -> bool:
 
 def _count(number: int, one: str, many: str) -> str:
     return f'{number} {one} is' if number == 1 else f'{number} {many} are'
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    Example:
-        >>> duration(47.2), duration(1530), duration(7384)
-        ('47 s', '25 min 30 s', '2 h 3 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f'{whole} s'
-    minutes, rest = divmod(whole, 60)
-    return f'{minutes} min {rest} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
 
 
 def size(number: float) -> str:

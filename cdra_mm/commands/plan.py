@@ -5,8 +5,10 @@
     cdra plan mine.py --dry-run --memory 80
 
 The model is built and loaded and its training data are read as for a training. The log shows the
-matrices with their ranks and blocks; the plan is written into the work directory, and a config
-trains by it with default_hooks.cdra.plan=PATH instead of scoring again.
+matrices with their ranks and blocks, what share of the scores they hold and what is unhealthy about
+it; and, from a few iterations whose results are thrown away, what a training takes in seconds,
+memory and checkpoint bytes. The plan is written into the work directory, and a config trains by it
+with default_hooks.cdra.plan=PATH instead of scoring again.
 
 --dry-run says what scoring, planning and training would take, in bytes and of a GPU of so many GB.
 It reads neither weights nor data, and has no need of the memory.
@@ -65,6 +67,9 @@ def main(args: argparse.Namespace) -> None:
     check_inputs(cfg, 'train')
     remarks = check_data(cfg, 'train')
     set_work_dir(cfg, args.config, args.work_dir, suffix='_plan')
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint')
+    if saving:  # the iterations that are timed leave nothing behind
+        saving.update(interval=-1, save_last=False, save_best=None)
     lock = hold_work_dir(cfg.work_dir)  # noqa: F841  # until the process ends
     runner = build_runner(cfg)
     for remark in remarks:

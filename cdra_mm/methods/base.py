@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -171,7 +171,7 @@ class Request:
         """The plan of a method, with its settings beside those of the run."""
         return Plan(
             method=method.name,
-            settings={**self.settings, **asdict(method)},
+            settings={**self.settings, **method.settings},
             fingerprint=self.fingerprint,
             **trained,
         )
@@ -189,17 +189,41 @@ class Method(ABC):
         needs_search: Whether `plan` tries plans out (`Request.trials`).
         trains_inside: Whether it trains chosen weights or blocks of the backbone, so that it
             matters which of them the training loss depends on.
-        statistic: How it is scored unless the hook says so: ``'per_sample'`` or ``'per_batch'``.
+        later: Settings that earlier releases lacked. With their defaults they are in no plan and no
+            checkpoint, so that those of earlier releases are equal and go on.
     """
 
     name: ClassVar[str]
     needs_scores: ClassVar[bool] = False
     needs_search: ClassVar[bool] = False
     trains_inside: ClassVar[bool] = True
-    statistic: ClassVar[str] = 'per_sample'
+    later: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether `first_factors` wants scores, also of a plan that comes from a file."""
+        return False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What plans and checkpoints hold of it; plain types."""
+        default = {field.name: field.default for field in fields(self)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in self.later or value != default[name]
+        }
+
+    @property
+    def statistic(self) -> str:
+        """How it is scored unless the hook says so.
+
+        ``'per_sample'`` (Eq. 3), ``'per_batch'``, or ``'mean_gradient'``, which is signed.
+        """
+        return 'per_sample'
 
     @property
     def score_loss(self) -> str:
@@ -209,6 +233,14 @@ class Method(ABC):
     def competing(self, backbone: nn.Module, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The scores of what competes on a backbone; all, unless a setting leaves some out."""
         return scores
+
+    def first_factors(self, plan: Plan, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Where the factors of a plan's blocks begin, by the scores that it was made from.
+
+        Returns:
+            ``down`` of blocks by name, fp32 ``[r, |C|]``; those that are not named are drawn.
+        """
+        return {}
 
     @abstractmethod
     def plan(self, request: Request) -> Plan | None:

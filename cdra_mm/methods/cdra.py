@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from cdra_mm.core import Plan, find_targets, make_plan
 from cdra_mm.core.planning.ablations import Ablation
+from cdra_mm.core.planning.energy import EnergyRules, plan_by_energy, start_of
 from cdra_mm.core.planning.rules import Rules
 from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.settings import setting
 
 from .base import Request
 from .budgets import Selecting
@@ -20,6 +22,9 @@ __all__ = ['CDRA']
 
 # What all can compete, beside single roles.
 COMPETE = ('all', 'matrices', 'vectors')
+
+ENERGY_ONLY = ('max_rank', 'start')
+ENERGY_TAKES = {'allocation', 'budget_params', 'budget_percent', 'compete', *ENERGY_ONLY}
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class CDRA(Selecting):
     Table 6               ``size_ratio=1.5``, ``0.5``
     Table 7               ``quadrant='00'``, ``'11'``, ``'01'``
     ours                  ``rank_rule='count'``, ``min_rank``, ``compete``; in the hook
-                          ``statistic='per_batch'``
+                          ``statistic='per_batch'``; ``allocation='energy'``, ``start``
     ====================  ==========================================================
 
     Args:
@@ -53,9 +58,17 @@ class CDRA(Selecting):
         size_ratio: Sides of the adapted block over those of the compact block.
         quadrant: The part of the matrix that is adapted: ``'10'`` R x C, ``'00'`` not-R x C,
             ``'11'`` R x not-C, ``'01'`` neither.
+        allocation: What decides on blocks, ranks and vectors: ``'scores'``, the paper's steps 1
+            to 3, or ``'energy'``, ours: the energy of the mean gradient per trained parameter
+            (`cdra_mm.core.planning.energy`). It takes budgets in parameters or percent, and
+            `compete`; the other settings above are of the paper's steps.
+        max_rank: Largest rank of a block by ``'energy'``.
+        start: Of ``down``: ``'random'``, LoRA's, or ``'gradient'``, along the leading right
+            singular vectors of the block's mean gradient; ``'energy'`` only.
     """
 
     name: ClassVar[str] = 'cdra'
+    later: ClassVar[tuple[str, ...]] = ('allocation', 'max_rank', 'start')
 
     rank_rule: str | int = 'eq7'
     min_rank: int = 0
@@ -67,6 +80,9 @@ class CDRA(Selecting):
     lora_rank: int = 8
     size_ratio: float = 1.0
     quadrant: str | int = '10'
+    allocation: str = setting('scores', choices=('scores', 'energy'))
+    max_rank: int = setting(8, minimum=1)
+    start: str = setting('random', choices=('random', 'gradient'))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,10 +95,41 @@ class CDRA(Selecting):
             )
         if not isinstance(self.compete, str):
             object.__setattr__(self, 'compete', list(roles))  # as it comes back from JSON
+        self._check_allocation()
         try:
             Rules(self.rank_rule, self.min_rank, self.beta, self.ablation)
         except PlanError as error:
             raise ConfigError(str(error)) from None
+
+    def _check_allocation(self) -> None:
+        default = {field.name: field.default for field in fields(self)}
+        foreign = ENERGY_ONLY if not self.by_energy else tuple(set(default) - ENERGY_TAKES)
+        for name in sorted(foreign):
+            if getattr(self, name) != default[name]:
+                raise ConfigError(
+                    f'{name}={getattr(self, name)!r}: not used with allocation={self.allocation!r};'
+                    f' leave it out, or set allocation='
+                    + ("'scores'" if self.by_energy else "'energy'")
+                )
+
+    @property
+    def by_energy(self) -> bool:
+        """Whether blocks, ranks and vectors come from the mean gradient."""
+        return self.allocation == 'energy'
+
+    @property
+    def statistic(self) -> str:
+        """See `Method.statistic`."""
+        return 'mean_gradient' if self.by_energy else 'per_sample'
+
+    @property
+    def needs_start(self) -> bool:
+        """See `Method.needs_start`."""
+        return self.start == 'gradient'
+
+    def first_factors(self, plan: Plan, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See `Method.first_factors`."""
+        return start_of(plan, scores) if self.needs_start else {}
 
     @property
     def ablation(self) -> Ablation:
@@ -96,7 +143,19 @@ class CDRA(Selecting):
             ConfigError: If `compete` names a role that the backbone does not have.
             PlanError: See `make_plan`.
         """
-        optional = {'compete', *(field.name for field in fields(Ablation))}
+        if self.by_energy:
+            return plan_by_energy(
+                self.competing(request.backbone, request.scores),
+                self.budget_on(request.backbone, request.beside_budget)['budget_params'],
+                EnergyRules(max_rank=self.max_rank),
+                also_train=request.also_train,
+                settings={
+                    **request.settings,
+                    **{name: getattr(self, name) for name in sorted(ENERGY_TAKES)},
+                },
+                fingerprint=request.fingerprint,
+            )
+        optional = {*self.later, 'compete', *(field.name for field in fields(Ablation))}
         changed = {*self.ablation.changes, *(['compete'] if self.compete != 'all' else [])}
         own = {
             name: value

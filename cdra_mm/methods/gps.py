@@ -47,10 +47,14 @@ class GPS(Method):
 
     name: ClassVar[str] = 'gps'
     needs_scores: ClassVar[bool] = True
-    statistic: ClassVar[str] = 'per_batch'
 
     k: int = count(1)
     loss: str = setting('supervised_contrastive', choices=('supervised_contrastive', 'task'))
+
+    @property
+    def statistic(self) -> str:
+        """See `Method.statistic`."""
+        return 'per_batch'
 
     @property
     def score_loss(self) -> str:

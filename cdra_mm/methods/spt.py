@@ -69,14 +69,17 @@ class _SPT(Selecting):
         dropout: Probability of dropping an input of a module in training.
     """
 
-    statistic: ClassVar[str] = 'per_batch'
-
     rank: int = setting(8, minimum=1)
     # Below 1 more entries than the module has parameters would be trained before it: the size of
     # a plan could then shrink with more entries.
     alpha: float = setting(10, minimum=1)
     beta: float = setting(5, minimum=1)
     dropout: float = probability(0.1)
+
+    @property
+    def statistic(self) -> str:
+        """See `Method.statistic`."""
+        return 'per_batch'
 
     @abstractmethod
     def module_params(self, shape: tuple[int, ...]) -> int:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.core import adapters, apply_plan, base_state, digests_of, freeze_rest, plan_of
+from cdra_mm.core import (
+    adapters,
+    apply_plan,
+    base_state,
+    digests_of,
+    find_targets,
+    freeze_rest,
+    plan_of,
+)
 from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.methods import Full
 
@@ -20,6 +29,8 @@ from .checkpoints.record import Record, make_record
 from .checkpoints.restoring import ensure_base
 from .hook_settings import check_same_settings
 from .plan_description import describe_plan
+from .plan_health import plan_health
+from .planning.head_fit import fit_head
 from .planning.run_plan import RunPlanner
 from .rebuild import plain_model
 from .training_watch import check_stays_trained
@@ -36,12 +47,20 @@ class Adaptation:
         seed: Seed of the factors.
         save_base: Whether checkpoints hold the base.
         product: How adapted products are computed, see `choose_product`.
+        head_iters: Iterations that fit the head first, see `fit_head`.
     """
 
     planner: RunPlanner
     seed: int
     save_base: bool
     product: str = 'auto'
+    head_iters: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes two runs train the same thing; plain types."""
+        own = {'head_iters': self.head_iters} if self.head_iters else {}
+        return {**self.planner.settings, **own}
 
     def begin(self, runner: Runner, backbone: nn.Module) -> Record:
         """A fresh run: plan on the loaded weights, then adapt.
@@ -59,19 +78,29 @@ class Adaptation:
         if source is not None and missing and not trains_all:
             also = self.planner.also_train
             logger.warning(describe_missing(backbone, source, missing, method, also))
+        if self.head_iters:
+            fit_head(runner, backbone, self.head_iters, self.seed)
         plan = self.planner.plan(runner, backbone, digests)
         if plan is not None:
-            apply_plan(backbone, plan, seed=self.seed, digests=digests)
+            start = self.planner.start
+            apply_plan(backbone, plan, seed=self.seed, digests=digests, start=start)
+            self.planner.start = {}  # it is in the adapters now
             choose_product(backbone, self.product)
             plan = plan_of(backbone)
             assert plan is not None
             check_stays_trained(model, backbone)
             logger.info('\n' + describe_plan(plan, backbone))
+            matrices = [n for n, t in find_targets(backbone).items() if len(t.shape) == 2]
+            health = plan_health(plan, self.planner.masses, matrices)
+            if health is not None:
+                logger.info(health.text)
+                for warning in health.warnings:
+                    logger.warning(warning)
         record = make_record(
             backbone,
             method=method.name,
             plan=plan,
-            settings=self.planner.settings,
+            settings=self.settings,
             base=source,
             reproduced=reproduced,
             digests=digests,
@@ -100,7 +129,7 @@ class Adaptation:
         Raises:
             CheckpointError: If the config asks for something else than the checkpoint has.
         """
-        check_same_settings(self.planner.settings, record.settings)
+        check_same_settings(self.settings, record.settings)
         plan = record.plan
         check_asked(record, plan, self.planner.path, self.save_base)
         if plan is not None:

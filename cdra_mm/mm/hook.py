@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from cdra_mm.core.adapters.copied_weights import check_product
-from cdra_mm.errors import CheckpointError
+from cdra_mm.errors import CheckpointError, ConfigError
 from cdra_mm.methods import Full, check_types
 from cdra_mm.storage import write_text
 
@@ -97,6 +97,9 @@ class CDRAHook(Hook):
             computed. Copied, the default on a GPU, is the fastest there: the update is rounded
             with its weight to the type that is computed in, as in mixed-precision fine-tuning.
             Factored, the default on a CPU, never rounds an update.
+        head_iters: int, default 0: iterations that fit the head on the frozen backbone's features
+            before anything is scored and trained, of any method (docs/methods.md). Features are
+            computed once, so some hundred cost seconds.
         **settings: Of ``cdra``; at most one of the four budgets, and the defaults are the paper's
             but for the budget:
 
@@ -119,6 +122,11 @@ class CDRAHook(Hook):
             (Table 6).
             quadrant: ``'10'`` (default), ``'00'``, ``'11'`` or ``'01'``: the part of a matrix that
             is adapted (Table 7).
+            allocation: ``'scores'`` (default, the paper's) or ``'energy'``: blocks, ranks and
+            vectors by the energy of the mean gradient per parameter.
+            max_rank: int, default 8: largest rank of a block by ``'energy'``.
+            start: ``'random'`` (default, LoRA's) or ``'gradient'``: where ``down`` begins, with
+            ``'energy'``.
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
@@ -144,6 +152,7 @@ class CDRAHook(Hook):
         score_device: str | None = None,
         visualize: bool = True,
         product: str = 'auto',
+        head_iters: int = 0,
         **settings: Any,
     ) -> None:
         given = {
@@ -161,6 +170,7 @@ class CDRAHook(Hook):
             'score_device': score_device,
             'visualize': visualize,
             'product': product,
+            'head_iters': head_iters,
         }
         set_guards()
         check_types(given, get_type_hints(CDRAHook.__init__))
@@ -170,7 +180,9 @@ class CDRAHook(Hook):
             exclude, also_train_in_budget, score_dtype, score_device,
         )  # fmt: skip
         check_product(product)
-        self.adaptation = Adaptation(self.planner, seed, save_base, product)
+        if head_iters < 0:
+            raise ConfigError(f'head_iters={head_iters}: expected a count of at least 0')
+        self.adaptation = Adaptation(self.planner, seed, save_base, product, head_iters)
         self.visualize = visualize
         self.record: Record | None = None
         self._configs: dict[str, Any] = {}
@@ -183,7 +195,7 @@ class CDRAHook(Hook):
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs train the same thing; plain types."""
-        return self.planner.settings
+        return self.adaptation.settings
 
     # Stages, in the order in which a run meets them.
 

@@ -30,7 +30,10 @@ def describe_plan(plan: Plan, backbone: nn.Module) -> str:
              f'({100 * plan.num_trainable / total:.3f} %)']  # fmt: skip
     if rows:
         lines += ['', aligned(HEAD, rows)]
-    if plan.num_competing:
+    followed = plan.settings.get('energy_share')
+    if isinstance(followed, float):
+        lines += ['', f"{100 * followed:.1f} % of the mean gradients' energy can be followed"]
+    elif plan.num_competing:
         share = f'{plan.num_sensitive:,} of {plan.num_competing:,}'
         lines += ['', f'{share} competing entries selected']
     whole = [v for v in plan.vectors if v.indices is None]
@@ -68,6 +71,7 @@ def _row(role: str, blocks: list[Block]) -> tuple[str, ...]:
     if not adapted:
         return role, f'0 of {len(blocks)}', '-', '-', '-', '0'
     ranks = [block.rank for block in adapted]
+    selected = any(block.num_sensitive for block in adapted)
     height = mean(len(block.rows) for block in adapted)
     width = mean(len(block.cols) for block in adapted)
     return (
@@ -75,6 +79,6 @@ def _row(role: str, blocks: list[Block]) -> tuple[str, ...]:
         f'{len(adapted)} of {len(blocks)}',
         f'{min(ranks)} / {median(ranks):g} / {max(ranks)}',
         f'{height:.0f} x {width:.0f}',
-        f'{100 * mean(block.density for block in adapted):.0f} %',
+        f'{100 * mean(block.density for block in adapted):.0f} %' if selected else '-',
         f'{sum(block.num_params for block in adapted):,}',
     )

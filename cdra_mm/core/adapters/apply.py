@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cdra_mm.errors import PlanError
 
@@ -47,6 +48,7 @@ def apply_plan(
     keep_trainable: Iterable[str] = (),
     seed: int = 0,
     digests: Mapping[str, str] | None = None,
+    start: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> nn.Module:
     """Puts the plan's adapters into a model and freezes the rest, in place.
 
@@ -58,10 +60,12 @@ def apply_plan(
             that stay as they are, for example the head of a whole classifier.
         seed: Seed of the factors' initial values; no global random state is used.
         digests: Table of the base weights (`digests_of`), where it is known already.
+        start: First ``down`` of blocks by name, ``[r, |C|]``; the others are drawn by the seed.
 
     Raises:
         PlanError: If the model is adapted already, or the plan's names, shapes
-            or base fingerprint do not fit it. The model is then unchanged.
+            or base fingerprint do not fit it, or a start fits no block. The model is then
+            unchanged.
     """
     check_fits(model, plan, digests)
     plan = with_masters(model, plan)
@@ -71,11 +75,25 @@ def apply_plan(
     slots = planned_adapters(model, plan)
     for _, _, adapter in slots:
         adapter.reset(generator)
+    _begin_at(dict(zip([block.name for block in plan.blocks], slots, strict=False)), start)
     for path, suffix, adapter in slots:  # nothing fails from here on
         adapt_module(model, path, suffix, adapter)
     freeze_rest(model, plan, kept)
     remember_base(model, paths, digests)
     return model
+
+
+def _begin_at(slots: Mapping[str, AdapterSlot], start: Mapping[str, Tensor]) -> None:
+    """Gives the blocks their first ``down``."""
+    for name, down in start.items():
+        own = slots[name][2].get_parameter('down') if name in slots else None
+        if own is None or own.shape != down.shape:
+            raise PlanError(
+                f'start: {name} has a first factor of {tuple(down.shape)}, expected '
+                + (f'{tuple(own.shape)}' if own is not None else 'the name of a block of the plan')
+            )
+        with torch.no_grad():
+            own.copy_(down)
 
 
 def planned_adapters(model: nn.Module, plan: Plan) -> list[AdapterSlot]:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from cdra_mm.errors import ScoreError
 
+from .losses import LossFn, finite_losses
 from .one_by_one import (
     add_gradients,
     add_squares_one_by_one,
@@ -31,9 +32,7 @@ from .parameter_watch import ParameterWatch
 from .square_sink import SquareSink
 from .watched_uses import HANDLERS
 
-__all__ = ['BatchScores', 'LossFn', 'require_finite']
-
-LossFn = Callable[[nn.Module, Any], 'Tensor | tuple[Tensor, int]']
+__all__ = ['BatchScores']
 
 
 class BatchScores:
@@ -89,17 +88,7 @@ class BatchScores:
                 losses = self.loss_fn(self.model, batch)
             if self.watch.complete:
                 break
-        losses, size = _checked_losses(losses)
-        bad = torch.nonzero(~torch.isfinite(losses.detach())).flatten().tolist()
-        if bad:
-            require_finite(self.model)
-            index = self.num_samples + bad[0]
-            raise ScoreError(
-                f'the loss of sample {index} is {losses[bad[0]].item()}'
-                + (f' (batch of {size})' if losses.numel() != size else '')
-                + ': expected a finite value; check that image and its labels',
-                sample=index,
-            )
+        losses, size = finite_losses(self.model, losses, self.num_samples)
         self.sink.batch_size = size
         return losses
 
@@ -221,31 +210,3 @@ class BatchScores:
 PAST_THE_WATCH = (
     'used past torch functions (in a scripted function, a custom autograd function or an extension)'
 )
-
-
-def require_finite(model: nn.Module) -> None:
-    """Raises ScoreError where a weight is not finite: no sample is at fault then."""
-    for name, parameter in model.named_parameters():
-        # What is not finite shows in the sum, which is ten times as fast; so may large values.
-        if not bool(parameter.detach().sum().isfinite() or parameter.isfinite().all()):
-            raise ScoreError(
-                f'{name} holds values that are not finite, so no loss is: the pretrained weights '
-                'are damaged, or come from a training that diverged; load others'
-            )
-
-
-def _checked_losses(losses: Any) -> tuple[Tensor, int]:
-    """The losses to add up, ``[B]`` or ``[1]``, and B."""
-    size = None
-    if isinstance(losses, tuple) and len(losses) == 2:
-        mean, size = losses
-        is_count = isinstance(size, int) and size > 0
-        if is_count and isinstance(mean, Tensor) and mean.numel() == 1:
-            return mean.reshape(1) * size, size
-    elif isinstance(losses, Tensor) and losses.dim() == 1 and len(losses):
-        return losses, len(losses)
-    shape = tuple(losses.shape) if isinstance(losses, Tensor) else repr(losses)[:60]
-    raise ScoreError(
-        f'loss_fn returned a {type(losses).__name__} ({shape}): expected the losses of the samples '
-        '[B], or (mean loss, B), with at least one sample'
-    )

@@ -12,8 +12,7 @@ at a time.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +21,10 @@ from torch import Tensor, nn
 from cdra_mm.errors import ScoreError
 
 from ..model.evaluation import evaluation_mode
-from ..model.targets import find_targets, parameter_of, resolve, view_of
-from .batch_scores import BatchScores, LossFn, require_finite
+from .batch_scores import BatchScores
+from .losses import LossFn, require_finite
 from .score_sums import ScoreSums
+from .scored_parameters import ScoredParameters
 from .square_sink import SquareSink
 
 __all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'require_finite']
@@ -86,27 +86,12 @@ def estimate_scores(
     """
     if statistic not in STATISTICS:
         raise ScoreError(f'statistic={statistic!r}: expected one of {", ".join(STATISTICS)}')
-    if targets is None:
-        chosen = find_targets(model)
-    else:
-        chosen = {name: resolve(model, name) for name in targets}
-    for target in chosen.values():
-        if hasattr(type(model.get_submodule(target.module)), 'base_class'):
-            raise ScoreError(
-                f'{target.module} is adapted: its plain weights no longer get their gradients; '
-                'score the model before its plan is applied, or merge and remove the adapters'
-            )
-    parameters = {target.path: parameter_of(model, target) for target in chosen.values()}
-    # Modules that share a parameter share its sums, under the first one's name.
-    names: dict[int, str] = {}
-    for path, parameter in parameters.items():
-        names.setdefault(id(parameter), path)
-    scored = {path: p for path, p in parameters.items() if names[id(p)] == path}
-    sums = ScoreSums(scored, dtype, device)
+    scored = ScoredParameters(model, targets)
+    sums = ScoreSums(scored.unique, dtype, device)
     sink = SquareSink(statistic == 'per_sample', sums)
 
-    with evaluation_mode(model), _requiring_grad(list(scored.values())):
-        scores = BatchScores(model, loss_fn, scored, sink, warn or _warn)
+    with evaluation_mode(model), scored.requiring_grad():  # an unknown use shows in its result
+        scores = BatchScores(model, loss_fn, scored.unique, sink, warn or _warn)
         for batch in batches:
             scores.add(batch)
             if progress is not None:
@@ -122,28 +107,12 @@ def estimate_scores(
     if not any(bool(total.any()) for total in sums.flat):
         unit = 'samples' if sink.per_sample else 'batches'
         raise ScoreError(
-            f'the gradients of all {len(chosen)} targets are exactly zero over {count} {unit}: '
+            f'the gradients of all {len(scored)} targets are exactly zero over {count} {unit}: '
             'the loss does not depend on the backbone. Is the last layer of the head all zeros, '
             'or is the backbone run under no_grad?'
         )
-    return {
-        name: view_of(target, sums[names[id(parameters[target.path])]])
-        for name, target in chosen.items()
-    }
+    return scored.by_target(sums)
 
 
 def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=6)  # where estimate_scores was called
-
-
-@contextmanager
-def _requiring_grad(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """An unknown use of a weight shows in a result that requires grad: so must the weight."""
-    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)

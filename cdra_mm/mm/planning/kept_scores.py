@@ -34,7 +34,15 @@ from cdra_mm.reading.safetensors_file import open_safetensors
 from cdra_mm.storage import write_atomically
 from cdra_mm.storage.strict_json import strict_json
 
-__all__ = ['KEEP', 'SCORES_FILE', 'Kept', 'read_kept', 'selected_masks', 'write_kept']
+__all__ = [
+    'KEEP',
+    'SCORES_FILE',
+    'Kept',
+    'adapted_masks',
+    'read_kept',
+    'selected_masks',
+    'write_kept',
+]
 
 SCORES_FILE = 'cdra_scores.safetensors'
 KEEP = ('masks', 'all')
@@ -117,6 +125,18 @@ def selected_masks(plan: Plan, scores: Mapping[str, Tensor]) -> Iterator[tuple[s
                     f'{name}: the plan of {plan.method} has not selected the entries with the '
                     'largest scores, so they cannot be told from its scores'
                 )
+        yield name, mask
+
+
+def adapted_masks(plan: Plan, scores: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The entries that a plan of blocks and vectors can change, target by target."""
+    blocks = {block.name: block for block in plan.blocks}
+    whole = {vector.name for vector in plan.vectors if vector.indices is None}
+    for name, score in scores.items():
+        mask = torch.full(score.shape, name in whole, dtype=torch.bool)
+        if name in blocks:
+            rows, cols = (torch.tensor(index) for index in (blocks[name].rows, blocks[name].cols))
+            mask[rows[:, None], cols[None, :]] = True
         yield name, mask
 
 

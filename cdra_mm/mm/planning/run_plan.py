@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from cdra_mm.core import Plan, fingerprint
 from cdra_mm.core.planning.plan_positions import with_positions
+from cdra_mm.core.scoring.losses import require_finite
 from cdra_mm.core.scoring.score_sums import DTYPES
-from cdra_mm.core.scoring.scores import require_finite
+from cdra_mm.core.scoring.scores import STATISTICS
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import Method, Request
 from cdra_mm.progress import late_line, reported_to
 from cdra_mm.spelling import did_you_mean
 
+from ..plan_health import masses_of
 from .competing import competing_targets
-from .kept_scores import KEEP, SCORES_FILE, selected_masks, write_kept
+from .kept_scores import KEEP, SCORES_FILE, adapted_masks, selected_masks, write_kept
 from .scoring import score_backbone
 from .supernet import trials_in
 from .withheld import withheld_parameters
@@ -43,7 +45,8 @@ class RunPlanner:
         method: What decides.
         num_samples: Training samples to score.
         batch_size: Samples per batch while scoring; None for the training loader's.
-        statistic: ``'per_sample'`` or ``'per_batch'``; None for the method's own.
+        statistic: ``'per_sample'`` or ``'per_batch'``; None for the method's own, which may be
+            ``'mean_gradient'``.
         also_train: Backbone parameters that are trained whole.
         seed: Seed of the samples drawn and their augmentations.
         path: A plan file to use instead.
@@ -54,6 +57,8 @@ class RunPlanner:
         score_dtype: Key of `SCORE_DTYPES`: what the scores are kept in.
         score_device: ``'cpu'``, or None to keep them where the backbone is.
         seconds: What scoring or a search took.
+        start: First factors of the plan, by block; see `Method.first_factors`.
+        masses: Sum of the scores of each target that competed; see `masses_of`.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -72,6 +77,8 @@ class RunPlanner:
     score_dtype: str = 'float32'
     score_device: str | None = None
     seconds: float = 0.0
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    masses: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -83,8 +90,13 @@ class RunPlanner:
                 raise ConfigError(f'{name}={value!r}: expected a count of at least {least}')
         if self.statistic is None:
             self.statistic = self.method.statistic
-        if self.statistic not in ('per_sample', 'per_batch'):
-            raise ConfigError(f'statistic={self.statistic!r}: expected per_sample or per_batch')
+        signed = self.method.statistic == 'mean_gradient'
+        known = ('mean_gradient',) if signed else STATISTICS
+        if self.statistic not in known:
+            raise ConfigError(
+                f'statistic={self.statistic!r}: expected {" or ".join(known)}'
+                + (' with this allocation' if signed else '')
+            )
         if self.path is not None and (not str(self.path) or '\0' in str(self.path)):
             raise ConfigError(f'plan={str(self.path)!r}: expected the path of a cdra_plan.json')
         if self.keep_scores is not False and self.keep_scores not in KEEP:
@@ -106,7 +118,7 @@ class RunPlanner:
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs train the same thing; plain types."""
-        settings = {f'method.{key}': value for key, value in asdict(self.method).items()}
+        settings = {f'method.{key}': value for key, value in self.method.settings.items()}
         if self.method.needs_scores:
             settings |= {'num_samples': self.num_samples, 'statistic': self.statistic}
             settings |= {'also_train': list(self.also_train), 'seed': self.seed}
@@ -148,24 +160,16 @@ class RunPlanner:
         if self.path:
             given = read_plan(self.path)
             request.check(given)
+            if self.method.needs_start:
+                inside = [block.name for block in given.blocks]
+                gradients, _ = self._scored(runner, backbone, inside)
+                self.start = self.method.first_factors(given, gradients)
             return with_positions(given, backbone)
         scores: dict[str, Tensor] = {}
         num_samples = 0
         if self.method.needs_scores:
-            begin = time.time()
-            scores, num_samples = score_backbone(
-                runner,
-                backbone,
-                num_samples=self.num_samples,
-                batch_size=self.batch_size,
-                statistic=str(self.statistic),
-                seed=self.seed,
-                score_loss=self.method.score_loss,
-                targets=competing_targets(backbone, request.targets(), self.exclude),
-                dtype=SCORE_DTYPES[self.score_dtype],
-                device=self.score_device,
-            )
-            self.seconds = time.time() - begin
+            targets = competing_targets(backbone, request.targets(), self.exclude)
+            scores, num_samples = self._scored(runner, backbone, targets)
         how: dict[str, Any] = {
             'statistic': self.statistic,
             'num_samples': num_samples,
@@ -185,9 +189,32 @@ class RunPlanner:
         if plan is not None:
             request.check(plan)  # a method of another package may look at the backbone alone
             plan = with_positions(plan, backbone)
+            self.start = self.method.first_factors(plan, scores)
+            competing = self.method.competing(backbone, scores) if scores else {}
+            self.masses = masses_of(competing, signed=self.statistic == 'mean_gradient')
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan
+
+    def _scored(
+        self, runner: Runner, backbone: nn.Module, targets: Collection[str]
+    ) -> tuple[dict[str, Tensor], int]:
+        """See `score_backbone`; the time that it takes is noted."""
+        begin = time.time()
+        found = score_backbone(
+            runner,
+            backbone,
+            num_samples=self.num_samples,
+            batch_size=self.batch_size,
+            statistic=str(self.statistic),
+            seed=self.seed,
+            score_loss=self.method.score_loss,
+            targets=targets,
+            dtype=SCORE_DTYPES[self.score_dtype],
+            device=self.score_device,
+        )
+        self.seconds += time.time() - begin
+        return found
 
     def _trained_whole(self, request: Request) -> dict[str, int]:
         """What of `also_train` there is and can be trained, name -> entries."""
@@ -233,6 +260,10 @@ class RunPlanner:
         """Writes the scores of what competed, and what the plan has selected of it."""
         logger = MMLogger.get_current_instance()
         scores = self.method.competing(request.backbone, request.scores)
+        masks = selected_masks(plan, scores)
+        if self.statistic == 'mean_gradient':
+            masks = adapted_masks(plan, scores)
+            scores = {name: gradient.square() for name, gradient in scores.items()}
         path = Path(work_dir) / SCORES_FILE
         how = {
             **request.settings,
@@ -241,7 +272,6 @@ class RunPlanner:
             'num_competing': plan.num_competing,
             'fingerprint': plan.fingerprint,
         }
-        masks = selected_masks(plan, scores)
         try:
             write_kept(path, scores, masks, what=str(self.keep_scores), meta=how)
         except PlanError as error:  # a method of another package may select in a way of its own

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from cdra_mm.core import estimate_scores, find_targets
 from cdra_mm.core.model.evaluation import evaluation_mode
-from cdra_mm.core.scoring.scores import LossFn
+from cdra_mm.core.scoring.losses import LossFn
+from cdra_mm.core.scoring.mean_gradients import mean_gradients
 from cdra_mm.errors import CDRAError, ConfigError, DataError, ScoreError
 from cdra_mm.progress import logged_progress
 
@@ -95,7 +96,7 @@ def score_backbone(
         num_samples: Training samples to use, drawn with `seed`; fewer where the
             data set is smaller, with a warning.
         batch_size: Samples per batch; default: the training data loader's.
-        statistic: See `estimate_scores`.
+        statistic: See `estimate_scores`; or ``'mean_gradient'`` (`mean_gradients`).
         seed: Seed of the drawing and of the augmentations.
         score_loss: ``'task'``, the run's training loss, or ``'supervised_contrastive'``
             (`contrastive`), which mixes the samples of a batch: ``per_batch`` only.
@@ -104,10 +105,10 @@ def score_backbone(
         device: See `estimate_scores`.
 
     Returns:
-        Scores by target name, relative to the backbone, the same on all ranks; and the number
-        of samples (without those that `unlabelled` leaves out). Which samples (and for
-        ``per_batch`` which batches) are scored does not depend on the number of ranks; the order
-        of the sums does, so two world sizes agree to rounding.
+        Scores (or mean gradients) by target name, relative to the backbone, the same on all ranks;
+        and the number of samples (without those that `unlabelled` leaves out). Which samples (and
+        for ``per_batch`` which batches) are scored does not depend on the number of ranks; the
+        order of the sums does, so two world sizes agree to rounding.
 
     Raises:
         DataError: If a sample cannot be loaded or has labels out of range, or none has labels.
@@ -155,18 +156,20 @@ def score_backbone(
         stack.enter_context(autocast(runner))
         tally = stack.enter_context(counted_labels())
         try:
-            scores = estimate_scores(
-                backbone,
-                unlabelled.noted(batches),
-                alone,
+            common: dict[str, Any] = dict(
                 targets=targets,
-                statistic=statistic,
                 progress=show_progress(len(mine), logger, 'scoring'),
                 combine=add_up,
-                warn=logger.warning,
                 dtype=dtype,
                 device=device,
             )
+            noted = unlabelled.noted(batches)
+            if statistic == 'mean_gradient':
+                scores = mean_gradients(backbone, noted, alone, **common)
+            else:
+                scores = estimate_scores(
+                    backbone, noted, alone, statistic=statistic, warn=logger.warning, **common
+                )
         except Exception as error:  # whatever it is, the others must not wait for it
             named = _naming_image(error, mine, loader.dataset)
             reduction.fail(named)

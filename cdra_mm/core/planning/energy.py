@@ -1,0 +1,265 @@
+"""Blocks, ranks and vectors by the energy of the mean gradient: one currency for the whole model.
+
+With G the mean gradient of a matrix over the scored samples, an update of rank r inside a block
+(R, C) lowers the loss, to first order and per length of the update, by at most the root of
+
+    gain(R, C, r) = sum of the r largest squared singular values of G[R, C]
+
+A vector's gain is the squared length of its gradient. What is paid is what is trained:
+``r (|R| + |C|)``, or the vector's length. Of every target the offers (`energy_offers`) that no mix
+of two others beats are kept, and the model takes them by gain per parameter until the budget is
+met: the solution with one multiplier, Lagrange's, for all targets.
+
+This is not of the CDRA paper, whose blocks hold the entries with the largest scores (Eq. 4) and
+get their rank from a count (Eq. 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cdra_mm.errors import PlanError
+
+from .plan import Block, Plan, Vector
+from .threads import one_thread
+
+__all__ = ['EnergyRules', 'leading_directions', 'plan_by_energy', 'start_of']
+
+OVERSAMPLING = 8  # directions beside the ranks asked for
+ROUNDS = 6  # of subspace iteration
+START_LENGTH = 3**-0.5  # of a row of `down`: the expected one of LoRA's Kaiming-uniform rows
+
+
+@dataclass(frozen=True)
+class EnergyRules:
+    """What a plan by energy may choose from.
+
+    Attributes:
+        sides: Sides of a block over those of its matrix, each in (0, 1].
+        max_rank: Largest rank of a block.
+        vectors: Whether vectors are offered.
+    """
+
+    sides: Sequence[float] = (1.0, 0.5, 0.25, 0.125)
+    max_rank: int = 8
+    vectors: bool = True
+
+
+class _Offer(NamedTuple):
+    """Something of one target that can be trained; (0, 0) sides are a vector, whole."""
+
+    price: int
+    gain: float
+    sides: tuple[int, int] = (0, 0)
+    rank: int = 0
+
+
+class _Step(NamedTuple):
+    """From one offer of a target to the next better one."""
+
+    rate: float  # gain per parameter
+    name: str
+    offer: _Offer
+    price: int
+
+
+@one_thread()
+def plan_by_energy(
+    gradients: Mapping[str, Tensor],
+    budget_params: int,
+    rules: EnergyRules = EnergyRules(),
+    *,
+    also_train: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    fingerprint: str = '',
+) -> Plan:
+    """The plan that buys the most gradient energy within a budget.
+
+    Args:
+        gradients: Mean gradients by target name (`mean_gradients`); matrices and vectors.
+        budget_params: Trainable backbone parameters at most, `also_train` included.
+        rules: What there is to choose from.
+        also_train: See `make_plan`.
+        settings: See `make_plan`.
+        fingerprint: See `make_plan`.
+
+    Returns:
+        The plan. Its setting ``energy_share`` is the share of the squared length of all gradients
+        that the trained parts can follow. Rows and columns are in the order of the matrix.
+
+    Raises:
+        PlanError: If a gradient is not finite or of another kind, or no matrix fits the budget.
+    """
+    also_train = dict(also_train or {})
+    room = budget_params - sum(also_train.values())
+    total, steps = 0.0, list[_Step]()
+    cheapest: _Offer | None = None
+    for name, gradient in gradients.items():
+        energy = float(gradient.double().square().sum()) if gradient.numel() else 0.0
+        if gradient.dim() not in (1, 2) or not energy < float('inf'):
+            raise PlanError(
+                f'{name}: the mean gradient is {tuple(gradient.shape)} with squared length '
+                f'{energy}: expected a finite matrix or vector'
+            )
+        total += energy
+        offers = _offers(gradient, energy, rules)
+        if gradient.dim() == 2:
+            cheapest = min([*offers, *([cheapest] if cheapest else [])], default=None)
+        steps += _steps(name, offers)
+    taken = _taken(steps, room)
+    order = [name for name in gradients if name in taken]
+    matrices = [name for name in order if gradients[name].dim() == 2]
+    if not matrices:
+        raise PlanError(
+            f'no adapter fits a budget of {budget_params} trainable parameters'
+            + (f', of which {budget_params - room} are also_train' if also_train else '')
+            + (f': the smallest adapter has {cheapest.price}' if cheapest else ': no gradient')
+        )
+    return Plan(
+        method='cdra',
+        blocks=tuple(_block(name, gradients[name], taken[name]) for name in matrices),
+        vectors=tuple(
+            Vector(name, taken[name].price, None, 0) for name in order if name not in matrices
+        ),
+        also_train=also_train,
+        num_competing=sum(gradient.numel() for gradient in gradients.values()),
+        settings={
+            **(settings or {}),
+            'energy_share': sum(offer.gain for offer in taken.values()) / total,
+        },
+        fingerprint=fingerprint,
+    )
+
+
+def start_of(plan: Plan, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``down`` of every block of a plan, along what the gradient of the block is largest in.
+
+    With ``up`` at zero the first step then moves the block by ``G down^T down``: the part of its
+    gradient that a rank of r can hold most of.
+
+    Args:
+        plan: The plan.
+        gradients: Mean gradients of its blocks by name.
+
+    Returns:
+        The r top right singular vectors of ``G[R, C]``, each of length 0.577; fp32 ``[r, |C|]``
+        by name.
+    """
+    start = {}
+    for block in plan.blocks:
+        part = gradients[block.name][list(block.rows)][:, list(block.cols)]
+        _, directions = leading_directions(part, block.rank)
+        start[block.name] = directions * START_LENGTH
+    return start
+
+
+def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest singular values of a matrix, and their right singular vectors.
+
+    By subspace iteration (Halko et al., SIAM Review 2011, Algorithm 4.4) from a fixed start: the
+    whole decomposition of a large matrix takes a hundred times as long. Small matrices are
+    decomposed as they are.
+
+    Args:
+        matrix: ``[O, I]``, of any floating type.
+        rank: r, at most the smaller side.
+
+    Returns:
+        Values, fp32 ``[r]``, falling; and vectors, fp32 ``[r, I]``, orthonormal.
+    """
+    wide = matrix.float()
+    width = rank + OVERSAMPLING
+    if min(wide.shape) > 2 * width:
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(wide.shape[1], width, generator=generator).to(wide.device)
+        scale = wide.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        basis = torch.linalg.qr(wide / scale @ probe).Q
+        for _ in range(ROUNDS):
+            basis = torch.linalg.qr(wide.T @ basis).Q
+            basis = torch.linalg.qr(wide @ basis).Q
+        _, values, vectors = torch.linalg.svd(basis.T @ wide, full_matrices=False)
+    else:
+        _, values, vectors = torch.linalg.svd(wide, full_matrices=False)
+    return values[:rank], vectors[:rank]
+
+
+def _offers(gradient: Tensor, energy: float, rules: EnergyRules) -> list[_Offer]:
+    """All that can be trained of a target."""
+    if gradient.dim() == 1:
+        return [_Offer(len(gradient), energy)] if rules.vectors and energy else []
+    if not energy:
+        return []
+    sides = [_lengths(side, rules.sides) for side in gradient.shape]
+    ordered = gradient[_by_energy(gradient, 1)][:, _by_energy(gradient, 0)]
+    offers = []
+    for rows in sides[0]:
+        for cols in sides[1]:
+            rank = min(rules.max_rank, rows, cols)
+            values, _ = leading_directions(ordered[:rows, :cols], rank)
+            gains = values.double().square().cumsum(0).tolist()
+            offers += [
+                _Offer((r + 1) * (rows + cols), gain, (rows, cols), r + 1)
+                for r, gain in enumerate(gains)
+            ]
+    return offers
+
+
+def _lengths(side: int, shares: Sequence[float]) -> list[int]:
+    return sorted({max(1, round(side * share)) for share in shares})
+
+
+def _by_energy(gradient: Tensor, dim: int) -> Tensor:
+    """Rows (dim 1) or columns (dim 0), those with the largest gradient first."""
+    lengths: Tensor = gradient.float().square().sum(dim)
+    return lengths.argsort(descending=True, stable=True)
+
+
+def _steps(name: str, offers: list[_Offer]) -> list[_Step]:
+    """From nothing to the largest offer along the upper hull of gain over price.
+
+    On the hull what a further parameter brings falls from step to step.
+    """
+    hull = [_Offer(0, 0.0)]
+    for offer in sorted(offers, key=lambda offer: (offer.price, -offer.gain)):
+        if offer.gain <= hull[-1].gain:
+            continue
+        if offer.price == hull[-1].price:
+            continue
+        while len(hull) > 1 and _rate(hull[-2], hull[-1]) <= _rate(hull[-2], offer):
+            hull.pop()
+        hull.append(offer)
+    return [
+        _Step(_rate(before, offer), name, offer, offer.price - before.price)
+        for before, offer in zip(hull, hull[1:], strict=False)
+    ]
+
+
+def _rate(before: _Offer, after: _Offer) -> float:
+    return (after.gain - before.gain) / (after.price - before.price)
+
+
+def _taken(steps: list[_Step], room: int) -> dict[str, _Offer]:
+    """The offers that are bought: best rate first; a target that has become too dear is closed."""
+    taken: dict[str, _Offer] = {}
+    closed: set[str] = set()
+    for step in sorted(steps, key=lambda step: -step.rate):  # stable: in the order of the targets
+        if step.name in closed:
+            continue
+        if step.price > room:
+            closed.add(step.name)
+            continue
+        room -= step.price
+        taken[step.name] = step.offer
+    return taken
+
+
+def _block(name: str, gradient: Tensor, offer: _Offer) -> Block:
+    rows = _by_energy(gradient, 1)[: offer.sides[0]].sort().values
+    cols = _by_energy(gradient, 0)[: offer.sides[1]].sort().values
+    shape = (gradient.shape[0], gradient.shape[1])
+    return Block(name, shape, tuple(rows.tolist()), tuple(cols.tolist()), offer.rank, 0)

@@ -1,0 +1,71 @@
+"""What a pass over the training data looks at: targets, and the parameters that they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from cdra_mm.errors import ScoreError
+
+from ..model.targets import find_targets, parameter_of, resolve, view_of
+from .score_sums import ScoreSums
+
+__all__ = ['ScoredParameters']
+
+
+class ScoredParameters:
+    """The targets of a pass, and each of their parameters once.
+
+    Args:
+        model: A plain model.
+        targets: Names to look at. Default: `find_targets(model)`.
+
+    Attributes:
+        unique: The parameters by name; modules that share one share it under the first name.
+
+    Raises:
+        ScoreError: If a target is adapted.
+        PlanError: If a name does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, targets: Iterable[str] | None = None) -> None:
+        if targets is None:
+            self._targets = find_targets(model)
+        else:
+            self._targets = {name: resolve(model, name) for name in targets}
+        for target in self._targets.values():
+            if hasattr(type(model.get_submodule(target.module)), 'base_class'):
+                raise ScoreError(
+                    f'{target.module} is adapted: its plain weights no longer get their gradients; '
+                    'score the model before its plan is applied, or merge and remove the adapters'
+                )
+        parameters = {t.path: parameter_of(model, t) for t in self._targets.values()}
+        first: dict[int, str] = {}
+        for path, parameter in parameters.items():
+            first.setdefault(id(parameter), path)
+        self._name_of = {path: first[id(parameter)] for path, parameter in parameters.items()}
+        self.unique = {p: parameters[p] for p in parameters if self._name_of[p] == p}
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def by_target(self, sums: ScoreSums) -> dict[str, Tensor]:
+        """Sums by the names of `unique` as views in the shapes of the targets."""
+        return {
+            name: view_of(target, sums[self._name_of[target.path]])
+            for name, target in self._targets.items()
+        }
+
+    @contextmanager
+    def requiring_grad(self) -> Iterator[None]:
+        """All of `unique` require grad; then those that were frozen are again."""
+        frozen = [parameter for parameter in self.unique.values() if not parameter.requires_grad]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)

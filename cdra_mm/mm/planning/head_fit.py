@@ -1,0 +1,189 @@
+"""The head is fitted on frozen features, before anything is scored or adapted.
+
+A head that was just drawn sends gradients into the backbone that say more about the draw than
+about the task (Kumar et al., ICLR 2022, fit the head first for that reason). The features are
+computed once and gone through again and again, so some hundred steps cost little more than one
+pass over the images.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from cdra_mm.core.model.own_state import tensors_in
+from cdra_mm.errors import ConfigError, DataError
+
+from ..host.model_patches import as_single_process, with_forward
+from ..optimizer_parameters import build_optimizer
+from ..rebuild import plain_model, remember_configs
+from .label_check import named_loss
+from .sample_losses import prepared
+from .scoring import seeded_batches, show_progress
+from .scoring_state import plain_forward, preserved_random_state
+
+__all__ = ['fit_head']
+
+ROOM = 2 << 30  # bytes of features, images and labels that are held
+TOLD = 0.1  # the losses in the log are means over this share of the iterations
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch as the model's loss takes it, and what the backbone makes of its images."""
+
+    inputs: Any
+    samples: Any
+    features: Any
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        held = [*tensors_in(self.features), *tensors_in(self.inputs)]
+        held += [t for sample in self.samples for t in tensors_in(sample.to_dict())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None:
+    """Trains all of a run's model but its backbone, in place.
+
+    By the run's own loss and optimizer, at the optimizer's own rate all the time. Augmentations
+    are drawn once a sample. On several processes each does the same by itself, and the head of the
+    first counts. What training draws afterwards is what it would draw without.
+
+    Args:
+        runner: A runner whose training loop is built and weights are loaded.
+        backbone: The plain backbone inside ``runner.model``.
+        iters: Iterations, of the training loader's batch size.
+        seed: Of the samples drawn, their augmentations and their order.
+
+    Raises:
+        ConfigError: If nothing but the backbone can be trained, or by several optimizers.
+        DataError: If a sample cannot be loaded or has labels that do not fit, or a loss is not
+            finite.
+    """
+    logger, begin = MMLogger.get_current_instance(), time.time()
+    model = plain_model(runner)
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    head = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
+    if not head:
+        raise ConfigError(
+            f'head_iters={iters}: {type(model).__name__} has nothing to train but its backbone; '
+            'leave it out'
+        )
+    losses: list[float] = []
+    with ExitStack() as stack:
+        stack.enter_context(preserved_random_state())
+        stack.enter_context(_frozen(model, backbone))
+        stack.enter_context(plain_forward(model))
+        stack.enter_context(as_single_process())
+        wrapper = _optimizer(runner, backbone, iters)
+        model.train()
+        backbone.eval()
+        held = _held(runner, model, wrapper, iters, seed)
+        show = show_progress(iters, logger, 'fitting the head', 'iterations')
+        torch.manual_seed(seed)
+        for batch in _passes(held, iters, seed):
+            losses.append(_step(model, batch, wrapper))
+            if not math.isfinite(losses[-1]):
+                raise DataError(
+                    f'the loss of the head on frozen features is {losses[-1]} at iteration '
+                    f"{len(losses)}: lower the head's learning rate, or look for images without "
+                    'any label'
+                )
+            show(len(losses))
+    for tensor in (*head, *_buffers(model, backbone)):
+        broadcast(tensor.data)
+    few = max(1, round(iters * TOLD))
+    logger.info(
+        f'fitted the head on frozen features: {iters} iterations over {len(held)} batches, loss '
+        f'{sum(losses[:few]) / few:.4g} -> {sum(losses[-few:]) / few:.4g}, '
+        f'{time.time() - begin:.1f} s'
+    )
+
+
+def _optimizer(runner: Runner, backbone: nn.Module, iters: int) -> OptimWrapper:
+    """The run's optimizer, for what requires a gradient now."""
+    wrapper = build_optimizer(runner, backbone, remember_configs(runner)['optim_wrapper'])
+    if not isinstance(wrapper, OptimWrapper):
+        raise ConfigError(
+            f'optim_wrapper is a {type(wrapper).__name__}: head_iters needs one optimizer; leave '
+            'it out'
+        )
+    runner.scale_lr(wrapper, runner.auto_scale_lr)
+    wrapper.initialize_count_status(plain_model(runner), 0, iters)
+    return wrapper
+
+
+def _held(
+    runner: Runner, model: BaseModel, wrapper: OptimWrapper, iters: int, seed: int
+) -> list[_Batch]:
+    """As many batches as are asked for, there are, and there is room for; at least one."""
+    loader = runner.train_loop.dataloader
+    size = min(loader.batch_size or 1, len(loader.dataset))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(loader.dataset), generator=generator).tolist()
+    order = order[: min(iters, len(order) // size) * size]
+    held: list[_Batch] = []
+    used = 0
+    for data in seeded_batches(loader, order, size, seed):
+        data = prepared(model, data)
+        with torch.no_grad(), wrapper.optim_context(model):
+            features = model.backbone(data['inputs'])
+        held.append(_Batch(data['inputs'], data['data_samples'], features))
+        used += held[-1].size
+        if used + held[-1].size > ROOM:
+            break
+    return held
+
+
+def _passes(held: list[_Batch], iters: int, seed: int) -> Iterator[_Batch]:
+    """The batches again and again, each time in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(iters):
+        if number % len(held) == 0:
+            order = torch.randperm(len(held), generator=generator).tolist()
+        yield held[order[number % len(held)]]
+
+
+def _step(model: BaseModel, batch: _Batch, wrapper: OptimWrapper) -> float:
+    samples = copy.deepcopy(batch.samples)  # models change labels in place
+    given = with_forward(model.backbone, lambda *_, **__: batch.features)
+    with given, named_loss(model, samples), wrapper.optim_context(model):
+        loss, _ = model.parse_losses(model.loss(batch.inputs, samples))
+    wrapper.update_params(loss)
+    return float(loss.detach())
+
+
+@contextmanager
+def _frozen(model: nn.Module, backbone: nn.Module) -> Iterator[None]:
+    """Modes and ``requires_grad`` are what they were afterwards, and no gradient is left."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter in backbone.parameters():
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag).grad = None
+
+
+def _buffers(model: nn.Module, backbone: nn.Module) -> Iterator[Tensor]:
+    inside = {id(buffer) for buffer in backbone.buffers()}
+    return (buffer for buffer in model.buffers() if id(buffer) not in inside)

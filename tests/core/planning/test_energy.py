@@ -1,0 +1,182 @@
+"""Blocks, ranks and vectors by the energy of the mean gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cdra_mm.core import (
+    Block,
+    Plan,
+    PlanError,
+    adapters,
+    apply_plan,
+    base_state,
+    find_targets,
+)
+from cdra_mm.core.planning.energy import (
+    START_LENGTH,
+    EnergyRules,
+    leading_directions,
+    plan_by_energy,
+    start_of,
+)
+from tests.models import MODELS
+from tests.reference.energy import best_gain, offers
+
+RULES = EnergyRules(sides=(1.0, 0.5, 0.25), max_rank=3)
+
+
+def random_gradients(seed, matrices=3, vectors=2):
+    """Matrices whose energy lies in few rows, columns and directions, and vectors."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    found = {}
+    for n in range(matrices):
+        high, wide = (int(torch.randint(4, 13, (), generator=generator)) for _ in range(2))
+        matrix = draw(high, 2) @ draw(2, wide) + 0.2 * draw(high, wide)
+        matrix *= draw(high, 1).square() * draw(1, wide).square()
+        found[f'm{n}.weight'] = matrix * 3 ** float(draw(1))
+    for n in range(vectors):
+        found[f'm{n}.bias'] = draw(int(torch.randint(3, 9, (), generator=generator)))
+    return found
+
+
+def gain_of(plan, gradients):
+    """What a plan can follow, by its own definition."""
+    total = 0.0
+    for block in plan.blocks:
+        part = gradients[block.name][list(block.rows)][:, list(block.cols)]
+        total += float(torch.linalg.svdvals(part.double()).square()[: block.rank].sum())
+    for vector in plan.vectors:
+        total += float(gradients[vector.name].double().square().sum())
+    return total
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_no_choice_of_its_price_gains_more_than_a_plan_that_ends_on_a_step(seed):
+    """Exhaustively, at all budgets at which nothing is left over."""
+    gradients = random_gradients(seed)
+    every = [offers(g, RULES.sides, RULES.max_rank) for g in gradients.values()]
+    tried = 0
+    for budget in range(8, 120, 3):
+        try:
+            plan = plan_by_energy(gradients, budget, RULES)
+        except PlanError:
+            continue
+        assert plan.num_trainable <= budget
+        gain = gain_of(plan, gradients)
+        assert gain <= best_gain(every, budget) * (1 + 1e-5)
+        exact = plan_by_energy(gradients, plan.num_trainable, RULES)
+        if exact.num_trainable == plan.num_trainable:
+            tried += gain >= best_gain(every, plan.num_trainable) * (1 - 1e-5)
+        # What a budget leaves over is less than what the next step costs: of the best by a share.
+        assert gain >= 0.8 * best_gain(every, budget)
+    assert tried >= 3
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_the_share_of_energy_is_what_the_plan_can_follow(seed):
+    gradients = random_gradients(seed)
+    plan = plan_by_energy(gradients, 60, RULES)
+    total = sum(float(g.double().square().sum()) for g in gradients.values())
+    assert plan.settings['energy_share'] == pytest.approx(
+        gain_of(plan, gradients) / total, rel=1e-4
+    )
+
+
+def test_also_train_counts_and_a_larger_budget_follows_more():
+    gradients = random_gradients(1)
+    plans = [plan_by_energy(gradients, budget, RULES) for budget in (30, 60, 120)]
+    shares = [plan.settings['energy_share'] for plan in plans]
+    assert shares == sorted(shares) and shares[0] < shares[-1]
+    also = plan_by_energy(gradients, 60, RULES, also_train={'cls_token': 20})
+    assert also.num_trainable <= 60
+    assert also.settings['energy_share'] < shares[1]
+
+
+def test_without_vectors_none_is_bought():
+    gradients = {'a.weight': torch.eye(4), 'a.bias': 100 * torch.ones(4)}
+    assert [v.name for v in plan_by_energy(gradients, 20).vectors] == ['a.bias']
+    assert not plan_by_energy(gradients, 20, EnergyRules(vectors=False)).vectors
+
+
+@pytest.mark.parametrize('shape', [(96, 200), (200, 96), (5, 40)])
+def test_leading_directions_are_those_of_the_whole_decomposition(shape):
+    generator = torch.Generator().manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
+    values = 1 / torch.arange(1, len(v) + 1) ** 0.7
+    matrix = u * values @ v * 1e-12  # gradients are small, and their squares no fp32 numbers
+    found, directions = leading_directions(matrix, 4)
+    torch.testing.assert_close(found, values[:4] * 1e-12, rtol=1e-4, atol=0)
+    overlap = (directions @ v[:4].T).abs()
+    torch.testing.assert_close(overlap, torch.eye(4), rtol=0, atol=2e-2)
+
+
+def test_a_flat_spectrum_costs_little_accuracy():
+    matrix = torch.randn(128, 256, generator=torch.Generator().manual_seed(0))
+    exact = torch.linalg.svdvals(matrix)[:8].square().sum()
+    assert leading_directions(matrix, 8)[0].square().sum() > 0.97 * exact
+
+
+def test_the_first_step_follows_the_gradient_of_the_block():
+    """``up`` gets G down^T, so the update after one step of gradient descent is -G down^T down."""
+    gradient = random_gradients(3)['m0.weight']
+    plan = plan_by_energy({'m0.weight': gradient}, 25, RULES)
+    (block,) = plan.blocks
+    (down,) = start_of(plan, {'m0.weight': gradient}).values()
+    part = gradient[list(block.rows)][:, list(block.cols)].double()
+    update = part @ down.T.double() @ down.double() / START_LENGTH**2
+    u, s, v = torch.linalg.svd(part, full_matrices=False)
+    r = block.rank
+    torch.testing.assert_close(update, u[:, :r] * s[:r] @ v[:r], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(down.norm(dim=1), torch.full((r,), START_LENGTH))
+
+
+def test_factors_begin_where_they_are_told_and_the_output_is_the_base():
+    torch.manual_seed(0)
+    model = MODELS['fused']().eval()
+    targets = find_targets(model)
+    gradients = {n: torch.randn(t.shape) for n, t in targets.items() if len(t.shape) < 3}
+    plan = plan_by_energy(gradients, 400, EnergyRules(max_rank=2))
+    start = start_of(plan, gradients)
+    weight = {name: p.detach().clone() for name, p in model.named_parameters()}
+    apply_plan(model, plan, start=start)
+    for block in plan.blocks:
+        adapter = adapters(model)[block.name]
+        assert torch.equal(adapter.down, start[block.name])
+        assert not adapter.up.any()
+    base = base_state(model)
+    assert all(torch.equal(base[name], value) for name, value in weight.items())
+
+
+def test_a_start_that_fits_no_block_is_refused_and_the_model_is_as_it_was():
+    model = MODELS['fused']()
+    name, target = next((n, t) for n, t in find_targets(model).items() if len(t.shape) == 2)
+    rows, cols = target.shape
+    plan = Plan(blocks=(Block(name, (rows, cols), (0, 1), (0, 1, 2), 2, 0),))
+    for start, words in (
+        ({name: torch.zeros(2, 4)}, r'first factor of \(2, 4\), expected \(2, 3\)'),
+        ({'no.weight': torch.zeros(2, 3)}, 'the name of a block of the plan'),
+    ):
+        with pytest.raises(PlanError, match=words):
+            apply_plan(model, plan, start=start)
+        assert not any('cdra' in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ('gradients', 'budget', 'words'),
+    [
+        ({'a.weight': torch.ones(4, 4)}, 1, 'the smallest adapter has 2'),
+        ({'a.weight': torch.zeros(4, 4)}, 100, 'no gradient'),
+        ({'a.bias': torch.ones(4)}, 100, 'no gradient'),
+        ({'a.weight': torch.full((2, 2), torch.nan)}, 100, 'squared length nan: expected a finite'),
+        ({'a.weight': torch.ones(2, 2, 2)}, 100, r'\(2, 2, 2\)'),
+    ],
+)
+def test_what_cannot_be_planned_is_said(gradients, budget, words):
+    with pytest.raises(PlanError, match=words):
+        plan_by_energy(gradients, budget)

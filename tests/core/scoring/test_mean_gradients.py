@@ -1,0 +1,99 @@
+"""Mean gradients equal the mean over single samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cdra_mm.core import ScoreError, find_targets
+from cdra_mm.core.model.targets import view_of
+from cdra_mm.core.scoring.mean_gradients import mean_gradients
+from tests.models import MODELS, images, losses, mean_loss
+from tests.reference.energy import mean_gradient
+
+
+def batches(sizes):
+    x, y = images(sum(sizes), torch.float64)
+    return list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+
+def singles(given):
+    return [(x[n : n + 1], y[n : n + 1]) for x, y in given for n in range(len(x))]
+
+
+@pytest.mark.parametrize('loss', [losses, mean_loss])
+@pytest.mark.parametrize('kind', MODELS)
+def test_they_equal_the_mean_over_single_samples(kind, loss):
+    model = MODELS[kind]().double().train()
+    given = batches([4, 4, 3])
+    expected = mean_gradient(model, singles(given), losses, find_targets(model), view_of)
+    model.train()
+    found = mean_gradients(model, given, loss)
+    assert list(found) == list(expected) and model.training
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32 and gradient.shape == expected[name].shape
+        atol = 1e-5 * float(expected[name].abs().max())
+        torch.testing.assert_close(gradient.double(), expected[name], rtol=1e-4, atol=atol)
+
+
+def test_gradients_and_flags_are_as_they_were():
+    model = MODELS['fused']().double()
+    first = next(iter(model.parameters()))
+    first.grad = torch.ones_like(first)
+    flags = [p.requires_grad_(n % 2 == 0).requires_grad for n, p in enumerate(model.parameters())]
+    mean_gradients(model, batches([3]), losses)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert torch.equal(first.grad, torch.ones_like(first))
+    assert all(p.grad is None for p in list(model.parameters())[1:])
+
+
+def test_processes_add_up_their_shares():
+    model = MODELS['fused']().double()
+    given = batches([2, 3])
+    whole = mean_gradients(model, given, losses)
+    kept = []
+
+    def keep(sums, count):
+        kept.append([total.clone() for total in sums])
+        return count
+
+    mean_gradients(model, given[:1], losses, combine=keep)
+
+    def join(sums, count):
+        for total, other in zip(sums, kept[0], strict=True):
+            total += other
+        return count + 2
+
+    joined = mean_gradients(model, given[1:], losses, combine=join)
+    for name, gradient in joined.items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-5, atol=1e-9)
+
+
+def test_bfloat16_keeps_small_gradients_of_both_signs():
+    """A sum in bf16 that stood still would lose all but the first samples."""
+    model = MODELS['fused']().double()
+    given = batches([1] * 60)
+    exact, rounded = (
+        mean_gradients(model, given, losses, dtype=d) for d in (torch.float32, torch.bfloat16)
+    )
+    for name, gradient in rounded.items():
+        assert gradient.dtype == torch.bfloat16
+        error = (gradient.float() - exact[name]).norm() / exact[name].norm()
+        assert error < 0.05, name
+
+
+def test_what_cannot_be_a_gradient_is_said():
+    model = MODELS['fused']().double()
+    ((x, y),) = batches([3])
+    with pytest.raises(ScoreError, match='no sample to score'):
+        mean_gradients(model, [], losses)
+    with pytest.raises(ScoreError, match='are exactly zero over 3 samples'):
+        mean_gradients(model, [(x, y)], lambda m, b: losses(m, b).detach())
+    with pytest.raises(ScoreError, match='the loss of sample 1 is nan'):
+        mean_gradients(model, [(x, y)], lambda m, b: losses(m, b) * torch.tensor([1, torch.nan, 1]))
+
+    def steep(m, b):  # a finite loss with an infinite gradient
+        return (losses(m, b) - losses(m, b).detach()).abs().sqrt() + 1
+
+    with pytest.raises(ScoreError, match='the gradient of one of the samples 0 to 2 is not finite'):
+        mean_gradients(model, [(x, y)], steep)

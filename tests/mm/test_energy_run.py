@@ -1,0 +1,125 @@
+"""A run whose blocks come from the energy of the mean gradient, through the hook."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdra_mm import CDRAHook
+from cdra_mm.core import ConfigError, Plan, adapters, load_adapter
+from cdra_mm.core.planning.energy import START_LENGTH
+from cdra_mm.methods import CDRA
+from cdra_mm.mm.planning.kept_scores import SCORES_FILE, read_kept
+
+from . import toy
+
+ENERGY = dict(type='cdra', allocation='energy', start='gradient')
+NONE = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=100)
+STILL = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-12))
+
+
+def downs(runner):
+    found = adapters(runner.model.backbone)
+    return {n: a.down.detach().clone() for n, a in found.items() if hasattr(a, 'down')}
+
+
+def test_a_run_plans_starts_trains_and_is_written_and_read_as_any_other(tmp_path):
+    cfg = toy.config(tmp_path, cdra=dict(method=ENERGY, keep_scores='all'))
+    runner = toy.train(cfg)
+    plan = Plan.from_json((tmp_path / 'run/cdra_plan.json').read_text())
+    total = sum(p.numel() for n, p in runner.model.backbone.named_parameters() if 'cdra' not in n)
+    assert 0.04 * total < plan.num_trainable <= 0.05 * total
+    assert plan.settings['allocation'] == 'energy' and plan.settings['start'] == 'gradient'
+    assert plan.settings['statistic'] == 'mean_gradient'
+    assert 0.2 < plan.settings['energy_share'] < 1
+    kept = read_kept(tmp_path / 'run' / SCORES_FILE)
+    block = plan.blocks[0]
+    mask = kept.masks[block.name]
+    assert int(mask.sum()) == len(block.rows) * len(block.cols)
+    assert mask[list(block.rows)][:, list(block.cols)].all()
+    assert min(float(kept.scores[name].min()) for name in kept.shapes) >= 0
+    summary = json.loads((tmp_path / 'run/summary.json').read_text())
+    assert summary['method'] == 'cdra'
+
+
+def test_a_start_along_the_gradient_is_drawn_from_the_data_also_for_a_plan_of_a_file(tmp_path):
+    still = dict(train_cfg=NONE, optim_wrapper=STILL)
+    first = downs(toy.train(toy.config(tmp_path, cdra=dict(method=ENERGY), **still)))
+    for down in first.values():
+        gram = down @ down.T / START_LENGTH**2
+        torch.testing.assert_close(gram, torch.eye(len(down)), rtol=0, atol=1e-4)
+    path = tmp_path / 'plan.json'
+    path.write_text((tmp_path / 'run/cdra_plan.json').read_text())
+    again = toy.config(
+        tmp_path, cdra=dict(method=ENERGY, plan=str(path)), work_dir=str(tmp_path / 'b'), **still
+    )
+    second = downs(toy.train(again))
+    assert first.keys() == second.keys()
+    for name, down in first.items():
+        torch.testing.assert_close(second[name], down, rtol=1e-4, atol=1e-5)
+    drawn = dict(type='cdra', allocation='energy')
+    third = downs(
+        toy.train(
+            toy.config(tmp_path, cdra=dict(method=drawn), work_dir=str(tmp_path / 'c'), **still)
+        )
+    )
+    assert third.keys() == first.keys()
+    assert all(not torch.allclose(third[name], down) for name, down in first.items())
+
+
+def test_a_run_resumes_with_its_own_factors(tmp_path):
+    cdra = dict(method=ENERGY)
+    whole = toy.train(toy.config(tmp_path, cdra=cdra, work_dir=str(tmp_path / 'whole')))
+    half = toy.config(tmp_path, cdra=cdra, work_dir=str(tmp_path / 'half'))
+    half.train_cfg.max_iters = 4
+    toy.train(half)
+    rest = toy.config(tmp_path, cdra=cdra, work_dir=str(tmp_path / 'half'), resume=True)
+    runner = toy.train(rest)
+    for name, down in downs(whole).items():
+        assert torch.equal(downs(runner)[name], down), name
+
+
+def test_its_adapter_file_is_read_on_the_base(tmp_path):
+    runner = toy.train(toy.config(tmp_path, cdra=dict(method=ENERGY)))
+    (path,) = Path(tmp_path / 'run').glob('*.safetensors')
+    fresh = toy.Runner.from_cfg(toy.config(tmp_path, cdra=dict(method=ENERGY)))
+    fresh._init_model_weights()
+    load_adapter(fresh.model.backbone, path)
+    images = torch.randn(2, 3, 32, 32)
+    runner.model.eval(), fresh.model.eval()
+    with torch.no_grad():
+        found, expected = fresh.model.backbone(images)[0], runner.model.backbone(images)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (dict(allocation='energie'), 'allocation='),
+        (dict(start='gradient'), "start='gradient': not used with allocation='scores'"),
+        (dict(max_rank=4), "max_rank=4: not used with allocation='scores'"),
+        (dict(allocation='energy', max_rank=0), 'max_rank=0'),
+        (dict(allocation='energy', rank_rule='count'), "rank_rule='count': not used with alloc"),
+        (dict(allocation='energy', gamma=0.1), 'gamma=0.1: not used with allocation='),
+        (dict(allocation='energy', quadrant='00'), "quadrant='00': not used with allocation="),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        CDRA(**settings)
+
+
+def test_squares_do_not_serve_an_allocation_by_energy_nor_gradients_the_paper():
+    with pytest.raises(ConfigError, match="statistic='per_sample': expected mean_gradient"):
+        CDRAHook(method=ENERGY, statistic='per_sample')
+    with pytest.raises(ConfigError, match="statistic='mean_gradient': expected per_sample or per"):
+        CDRAHook(statistic='mean_gradient')
+
+
+def test_plans_and_checkpoints_of_the_paper_say_nothing_of_it(tmp_path):
+    hook = CDRAHook()
+    assert not {'allocation', 'max_rank', 'start'} & {k.split('.')[-1] for k in hook.settings}
+    assert CDRAHook(method=ENERGY).settings['method.allocation'] == 'energy'

@@ -1,0 +1,122 @@
+"""The head is fitted on frozen features before anything is scored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from cdra_mm.core import ConfigError, DataError, base_state
+from cdra_mm.mm.planning import head_fit
+from cdra_mm.mm.planning.head_fit import fit_head
+
+from . import toy
+
+SHORT = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=100)
+
+
+def built(folder, task='seg', **options):
+    """A run before its training, its weights loaded, and its backbone."""
+    runner = Runner.from_cfg(toy.config(folder, task, **options))
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner._init_model_weights()
+    return runner, runner.model.backbone
+
+
+def head_of(model):
+    own = {f'backbone.{name}' for name in model.backbone.state_dict()}
+    return {k: v.clone() for k, v in model.state_dict().items() if k not in own}
+
+
+@pytest.mark.parametrize('task', ['seg', 'cls'])
+def test_it_is_a_training_of_the_head_on_the_frozen_backbone(tmp_path, task):
+    """Step by step as an ordinary loop over the same batches does it, without features held."""
+    runner, backbone = built(tmp_path, task)
+    twin, _ = built(tmp_path, task)
+    before = base_state(backbone)
+    before = {name: value.clone() for name, value in before.items()}
+    torch.manual_seed(5)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    fit_head(runner, backbone, 9, seed=2)
+    assert torch.equal(torch.rand(1), drawn)  # what training draws later is not touched
+    assert all(torch.equal(value, before[name]) for name, value in base_state(backbone).items())
+    assert all(p.requires_grad and p.grad is None for p in runner.model.parameters())
+
+    model = twin.model
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(2)).tolist()
+    loader = twin.train_dataloader if hasattr(twin.train_dataloader, 'dataset') else None
+    dataset = (loader or twin.train_loop.dataloader).dataset
+    collate = twin.train_loop.dataloader.collate_fn
+    head = [p for n, p in model.named_parameters() if not n.startswith('backbone.')]
+    optimizer = torch.optim.AdamW(head, lr=1e-2)
+    generator = torch.Generator().manual_seed(2)
+    model.train()
+    model.backbone.eval()
+    for step in range(9):
+        if step % 6 == 0:
+            turns = torch.randperm(6, generator=generator).tolist()
+        at = turns[step % 6] * 4
+        data = model.data_preprocessor(collate([dataset[i] for i in order[at : at + 4]]), True)
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    expected = head_of(model)
+    for name, value in head_of(runner.model).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_what_there_is_no_room_for_is_not_held(tmp_path, monkeypatch):
+    runner, backbone = built(tmp_path)
+    calls = []
+    plain = type(backbone).forward
+    monkeypatch.setattr(
+        type(backbone), 'forward', lambda self, x: calls.append(len(x)) or plain(self, x)
+    )
+    fit_head(runner, backbone, 20, seed=0)
+    assert calls == [4] * 6  # each image once
+    calls.clear()
+    monkeypatch.setattr(head_fit, 'ROOM', 1)
+    fit_head(runner, backbone, 20, seed=0)
+    assert calls == [4]  # one batch at least
+
+
+def test_scores_are_those_of_the_fitted_head_and_training_goes_on_from_it(tmp_path):
+    runner = toy.train(
+        toy.config(tmp_path, cdra=dict(head_iters=30, method=dict(type='linear')), train_cfg=SHORT)
+    )
+    fresh, backbone = built(tmp_path)
+    fit_head(fresh, backbone, 30, seed=0)
+    for name, value in head_of(fresh.model).items():  # one step of training moves it by 0.01
+        now = head_of(runner.model)[name]
+        if value.dtype.is_floating_point and 'running' not in name:
+            assert (now - value).abs().max() < 0.02, name
+    plain, _ = built(tmp_path)
+    far = max(
+        float((value - head_of(plain.model)[name]).abs().max())
+        for name, value in head_of(fresh.model).items()
+        if value.dtype.is_floating_point
+    )
+    assert far > 0.1
+
+
+def test_a_run_goes_on_only_with_the_same_head_iters(tmp_path):
+    toy.train(toy.config(tmp_path, cdra=dict(head_iters=5), train_cfg=SHORT))
+    longer = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=100)
+    with pytest.raises(Exception, match='head_iters=5, the config says None'):
+        toy.train(toy.config(tmp_path, train_cfg=longer, resume=True))
+    runner = toy.train(toy.config(tmp_path, cdra=dict(head_iters=5), train_cfg=longer, resume=True))
+    assert runner.iter == 2
+
+
+def test_a_loss_that_is_not_finite_names_the_iteration(tmp_path):
+    optimizer = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e30))
+    with pytest.raises(DataError, match=r'loss of the head on frozen features is (nan|inf) at it'):
+        toy.train(toy.config(tmp_path, cdra=dict(head_iters=20), optim_wrapper=optimizer))
+
+
+def test_a_negative_count_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match='head_iters=-1: expected a count of at least 0'):
+        toy.config(tmp_path) and toy.train(toy.config(tmp_path, cdra=dict(head_iters=-1)))
