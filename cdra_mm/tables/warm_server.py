@@ -129,12 +129,9 @@ def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
 def _become(request: Mapping[str, Any]) -> None:
     """Runs the script of a request as the interpreter would."""
     sys.stdout.flush()
-    with (
-        open(os.devnull, 'rb') as nothing,
-        open(request['log'], 'ab') as log,  # noqa: PTH123 (as the line above)
-    ):
-        for source, target in ((nothing, 0), (log, 1), (log, 2)):
-            os.dup2(source.fileno(), target)
+    with Path(request['log']).open('ab') as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
     os.environ.clear()
     os.environ.update(request['environment'])
     _draw_anew()

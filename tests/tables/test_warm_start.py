@@ -213,3 +213,24 @@ def test_warm_start_says_as_a_cold_one_that_a_log_cannot_be_written(starts, tmp_
     for start in starts.values():
         with pytest.raises(OSError, match='No such file'):
             start([sys.executable, script(tmp_path)], tmp_path / 'no/log', dict(os.environ), [])
+
+
+def test_warm_runs_draw_different_numbers_of_numpy_and_find_no_other_thread(monkeypatch, tmp_path):
+    (tmp_path / 'imports_of_a_test.py').write_text('import numpy.random\ndef import_all(): pass\n')
+    monkeypatch.setattr(warm_start, 'IMPORTS', 'imports_of_a_test')
+    environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'}
+    for key in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+        environment.pop(key, None)
+    text = (
+        'import os, sys\n'
+        'print("numpy" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS"), end=" ")\n'
+        'print(sys.modules["numpy"].random.rand())\n'
+    )
+    log = tmp_path / 'log'
+    with WarmStart(sys.executable, pytest.fail) as start:
+        for _ in range(2):
+            words = [sys.executable, script(tmp_path, text)]
+            assert start(words, log, environment, []).wait(60) == 0
+    first, second = (line.split() for line in log.read_text().splitlines())
+    assert first[:2] == second[:2] == ['True', 'None']
+    assert first[2] != second[2]
