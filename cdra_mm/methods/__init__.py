@@ -11,27 +11,33 @@ from cdra_mm.settings import check_types
 from cdra_mm.spelling import did_you_mean, unknown
 
 from .adapter import AdapterTuning
+from .apla import APLA
 from .base import Method, Request, Trials
 from .bias import Bias
 from .cdra import CDRA
+from .dora import DoRA
 from .full import Full
 from .gps import GPS
 from .linear import Linear
 from .lora import LoRA
 from .mlp import MLP
+from .mona import Mona
 from .noah import NOAH
 from .partial import Partial
 from .rlrr import RLRR
 from .sharing import SharedAdapters
+from .soma import SoMA
 from .spt import SPTAdapter, SPTLoRA
 from .vpt import VPTDeep, VPTShallow
 
 __all__ = [
+    'APLA',
     'CDRA',
     'GPS',
     'METHODS',
     'AdapterTuning',
     'Bias',
+    'DoRA',
     'MLP',
     'NOAH',
     'Partial',
@@ -39,11 +45,13 @@ __all__ = [
     'Linear',
     'LoRA',
     'Method',
+    'Mona',
     'SPTAdapter',
     'SPTLoRA',
     'RLRR',
     'Request',
     'SharedAdapters',
+    'SoMA',
     'Trials',
     'VPTDeep',
     'VPTShallow',
@@ -70,6 +78,10 @@ METHODS: dict[str, type[Method]] = {
         GPS,
         RLRR,
         NOAH,
+        APLA,
+        SoMA,
+        DoRA,
+        Mona,
     )
 }
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cdra_mm.core import Block, Plan, Target
-from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.settings import probability, setting
 
 from .base import Method, Request
+from .roles import as_roles, check_rank, matrices_with
 
 __all__ = ['LoRA', 'whole_block']
-
-ALL = 'all'
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,7 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        roles = [self.targets] if isinstance(self.targets, str) else list(self.targets)
-        if not roles:
-            raise ConfigError(
-                f'targets={self.targets!r}: expected roles such as q, k, v, proj, fc1, fc2, '
-                f'or {ALL!r}'
-            )
-        # A list, as configs and checkpoints hold it: a resumed run compares the two.
-        object.__setattr__(self, 'targets', ALL if roles == [ALL] else roles)
+        object.__setattr__(self, 'targets', as_roles(self.targets))
 
     def plan(self, request: Request) -> Plan | None:
         """Adapts the matrices of the roles; nothing else is trained. See `Method.plan`.
@@ -65,22 +56,12 @@ class LoRA(Method):
             PlanError: If the backbone has no matrix of a role, or a matrix is
                 smaller than the rank.
         """
-        backbone = request.backbone
-        matrices = [t for t in request.targets().values() if len(t.shape) == 2]
-        roles = dict.fromkeys(target.role for target in matrices)
-        wanted = set(roles) if self.targets == ALL else set(self.targets)
-        for role in sorted(wanted - set(roles)):
-            raise PlanError(
-                f'{type(backbone).__name__} has no matrix of the role {role!r}: targets may be '
-                f'{", ".join(roles)}, or {ALL!r}'
-            )
         scale = self.alpha / self.rank
         return request.record(
             self,
             blocks=tuple(
                 whole_block(target, self.rank, scale=scale, dropout=self.dropout)
-                for target in matrices
-                if target.role in wanted
+                for target in matrices_with(request, self.targets)
             ),
         )
 
@@ -93,12 +74,8 @@ def whole_block(
     Raises:
         PlanError: If the matrix is smaller than the rank.
     """
+    check_rank(target, rank)
     rows, cols = target.shape
-    if rank > min(rows, cols):
-        raise PlanError(
-            f'{target.name} is {rows} x {cols}: a rank of {rank} is no low rank; give a rank of at '
-            f'most {min(rows, cols)}'
-        )
     return Block(
         target.name,
         (rows, cols),

@@ -2,7 +2,7 @@
 
 Command: python tools/tables.py study_cpu --devices cpu --jobs 2
     A run takes half a minute to two minutes on one core, NOAH's up to four, the whole grid (6 runs
-    of 16 methods on 3 tasks) about 2.5 hours on two; --methods, --tasks, --seeds and --no-search
+    of 20 methods on 3 tasks) about 3 hours on two; --methods, --tasks, --seeds and --no-search
     make it smaller.
 Data: CDRA_VTAB_ROOT with caltech101 and cifar10, CDRA_CAMVID_ROOT; weights: CDRA_DEIT_TINY.
 Search: the backbone's rate relative to the head's 1e-2 on the validation split, three values for

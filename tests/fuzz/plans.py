@@ -25,6 +25,10 @@ CONFIGS: list[dict[str, Any]] = [
     dict(type='adapter', bottleneck=2),
     dict(type='vpt_shallow', num_prompts=3),
     dict(type='vpt_deep', num_prompts=2, dropout=0.1),
+    dict(type='apla', partial_size=3),
+    dict(type='soma', rank=2),
+    dict(type='dora', rank=2),
+    dict(type='mona', bottleneck=2),
     dict(type='bias'),
     dict(type='linear'),
 ]

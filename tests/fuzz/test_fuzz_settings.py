@@ -63,6 +63,11 @@ VALID: dict[Any, Callable[[Any], bool]] = {
     'case2': one_of(True, False),
     'alpha': number(lambda v: v >= 1),
     ('lora', 'alpha'): number(lambda v: v > 0),
+    ('dora', 'alpha'): number(lambda v: v > 0),
+    ('apla', 'seed'): count(0),
+    'partial_size': optional(count(1)),
+    'frozen_blocks': optional(count(0)),
+    'biases': one_of(True, False),
     'lora_rank': count(1),
     'size_ratio': number(lambda v: v > 0),
     'quadrant': lambda v: (

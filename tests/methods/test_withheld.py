@@ -17,6 +17,8 @@ SETTINGS = {
     'spt_lora': dict(rank=2, budget_percent=30.0),
     'spt_adapter': dict(rank=2, budget_percent=30.0),
     'lora': dict(rank=2, targets='all'),
+    'soma': dict(rank=2),
+    'dora': dict(rank=2, targets='all'),
     'gps': dict(loss='task'),
     'noah': dict(prompt_dims=[1], lora_dims=[1], adapter_dims=[1], budget_percent=100.0),
 }
@@ -73,7 +75,19 @@ def test_no_method_touches_what_is_withheld(name):
         else:
             assert find_targets(backbone)[at].path not in withheld, at
     Request(backbone, withheld=withheld).check(plan)
-    if name in ('partial', 'lora', 'bias', 'adapter', 'vpt_deep', 'rlrr', 'gps'):  # the last left
+    if name in (
+        'partial',
+        'lora',
+        'bias',
+        'adapter',
+        'vpt_deep',
+        'rlrr',
+        'gps',
+        'apla',
+        'soma',
+        'dora',
+        'mona',
+    ):  # the last left
         assert any('blocks.1.' in n for n in trained)
 
 

@@ -59,7 +59,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], int]] = {
         16,
     ),
 }
-STARTS_AS_THE_BASE = set(METHODS) - {'mlp', 'vpt_shallow', 'vpt_deep', 'rlrr', 'noah'}
+STARTS_AS_THE_BASE = set(METHODS) - {'mlp', 'vpt_shallow', 'vpt_deep', 'rlrr', 'noah', 'mona'}
 # What cannot apply, and why.
 REFUSED = {
     **{

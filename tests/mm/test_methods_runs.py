@@ -21,6 +21,9 @@ SETTINGS = {
     'spt_adapter': dict(rank=2, budget_percent=20.0, dropout=0.0),
     'gps': dict(loss='task'),
     'lora': dict(rank=2),
+    'soma': dict(rank=2),
+    'dora': dict(rank=2),
+    'mona': dict(bottleneck=2, dropout=0.0),
     'adapter': dict(bottleneck=2),
     'vpt_shallow': dict(num_prompts=2),
     'vpt_deep': dict(num_prompts=2),
@@ -38,9 +41,9 @@ SETTINGS = {
         generations=1,
     ),
 }
-MERGING = {'cdra', 'lora', 'spt_lora', 'gps', 'rlrr', 'bias', 'partial'}
+MERGING = {'cdra', 'lora', 'spt_lora', 'gps', 'rlrr', 'bias', 'partial', 'apla', 'soma', 'dora'}
 # What has no adapter is a plain model already, or is stored whole.
-KEEPING = {'adapter', 'vpt_shallow', 'vpt_deep', 'mlp', 'spt_adapter', 'noah'}
+KEEPING = {'adapter', 'vpt_shallow', 'vpt_deep', 'mlp', 'spt_adapter', 'noah', 'mona'}
 
 
 def config(folder, name, task, **options):

@@ -12,6 +12,7 @@ from cdra_mm.core import adapters, apply_plan, find_targets, plan_of, remove_ada
 from cdra_mm.core.adapters.adapted import planned_parameters
 from cdra_mm.core.adapters.entries import Entries
 from cdra_mm.methods import Request, make_method
+from cdra_mm.methods.apla import Rows
 from cdra_mm.methods.rlrr import Shift
 from cdra_mm.mm.optimizer_parameters import build_optimizer, named_optimizers
 
@@ -23,6 +24,7 @@ SETTINGS = {
     'cdra': dict(num_sensitive=900, beta=1, rank_rule='count'),  # vectors are trained in part
     'spt_lora': dict(num_sensitive=900, beta=1, alpha=1),
     'rlrr': {},
+    'apla': dict(partial_size=4),
 }
 
 PARAMWISE = dict(
@@ -118,7 +120,7 @@ def test_what_is_trained_in_part_is_treated_as_the_whole_by_paramwise_cfg(runner
     backbone, wrapper = built(runner, name, wrapper)
     found = held_by(wrapper)
     seen: set[str] = set()
-    for path, parameter, tensor in entries(backbone, Entries, Shift):
+    for path, parameter, tensor in entries(backbone, Entries, Shift, Rows):
         if 'layers.1.attn.proj' in path and parameter == 'bias':
             kind, expected = 'custom', (0.0025, 0.15)
         elif path.rpartition('.')[2].startswith('ln'):
@@ -131,7 +133,7 @@ def test_what_is_trained_in_part_is_treated_as_the_whole_by_paramwise_cfg(runner
         assert found[id(tensor)] == expected, (path, parameter)
         seen.add(kind)
     assert {'bias', 'custom'} <= seen
-    assert name != 'spt_lora' or 'matrix' in seen
+    assert name not in ('spt_lora', 'apla') or 'matrix' in seen
     assert set(found) == {id(p) for p in plain(runner).parameters() if p.requires_grad}
 
 

@@ -18,10 +18,11 @@ from .project import GRID, REPOSITORY
 
 FOLDER = REPOSITORY / 'configs/tables'
 SHIPPED = sorted(path.stem for path in FOLDER.glob('*.py'))
-# Rows of the papers' tables.
+# Rows of the papers' tables, and of later methods.
 ROWS = {
     'full', 'mlp', 'vpt_shallow', 'vpt_deep', 'adapter', 'noah', 'linear', 'partial', 'bias',
-    'lora', 'rlrr', 'gps', 'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra',
+    'lora', 'rlrr', 'apla', 'soma', 'dora', 'mona', 'gps',
+    'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra',
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from cdra_mm.core import (
     save_adapter,
 )
 from cdra_mm.core.model.exclusion import exclude_targets
-from cdra_mm.methods import make_method
+from cdra_mm.methods import Request, make_method
 from cdra_mm.mm.inputs import check_inputs
 from cdra_mm.mm.launch import load_config, prepare_config
 from tests.models import TinyViT, images
@@ -39,6 +39,13 @@ def runs(model, plan):
     adapted = apply_plan(copy.deepcopy(model), plan).eval()
     assert torch.isfinite(adapted(images(2)[0])).all()
     return adapted
+
+
+class ToTokens(torch.nn.Module):
+    """A map as tokens."""
+
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
 
 
 with heading('Settings') as (refused, taken):
@@ -149,9 +156,53 @@ with heading('Settings') as (refused, taken):
 
     @refused('a role that the backbone lacks', PlanError, "no matrix of the role 'w3'")
     def _(folder):
-        from cdra_mm.methods import Request
-
         make_method(dict(type='lora', targets=['w3'])).plan(Request(TinyViT()))
+
+    @refused(
+        'more outputs for `apla` than a projection has',
+        PlanError,
+        'has 8 outputs: expected partial_size=9 to be at most that',
+    )
+    def _(folder):
+        make_method(dict(type='apla', partial_size=9)).plan(Request(TinyViT()))
+
+    @refused(
+        'a matrix for `soma` whose smallest singular values are the same',
+        PlanError,
+        'its smallest singular values number 2 and 3 are 1 and 1',
+    )
+    def _(folder):
+        model = TinyViT()
+        torch.nn.init.eye_(model.get_parameter(TARGET))
+        method = make_method(dict(type='soma', rank=2, frozen_blocks=0))
+        apply_plan(model, method.plan(Request(model)))
+
+    @refused(
+        '`mona` on a backbone that embeds its patches by no convolution',
+        PlanError,
+        'has no convolution before its transformer blocks: mona convolves the grid',
+    )
+    def _(folder):
+        model = TinyViT()
+        model.patch_embed = torch.nn.Flatten()
+        make_method(dict(type='mona')).plan(Request(model))
+
+    @refused(
+        '`mona` on blocks that norm behind their branches',
+        PlanError,
+        'does not norm its tokens between attention and FFN',
+    )
+    def _(folder):
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 4), ToTokens(), layer)
+        apply_plan(model, make_method(dict(type='mona', bottleneck=2)).plan(Request(model)))
+        model(images(2)[0])
+
+    @refused('`mona` on a backbone with `with_cp`', PlanError, 'switch with_cp off in the config')
+    def _(folder):
+        model = TinyViT()
+        model.blocks[0].with_cp = True
+        apply_plan(model, make_method(dict(type='mona', bottleneck=2)).plan(Request(model)))
 
     @refused(
         '`cdra` and `default_hooks.cdra` that contradict each other',

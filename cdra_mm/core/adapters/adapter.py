@@ -50,6 +50,12 @@ class Adapter(nn.Module, ABC):
     def reset(self, generator: torch.Generator) -> None:
         """Sets the initial values."""
 
+    def attach(self, model: nn.Module) -> None:
+        """Called when it was put on a module of a model, for what lies outside of that module."""
+
+    def detach(self, model: nn.Module) -> None:
+        """Called before it is taken off: undoes `attach`."""
+
     def merge_(self, module: nn.Module, sign: int = 1) -> None:
         """Puts the change into the module's plain weights, or takes it out (``sign=-1``).
 

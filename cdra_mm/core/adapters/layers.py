@@ -61,6 +61,7 @@ def adapt_module(model: nn.Module, path: str, suffix: str, adapter: Adapter) -> 
         adapters.product = product_of(model)
         adapters.join(one)
     attach_copies(model)
+    adapter.attach(model)
 
 
 def _adapter_set(module: nn.Module) -> AdapterSet:

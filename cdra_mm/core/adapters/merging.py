@@ -69,6 +69,8 @@ def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
             f'{len(unmerged)} adapters are not merged (the first is {unmerged[0]}): call '
             'merge_adapters first, or pass discard=True to lose them'
         )
+    for _, adapter in _carried(model):
+        adapter.detach(model)
     for module in list(model.modules()):
         if hasattr(type(module), 'base_class'):
             base = cast('type[nn.Module]', type(module).base_class)  # type: ignore[attr-defined]

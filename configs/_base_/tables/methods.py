@@ -1,5 +1,8 @@
 """The rows that the papers' tables share, grouped as the CDRA paper's Table 1 groups them.
 
+APLA, SoMA, DoRA and Mona stand in none of its tables: they are what one would pick for dense
+prediction today. APLA trains weights in place, as Partial does, SoMA and DoRA merge as LoRA does.
+
 A grid inherits them and says over what settings each may search. Shares of SPT are Table 1's on
 VTAB-1k; CDRA's stands in the configs. Numbers of prompts and ranks are fixed: the papers of VPT
 choose them for each task, which would be more effort than the other rows get. `cdra` is this
@@ -13,11 +16,15 @@ methods = dict(
     vpt_deep=dict(title='VPT-Deep', family='Addition-based', method=dict(type='vpt_deep')),
     adapter=dict(title='Adapter', family='Addition-based', method=dict(type='adapter')),
     noah=dict(title='NOAH', family='Addition-based', method=dict(type='noah')),
+    mona=dict(title='Mona', family='Addition-based', method=dict(type='mona')),
     linear=dict(title='Linear', family='Reparameterization-based', method=dict(type='linear')),
     partial=dict(title='Partial-1', family='Reparameterization-based', method=dict(type='partial')),
     bias=dict(title='Bias', family='Reparameterization-based', method=dict(type='bias')),
     lora=dict(title='LoRA', family='Reparameterization-based', method=dict(type='lora', rank=8)),
     rlrr=dict(title='RLRR', family='Reparameterization-based', method=dict(type='rlrr')),
+    dora=dict(title='DoRA', family='Reparameterization-based', method=dict(type='dora', rank=8)),
+    soma=dict(title='SoMA', family='Reparameterization-based', method=dict(type='soma', rank=16)),
+    apla=dict(title='APLA', family='Reparameterization-based', method=dict(type='apla')),
     gps=dict(title='GPS', family='Selection-based', method=dict(type='gps')),
     spt_adapter=dict(
         title='SPT-Adapter',
