@@ -14,68 +14,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cdra_mm.columns import aligned
 from cdra_mm.core import Plan, apply_plan, estimate_scores, make_plan
 from cdra_mm.core.adapters.copied_weights import carriers, choose_product
 from cdra_mm.storage import write_text
 
-from .small_tasks import IGNORED, Task, read_dense, read_vtab
+from .small_tasks import Task, read_dense, read_vtab
+from .small_training import SmallModel, batches_of, deit_tiny, sample_losses, small_loss
 
-__all__ = ['WAYS', 'Training', 'deit_tiny', 'main']
+__all__ = ['WAYS', 'Training', 'main']
 
 WAYS = ('fp32', 'weights rounded, updates apart', 'updates rounded with weights')
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SCORED, SCORED_AT_A_TIME = 100, 20
-PATCH = 16
-
-
-def deit_tiny(weights: str, size: int) -> nn.Module:
-    """A DeiT-Tiny that returns all tokens, its positions resampled to the size of the images.
-
-    Args:
-        weights: Its file, timm's names.
-        size: Side of the images, pixels.
-    """
-    import timm
-    from timm.layers import resample_abs_pos_embed
-
-    vit: nn.Module = timm.create_model(
-        'deit_tiny_patch16_224', num_classes=0, img_size=size, global_pool=''
-    )
-    state = {k: v for k, v in load_file(weights).items() if not k.startswith('head')}
-    grid = [size // PATCH] * 2
-    state['pos_embed'] = resample_abs_pos_embed(state['pos_embed'], grid, num_prefix_tokens=1)
-    vit.load_state_dict(state)
-    return vit
-
-
-class _Model(nn.Module):
-    """A ViT under a linear head, on the class token or on every patch."""
-
-    def __init__(self, backbone: nn.Module, classes: int, dense: bool) -> None:
-        super().__init__()
-        self.backbone, self.dense = backbone, dense
-        self.head = nn.Linear(cast(Any, backbone).embed_dim, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-        tokens = self.backbone((images.float() - mean) / std)
-        if not self.dense:
-            return cast(Tensor, self.head(tokens[:, 0]))
-        side = images.shape[-1] // PATCH
-        maps = self.head(tokens[:, 1:]).transpose(1, 2).unflatten(2, (side, side))
-        return F.interpolate(maps, images.shape[-2:], mode='bilinear')
 
 
 @dataclass(frozen=True)
@@ -104,11 +63,7 @@ class Training:
         chosen, _ = self._order()
         batches = [(images[c], labels[c]) for c in chosen[:SCORED].split(SCORED_AT_A_TIME)]
 
-        def losses(_: nn.Module, given: tuple[Tensor, Tensor]) -> Tensor:
-            found = _loss(model, given, 'none')
-            return found.flatten(1).mean(1) if self.task.dense else found
-
-        scores = estimate_scores(model.backbone, batches, losses)
+        scores = estimate_scores(model.backbone, batches, sample_losses(model))
         budget = sum(p.numel() for p in model.backbone.parameters()) // 200
         return make_plan(scores, budget_params=budget)
 
@@ -132,8 +87,9 @@ class Training:
             optimizer, rates, total_steps=self.iterations, pct_start=0.1
         )
         losses: list[float] = []
-        for indices in self._batches(self._order()[1]):
-            loss = _loss(model, (images[indices], labels[indices]))
+        order = self._order()[1]
+        for indices in batches_of(len(images), self.batch, self.iterations, order):
+            loss = small_loss(model(images[indices]), labels[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -144,31 +100,15 @@ class Training:
             found = torch.cat([model(part).argmax(1) for part in self.task.val[0].split(32)])
         return {'metric': self.task.score(found), 'loss': sum(losses[-20:]) / len(losses[-20:])}
 
-    def _model(self) -> _Model:
+    def _model(self) -> SmallModel:
         torch.manual_seed(self.seed)
         size = self.task.train[0].shape[-1]
-        return _Model(self.backbone(size), self.task.classes, self.task.dense).train()
+        return SmallModel(self.backbone(size), self.task.classes, self.task.dense).train()
 
     def _order(self) -> tuple[Tensor, torch.Generator]:
         """The images to score first, and what draws the batches after them."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randperm(len(self.task.train[0]), generator=generator), generator
-
-    def _batches(self, generator: torch.Generator) -> Iterator[Tensor]:
-        made = 0
-        while True:
-            for indices in torch.randperm(len(self.task.train[0]), generator=generator).split(
-                self.batch
-            ):
-                if len(indices) == self.batch:
-                    yield indices
-                    made += 1
-                    if made == self.iterations:
-                        return
-
-
-def _loss(model: nn.Module, given: tuple[Tensor, Tensor], reduction: str = 'mean') -> Tensor:
-    return F.cross_entropy(model(given[0]), given[1], ignore_index=IGNORED, reduction=reduction)
 
 
 def _round_(backbone: nn.Module, *, updates: bool) -> None:
