@@ -195,6 +195,8 @@ def test_soma_merged_state_in_a_merged_model_still_comes_out():
     model.load_state_dict(model.state_dict())
     unmerge_adapters(model)
     torch.testing.assert_close(model(x), y)
+    weight = 'blocks.1.attn.proj.weight'
+    torch.testing.assert_close(model.state_dict()[weight], base.state_dict()[weight])
 
 
 def test_soma_in_half_precision_and_under_autocast_starts_as_the_base():
