@@ -13,7 +13,6 @@ from cdra_mm.mm.plan_only import plan_only
 
 from . import toy
 
-
 MATRICES = [*(f'a{n}' for n in range(8)), 'd0']
 
 
