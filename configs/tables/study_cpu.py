@@ -1,7 +1,11 @@
 """All methods on six tasks with small pretrained models: sizes that finish on a CPU.
 
 Command: python tools/tables.py study_cpu --devices cpu --jobs 2 --drop-checkpoints
-    TIME
+    Seconds of a busy core, estimated from single steps (0.75 for 32 images of 96 pixels, 0.35 for 8
+    crops of 128) and met by one whole run (97 for LoRA on Caltech-101): 74 to search and 97 in the
+    end for the two classifications, 45 and 60 for the four dense tasks. With 3 runs to search and
+    3 seeds a row takes 2 x 3 x 171 + 4 x 3 x 105 = 2300 seconds: 20 rows 6.4 hours on two such
+    cores, all with those of own size (--methods leaves them out) 9. NOAH takes up to four times.
 Data: CDRA_VTAB_ROOT with caltech101 and cifar10; CDRA_CAMVID_ROOT, CDRA_CWFID_ROOT,
     CDRA_DUBAI_AERIAL_ROOT and CDRA_VNC_EM_ROOT. Weights: CDRA_DEIT_TINY, and the ViT for 32 pixels
     that ships with the project (CDRA_VIT_TINY32 from another folder).
