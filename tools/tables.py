@@ -7,6 +7,7 @@
     python tools/tables.py vtab --devices 0 1 2 3                  a run on each of four GPUs
     python tools/tables.py vtab --dry-run                          what would run, and how
     python tools/tables.py vtab --show --format latex              what is done so far
+    python tools/tables.py study_cpu --show --report --against lora   over tasks, in pairs
     python tools/tables.py cost --methods full lora cdra           Table 8: time and memory
 
 Where the grid declares a search, every method tries its settings on the validation split; only then
@@ -16,6 +17,12 @@ Runs that are done are never run again: stop with Ctrl-C and give the same comma
 that broke off resumes from its last checkpoint; one that fails is shown with the last line of its
 log and does not stop the others, and the exit code is then 2. Every run has a folder,
 DIR/METHOD/TASK/RUN, which refuses a run with other settings; a change inside a config is not seen.
+
+Trainings and tests are forked from one process that has imported torch and OpenMMLab for all of
+them, which saves each some ten seconds; --cold starts each from nothing, and a --launcher does.
+
+Beside the table stand report.md and report.json: means, spreads and ranks over tasks, differences
+from one row in pairs of task and seed, choices at an edge of what was tried; and frontier.png.
 
 The grids are configs/tables/*.py; how one is written is said in cdra_mm/tables/grid_file.py.
 Mixed precision: --cfg-options optim_wrapper.type=AmpOptimWrapper optim_wrapper.loss_scale=dynamic

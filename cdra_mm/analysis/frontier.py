@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from cdra_mm.pictures import GREY, colour_of, new_figure
-from cdra_mm.pictures.plan_map import short_number
+from cdra_mm.pictures.frontier import draw_frontier, frontier
 
 from .picture import Picture, Table
 from .run import Run
 
-__all__ = ['frontier', 'frontier_picture', 'headline']
+__all__ = ['frontier_picture', 'headline']
 
 # The figure that stands for a run, the first that it has.
 HEADLINES = ('mIoU', 'accuracy/top1', 'single-label/f1-score')
-MARKERS = 'os^Dv<>P'
 
 
 def headline(summary: Mapping[str, Any]) -> tuple[str, float, str] | None:
@@ -31,26 +30,6 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, float, str] | None:
             if name in metrics:
                 return name, metrics[name], where
     return None
-
-
-def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The points that no other beats with as many parameters or fewer.
-
-    Args:
-        points: Parameters and accuracy by name.
-
-    Returns:
-        Their names, by rising parameters.
-
-    Example:
-        >>> frontier({'a': (1, 50.0), 'b': (2, 60.0), 'c': (3, 55.0)})
-        ['a', 'b']
-    """
-    best: list[str] = []
-    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
-        if not best or points[name][1] > points[best[-1]][1]:
-            best.append(name)
-    return best
 
 
 def frontier_picture(runs: Mapping[str, Run]) -> tuple[Picture | None, list[str]]:
@@ -81,37 +60,20 @@ def frontier_picture(runs: Mapping[str, Run]) -> tuple[Picture | None, list[str]
     if len(points) < 2:
         return None, [*missing, 'Fewer than two runs are measured alike: there is no scatter.']
     best = frontier(points)
-
-    def draw():
-        figure = new_figure(7.5, 3.6 + 0.18 * len(points))
-        axes = figure.subplots()
-        if len(best) > 1:
-            line = [points[name] for name in best]
-            axes.step(*zip(*line, strict=True), where='post', color=GREY, linestyle='--',
-                      linewidth=1, label='best at no more parameters', zorder=1)  # fmt: skip
-        for i, (name, (size, value)) in enumerate(points.items()):
-            text = f'{name}: {value:.4g} at {size:,}'
-            axes.scatter([size], [value], color=colour_of(i), marker=MARKERS[i // 7 % 8], s=42,
-                         label=text, edgecolors='black', linewidths=0.5)  # fmt: skip
-        # Linear probing trains nothing of the backbone: zero needs a place beside the millions.
-        positive = [size for size, _ in points.values() if size]
-        if positive and max(positive) > 30 * min(positive):
-            axes.set_xscale('symlog', linthresh=min(positive))
-        axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
-        axes.set_xlabel('trainable parameters of the backbone')
-        axes.set_ylabel(f'{figure_name} ({where})')
-        axes.margins(x=0.06, y=0.12)
-        axes.grid()
-        figure.legend(loc='outside lower left', ncols=1)
-        return figure
-
+    labels = {name: f'{name}: {value:.4g} at {size:,}' for name, (size, value) in points.items()}
     picture = Picture(
         'accuracy_and_parameters',
         'Accuracy against trainable parameters',
         f'{figure_name} on the {where} images against the trainable parameters of the backbone '
         '(the head comes on top). The dashed line is the best that is reached with no more '
         'parameters; it says nothing about the spread between seeds.',
-        draw,
+        partial(
+            draw_frontier,
+            points,
+            labels,
+            'trainable parameters of the backbone',
+            f'{figure_name} ({where})',
+        ),
         Table(
             ('run', 'trainable backbone parameters', f'{figure_name} ({where})', 'on the frontier'),
             [(name, *point, name in best) for name, point in points.items()],

@@ -20,10 +20,14 @@ from cdra_mm.mm.launch import load_config
 from cdra_mm.storage import write_text
 
 from . import warm_start
-from .grid import Grid, Row, Task, narrow
+from .edges import Edge, edges_of
+from .grid import Grid, Row, Task, narrow, pick
 from .grid_file import find_grid, read_grid
 from .jobs import Commands, Job, choose, final_jobs, search_jobs
 from .processes import Start, start_cold
+from .report import make_report
+from .report_files import write_report
+from .report_text import report_text
 from .results import Result, State, foreign_folders, locked, open_folder, read_result
 from .runner import next_command, run_jobs
 from .slots import find_slots
@@ -55,6 +59,8 @@ def main(arguments: argparse.Namespace, tools: Path) -> None:
         overrides=_options(arguments.cfg_options),
         search=not arguments.no_search,
     )
+    if arguments.against is not None:
+        pick('method', grid.rows, [arguments.against])
     launcher = shlex.split(arguments.launcher or '')
     if arguments.timeout is not None and arguments.timeout <= 0:
         raise ConfigError(f'--timeout {arguments.timeout:g}: expected minutes above 0')
@@ -84,11 +90,15 @@ def main(arguments: argparse.Namespace, tools: Path) -> None:
                 finished=_drop_checkpoints if arguments.drop_checkpoints else None,
             )  # fmt: skip
             failed = work.run(run)
-    table = make_table(grid, work.done())
+    done = work.done()
+    table = make_table(grid, done)
+    report = make_report(grid, done, work.edges(), against=arguments.against)
     if not look:
         for name, write in FORMATS.items():
             write_text(out / f'table.{SUFFIXES[name]}', write(table))
-    say(FORMATS[arguments.format](table), end='')
+        write_report(report, out)
+    text = report_text(report) if arguments.report else FORMATS[arguments.format](table)
+    say(text, end='')
     if failed:
         raise ConfigError(
             f'{failed} of the runs failed, see above; the same command runs them again'
@@ -122,13 +132,26 @@ class _Study:
 
     def finals(self, row: Row, task: Task) -> list[Job] | None:
         """The runs that count of a cell; None as long as its settings are not chosen."""
+        chosen = self.chosen(row, task)
+        return None if chosen is None else final_jobs(self.grid, row, task, chosen, self.out)
+
+    def chosen(self, row: Row, task: Task) -> dict[str, Any] | None:
+        """The settings of a cell that were searched for; None as long as not all were tried."""
         if not row.search:
-            return final_jobs(self.grid, row, task, {}, self.out)
+            return {}
         results = [(job, read_result(job)) for job in self.searches[row.name, task.name]]
         if any(result.state is not State.DONE for _, result in results):
             return None
-        chosen, _ = choose([(job, result.figures) for job, result in results])
-        return final_jobs(self.grid, row, task, chosen, self.out)
+        return choose([(job, result.figures) for job, result in results])[0]
+
+    def edges(self) -> list[Edge]:
+        """The settings that were chosen at an edge of what was tried."""
+        cells = product(self.grid.rows, self.grid.tasks)
+        return [
+            edge
+            for row, task in cells
+            for edge in edges_of(row, task.name, self.chosen(row, task) or {})
+        ]
 
     def run(self, run: Any) -> int:
         """Runs what is not done; returns how many failed or could not be started."""
@@ -146,6 +169,8 @@ class _Study:
                 continue
             if row.search:
                 say(f'  {row.name} {task.name}: validation chose {_chosen(finals[0])}')
+                for edge in edges_of(row, task.name, finals[0].chosen):
+                    say(f'  {edge.text}')
             jobs += finals
         return failed + len(run(_open(jobs)))
 

@@ -46,6 +46,17 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         default='terminal',
         help='how the table is printed; all four are written into the results folder',
     )
+    made.add_argument(
+        '--report',
+        action='store_true',
+        help='print the report over tasks in place of the table: means, ranks, differences in '
+        'pairs, choices at an edge; report.md, report.json and frontier.png are written anyway',
+    )
+    made.add_argument(
+        '--against',
+        metavar='NAME',
+        help='row that the report compares all others with (the one of the best mean rank)',
+    )
     place = made.add_argument_group('where the runs go')
     place.add_argument(
         '--devices', nargs='+', metavar='ID', help="GPUs, such as 0 1, or 'cpu' (all visible GPUs)"

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from .grid import Grid, Row, Task
 from .results import Result
 
-__all__ = ['Cell', 'Column', 'Results', 'Table', 'make_table']
+__all__ = ['Cell', 'Column', 'Results', 'Table', 'make_table', 'share_of']
 
 # (row, task, seed) -> a run that is done.
 Results = Mapping[tuple[str, str, int], Result]
@@ -167,7 +167,7 @@ def _shares(grid: Grid, tasks: Sequence[Task], group: str) -> list[tuple[Column,
             by_task = []
             for task in tasks:
                 done = (results.get((row.name, task.name, seed)) for seed in grid.seeds)
-                shares = [_share(result, with_head) for result in done if result]
+                shares = [share_of(result, with_head=with_head) for result in done if result]
                 if not shares:
                     return Cell()
                 by_task.append(mean(shares))
@@ -182,7 +182,7 @@ def _shares(grid: Grid, tasks: Sequence[Task], group: str) -> list[tuple[Column,
     ]
 
 
-def _share(result: Result, with_head: bool) -> float:
+def share_of(result: Result, *, with_head: bool) -> float:
     """Trained parameters in percent of the backbone's; NaN where the summary does not say."""
     try:
         trained = result.summary['trainable_backbone']

@@ -11,7 +11,6 @@ import torch
 
 from cdra_mm.analysis.change import change_picture, matrix_changes
 from cdra_mm.analysis.comparison import comparison_pictures
-from cdra_mm.analysis.frontier import frontier
 from cdra_mm.analysis.overlap import overlaps
 from cdra_mm.analysis.pictures_of_run import learnt_pictures, plan_pictures
 from cdra_mm.analysis.regions import middle_region, regions_of
@@ -20,6 +19,7 @@ from cdra_mm.analysis.shares import shares
 from cdra_mm.analysis.updates import updates_of
 from cdra_mm.core import ConfigError, select
 from cdra_mm.core.artifacts.state_keys import adapter_prefix
+from cdra_mm.pictures.frontier import frontier
 
 from .problems import PLANNED, learnt, plan_of_method, write_run
 
