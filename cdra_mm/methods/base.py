@@ -189,7 +189,8 @@ class Method(ABC):
         needs_search: Whether `plan` tries plans out (`Request.trials`).
         trains_inside: Whether it trains chosen weights or blocks of the backbone, so that it
             matters which of them the training loss depends on.
-        statistic: How it is scored unless the hook says so: ``'per_sample'`` or ``'per_batch'``.
+        statistic: How it is scored unless the hook says so: ``'per_sample'``, ``'per_batch'`` or
+            ``'summed'`` (see `estimate_scores`).
         added: Settings that earlier releases lacked, with the values of what these did. Plans and
             checkpoints name them where they differ, so that older ones go on.
     """

@@ -208,7 +208,7 @@ def _score(
     backbone: nn.Module, images: Tensor, parameters: Mapping[str, nn.Parameter], sums: ScoreSums
 ) -> None:
     """What `estimate_scores` does with a batch."""
-    sink = SquareSink(True, sums)
+    sink = SquareSink('per_sample', sums)
     sink.batch_size = len(images)
     watch = ParameterWatch({id(p): name for name, p in parameters.items()}, sink, HANDLERS)
     with ExitStack() as stack:

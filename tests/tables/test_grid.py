@@ -21,7 +21,7 @@ SHIPPED = sorted(path.stem for path in FOLDER.glob('*.py'))
 # Rows of the papers' tables.
 ROWS = {
     'full', 'mlp', 'vpt_shallow', 'vpt_deep', 'adapter', 'noah', 'linear', 'partial', 'bias',
-    'lora', 'rlrr', 'gps', 'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra',
+    'lora', 'rlrr', 'gps', 'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra', 'cdra_eq7',
 }  # fmt: skip
 
 

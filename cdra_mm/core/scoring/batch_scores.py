@@ -175,7 +175,8 @@ class BatchScores:
         size = self.sink.batch_size
         if not all_finite(left):
             raise gradient_not_finite(self.num_samples, self.num_samples + size - 1)
-        add_gradients(left, self.sink.sums, 1 if self.sink.per_sample else size)
+        divisor = 1 if self.sink.per_sample else size
+        add_gradients(left, self.sink.sums, divisor, squares=self.sink.squares)
 
     def _differentiate(
         self, loss: Tensor, purpose: AbstractContextManager[None], names: Iterable[str], keep: bool

@@ -65,13 +65,21 @@ def add_squares_one_by_one(
 
 
 def add_gradients(
-    gradients: Mapping[str, Tensor | None], sums: ScoreSums, divisor: int = 1
+    gradients: Mapping[str, Tensor | None],
+    sums: ScoreSums,
+    divisor: int = 1,
+    *,
+    squares: bool = True,
 ) -> None:
-    """Adds the squares of ``gradients / divisor``; one that is None is zero."""
+    """Adds the squares of ``gradients / divisor``, or these; a gradient that is None is zero."""
     for name, gradient in gradients.items():
         if gradient is not None:
             with sums.open(name) as total:
-                add_squared(total, gradient.to(total.dtype).div(divisor)[None])
+                own = gradient.to(total.dtype).div(divisor)
+                if squares:
+                    add_squared(total, own[None])
+                else:
+                    total.add_(own)
 
 
 def all_finite(gradients: Mapping[str, Tensor | None]) -> bool:

@@ -29,7 +29,7 @@ from .square_sink import SquareSink
 
 __all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'require_finite']
 
-STATISTICS = ('per_sample', 'per_batch')
+STATISTICS = ('per_sample', 'per_batch', 'summed')
 Combine = Callable[[Sequence[Tensor], int], int]
 
 
@@ -61,7 +61,9 @@ def estimate_scores(
         targets: Names to score. Default: `find_targets(model)`.
         statistic: ``'per_sample'`` (Eq. 3), or ``'per_batch'``: the mean over
             batches of the squared gradient of the batch's mean loss (SPT's
-            released code).
+            released code); or ``'summed'``: the square of the mean over batches of that
+            gradient, which orders entries as the magnitude of the gradients' sum does (GPS's
+            released code). It needs sums of fp32.
         progress: Called after each batch with the number of samples so far.
         combine: For several processes that each score a share. Called once after the last batch
             as ``combine(sums, count)``: adds every process's `sums` up in place (one flat tensor,
@@ -86,6 +88,11 @@ def estimate_scores(
     """
     if statistic not in STATISTICS:
         raise ScoreError(f'statistic={statistic!r}: expected one of {", ".join(STATISTICS)}')
+    if statistic == 'summed' and dtype != torch.float32:
+        raise ScoreError(
+            f'statistic={statistic!r} with scores in {dtype}: gradients of both signs are added up '
+            'in fp32 only; leave the type out'
+        )
     if targets is None:
         chosen = find_targets(model)
     else:
@@ -103,7 +110,7 @@ def estimate_scores(
         names.setdefault(id(parameter), path)
     scored = {path: p for path, p in parameters.items() if names[id(p)] == path}
     sums = ScoreSums(scored, dtype, device)
-    sink = SquareSink(statistic == 'per_sample', sums)
+    sink = SquareSink(statistic, sums)
 
     with evaluation_mode(model), _requiring_grad(list(scored.values())):
         scores = BatchScores(model, loss_fn, scored, sink, warn or _warn)
@@ -119,6 +126,8 @@ def estimate_scores(
 
     for total in sums.flat:
         total.div_(count)
+        if not sink.squares:
+            total.square_()
     if not any(bool(total.any()) for total in sums.flat):
         unit = 'samples' if sink.per_sample else 'batches'
         raise ScoreError(

@@ -35,24 +35,31 @@ class Shift(NamedTuple):
 
 
 class SquareSink:
-    """Sums ``statistic`` over batches, for each parameter.
+    """Sums a statistic over batches, for each parameter.
 
     ``per_sample`` adds ``sum_b (dL_b/dW)^2``; ``per_batch`` adds
-    ``(1/B sum_b dL_b/dW)^2``, which is what SPT's released code does.
+    ``(1/B sum_b dL_b/dW)^2``, which is what SPT's released code does; ``summed`` adds
+    ``1/B sum_b dL_b/dW`` itself, of which GPS takes the magnitude in the end.
 
     A backward through scored operations has one of three purposes, and by itself the last:
     to `add` squares, to `look` at which entries belong to which sample, or to get past them
     to a parameter that is used in another way.
 
+    Args:
+        statistic: One of ``scores.STATISTICS``.
+        sums: Where it is added up.
+
     Attributes:
+        per_sample: Whether a batch's samples are squared one by one.
+        squares: Whether squares are added, not gradients.
         batch_size: B of the batch in flight; set before its backward.
-        sums: Where the squares are added up.
         finite: Per sample, whether all its output gradients were finite so far.
         check: What is known of the samples' places in the activations.
     """
 
-    def __init__(self, per_sample: bool, sums: ScoreSums) -> None:
-        self.per_sample, self.sums = per_sample, sums
+    def __init__(self, statistic: str, sums: ScoreSums) -> None:
+        self.per_sample, self.squares = statistic == 'per_sample', statistic != 'summed'
+        self.sums = sums
         self.batch_size = 0
         self.finite: Tensor | None = None
         self.check = SampleCheck()
@@ -112,14 +119,20 @@ class SquareSink:
         if not self.per_sample:  # the batch's mean gradient is that of one sample with all tokens
             x, grad = x.flatten(0, 1)[None], grad.flatten(0, 1)[None] / self.batch_size
         with self.sums.open(name, rows) as total:
-            add_squares(total, x, grad)
+            if self.squares:
+                add_squares(total, x, grad)
+            else:
+                total.addmm_(grad[0].t().to(total.dtype), x[0].to(total.dtype))
 
     def add_vector(self, name: str, rows: slice, grads: Tensor) -> None:
         """Adds the squares of per-sample gradients, fp32 ``[B, length]``."""
         if not self.per_sample:
             grads = grads.sum(0, keepdim=True).div_(self.batch_size)
         with self.sums.open(name, rows) as total:
-            add_squared(total, grads)
+            if self.squares:
+                add_squared(total, grads)
+            else:
+                total.add_(grads[0])
 
     def add_shifts(self, shifts: tuple[Shift, ...], grad: Tensor) -> None:
         """Adds the squares of biases' gradients, grad ``[B, T, O]``, and notes which are finite.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cdra_mm.core import Plan, fingerprint
 from cdra_mm.core.planning.plan_positions import with_positions
 from cdra_mm.core.scoring.score_sums import DTYPES
-from cdra_mm.core.scoring.scores import require_finite
+from cdra_mm.core.scoring.scores import STATISTICS, require_finite
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import Method, Request
 from cdra_mm.progress import late_line, reported_to
@@ -43,7 +43,7 @@ class RunPlanner:
         method: What decides.
         num_samples: Training samples to score.
         batch_size: Samples per batch while scoring; None for the training loader's.
-        statistic: ``'per_sample'`` or ``'per_batch'``; None for the method's own.
+        statistic: ``'per_sample'``, ``'per_batch'`` or ``'summed'``; None for the method's own.
         also_train: Backbone parameters that are trained whole.
         seed: Seed of the samples drawn and their augmentations.
         path: A plan file to use instead.
@@ -83,8 +83,10 @@ class RunPlanner:
                 raise ConfigError(f'{name}={value!r}: expected a count of at least {least}')
         if self.statistic is None:
             self.statistic = self.method.statistic
-        if self.statistic not in ('per_sample', 'per_batch'):
-            raise ConfigError(f'statistic={self.statistic!r}: expected per_sample or per_batch')
+        if self.statistic not in STATISTICS:
+            raise ConfigError(
+                f'statistic={self.statistic!r}: expected one of {", ".join(STATISTICS)}'
+            )
         if self.path is not None and (not str(self.path) or '\0' in str(self.path)):
             raise ConfigError(f'plan={str(self.path)!r}: expected the path of a cdra_plan.json')
         if self.keep_scores is not False and self.keep_scores not in KEEP:
@@ -92,6 +94,11 @@ class RunPlanner:
         if self.score_dtype not in SCORE_DTYPES:
             raise ConfigError(
                 f'score_dtype={self.score_dtype!r}: expected one of {", ".join(SCORE_DTYPES)}'
+            )
+        if self.statistic == 'summed' and self.score_dtype != 'float32':
+            raise ConfigError(
+                f"score_dtype={self.score_dtype!r} with statistic='summed': gradients of both "
+                "signs are added up in float32 only; leave one of them out, or use 'per_batch'"
             )
         if self.score_device not in (None, 'cpu'):
             raise ConfigError(
