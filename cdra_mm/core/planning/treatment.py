@@ -118,8 +118,8 @@ def single_entries(name: str, mask: Tensor) -> SparseMatrix:
 def _rank(n: int, rows: int, cols: int, shape: tuple[int, int], rules: Rules) -> int:
     if not n:  # a smaller block can miss every selected entry
         return 0
-    rule = dict(rule=rules.rank_rule, min_rank=rules.min_rank, alpha=rules.rank_alpha)
-    return dynamic_rank(n, rows, cols, shape, **rule)
+    rule, least, alpha = rules.rank_rule, rules.min_rank, rules.rank_alpha
+    return dynamic_rank(n, rows, cols, shape, rule=rule, min_rank=least, alpha=alpha)
 
 
 def _count(mask: Tensor, rows: Tensor, cols: Tensor) -> int:
