@@ -31,8 +31,9 @@ class GPS(Method):
     - The code scores on the whole training set, here on the hook's `num_samples` of it. As there
       the gradients of the batches' losses are added up and an entry's score is the magnitude of
       the sum (``statistic='summed'``), over augmented views. Averaged squares of the batches
-      (``statistic='per_batch'``), the default before, pick another connection in most rows; a
-      run that began with them goes on with this setting in its config.
+      (``statistic='per_batch'``), the default before, pick another connection in 44 % of the rows
+      (DeiT-Tiny on 256 images of Caltech-101 at 96 pixels in batches of 32); a run that began
+      with them goes on with this setting in its config.
     - The code also trains k entries of every filter of the patch embedding, 768 of
       ViT-B/16's 167 424 parameters. Here the patch embedding's weight is frozen, as
       for every method; 166 656 are left.

@@ -71,16 +71,16 @@ def mean_squares(
     return {name: value / count for name, value in total.items()}
 
 
-def squared_mean(
+def magnitude_of_mean(
     model: nn.Module,
     batches: Iterable[Batch],
     losses: Callable[[nn.Module, Batch], Tensor],
     names: Iterable[str],
 ) -> dict[str, Tensor]:
-    """Square of the mean over ``batches`` of the gradient of each batch's mean loss."""
+    """Magnitude of the mean over ``batches`` of the gradient of each batch's mean loss."""
     model = copy.deepcopy(model).eval().requires_grad_(True)
     means = torch.stack([losses(model, batch).mean() for batch in batches])
-    return {name: g**2 for name, g in gradients_of(model, means.mean(), list(names)).items()}
+    return {name: g.abs() for name, g in gradients_of(model, means.mean(), list(names)).items()}
 
 
 def one_by_one(batches: Iterable[Batch]) -> list[Batch]:

@@ -61,9 +61,8 @@ def estimate_scores(
         targets: Names to score. Default: `find_targets(model)`.
         statistic: ``'per_sample'`` (Eq. 3), or ``'per_batch'``: the mean over
             batches of the squared gradient of the batch's mean loss (SPT's
-            released code); or ``'summed'``: the square of the mean over batches of that
-            gradient, which orders entries as the magnitude of the gradients' sum does (GPS's
-            released code). It needs sums of fp32.
+            released code); or ``'summed'``: the magnitude of the mean over batches of that
+            gradient (GPS's released code, which takes the sum). It needs sums of fp32.
         progress: Called after each batch with the number of samples so far.
         combine: For several processes that each score a share. Called once after the last batch
             as ``combine(sums, count)``: adds every process's `sums` up in place (one flat tensor,
@@ -127,7 +126,7 @@ def estimate_scores(
     for total in sums.flat:
         total.div_(count)
         if not sink.squares:
-            total.square_()
+            total.abs_()
     if not any(bool(total.any()) for total in sums.flat):
         unit = 'samples' if sink.per_sample else 'batches'
         raise ScoreError(

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from cdra_mm.core import ScoreError, estimate_scores, find_targets
 from tests.core.scoring.test_scores import assert_scores, split
 from tests.models import Block, Mlp, TinyViT, losses
-from tests.reference.scores import mean_squares, one_by_one, squared_mean
+from tests.reference.scores import magnitude_of_mean, mean_squares, one_by_one
 
 
 def with_penalty(model, batch):
@@ -181,7 +181,7 @@ def assert_right(model, name, loss_fn=losses, sizes=(4, 3), rtol=1e-5):
     expected = mean_squares(model, batches, loss_fn, targets)
     scores = estimate_scores(model, batches, loss_fn, statistic='per_batch', warn=told.append)
     assert_scores(scores, expected, rtol)
-    expected = squared_mean(model, batches, loss_fn, targets)
+    expected = magnitude_of_mean(model, batches, loss_fn, targets)
     scores = estimate_scores(model, batches, loss_fn, statistic='summed', warn=told.append)
     assert_scores(scores, expected, rtol)
 
