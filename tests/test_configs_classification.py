@@ -122,6 +122,13 @@ def test_final_run_trains_on_all_and_tests_once(name: str) -> None:
     assert final.to_dict() == chosen.to_dict()
 
 
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith('fgvc/')])
+def test_final_run_of_fgvc_trains_on_train_alone_where_asked(name: str) -> None:
+    """As SPT and VPT do; `--final` alone takes train and val, as GPS and RLRR do."""
+    cfg = load(name, 'train_dataloader.dataset.split=train', final_run=True)
+    assert [cfg[loader].dataset.split for loader in LOADERS] == ['train', 'test', 'test']
+
+
 def test_options_count_more_than_the_final_run() -> None:
     cfg = load('vtab/dtd', 'train_cfg.val_interval=7', final_run=True)
     assert cfg.train_cfg.val_interval == 7

@@ -33,7 +33,7 @@ class CDRA(Selecting):
 
     Every one of the four budgets holds for every ablation. The default rule is Eq. 7 to the letter,
     under a budget in trained parameters. With about as many selected entries as the paper must have
-    had, the printed rule trains a sixth of what its Table 4 states; no single rule gives the shares
+    had, the printed rule trains a fifth of what its Table 4 states; no single rule gives the shares
     of Tables 6 and 7 as well (docs/table4.md).
 
     ====================  ==========================================================

@@ -14,6 +14,9 @@ one differ, or the code has two ways:
   change by 2 / sqrt(I) of themselves (root mean square), the residual design notwithstanding.
 - The scales and shifts of norms and patch embedding start at 1 and 0. The code adds noise of
   standard deviation 0.02, which it took over from SSF and which serves no purpose here.
+- The code drops 0 to 30 % of the entries of what attention and FFN give (``nn.Dropout``, under the
+  name drop path, growing with the depth), by data set, and starts the head at zero. Here backbone
+  and head are those of every row; docs/methods.md has the code's other settings.
 - What has no bias gets no shift, because plain weights could not hold it. The code's models
   have all biases.
 """

@@ -11,6 +11,10 @@ embedding. Here they stand at the end: a block that knows no positions of its ow
 tokens as a set, so that the order changes nothing. A backbone whose blocks do know
 positions (relative or rotary ones, windows) is refused; the paper's variant for Swin, with
 prompts in every window, is not built.
+
+That code trains by SGD, with rate, weight decay and number of prompts chosen for each task, keeps
+the encoder in evaluation mode and starts the head's bias at -4.6 (docs/methods.md); here all rows
+are trained alike.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class CDRAHook(Hook):
         batch_size: int, default that of the training loader: samples a batch while scoring. The
             scores of ``'per_sample'`` do not depend on it, memory and time do.
         statistic: ``'per_sample'`` (Eq. 3: the mean over samples of the squared gradient) or
-            ``'per_batch'`` (squares of the gradients of batch means: SPT's released code).
+            ``'per_batch'`` (squares of the gradients of batch means: SPT's released code) or
+            ``'summed'`` (the magnitude of their mean over the batches: GPS's).
             Default: the method's own, ``'per_sample'`` for ``cdra``.
         exclude: str or list, default none: what does not compete in a method that scores: roles
             (``'norm'``), and names of parameters or modules of the backbone

@@ -86,7 +86,7 @@ VALID: dict[Any, Callable[[Any], bool]] = {
 HOOK: dict[str, Callable[[Any], bool]] = {
     'num_samples': count(1),
     'batch_size': optional(count(1)),
-    'statistic': optional(one_of('per_sample', 'per_batch')),
+    'statistic': optional(one_of('per_sample', 'per_batch', 'summed')),
     'also_train': lambda v: type(v) is str or texts(v),
     'seed': count(0),
     'plan': optional(lambda v: type(v) is str and len(v) > 0 and '\0' not in v),
@@ -129,7 +129,8 @@ def is_valid(name: str, settings: dict[str, Any]) -> bool:
     known = {field.name for field in fields(METHODS[name])}
     checks = {key: VALID.get((name, key), VALID.get(key)) for key in settings}
     budgets = [key for key in BUDGETS if settings.get(key) is not None]
-    return settings.keys() <= known and len(budgets) <= 1 and all(
+    fixed = isinstance(settings.get('rank_rule'), int) and settings.get('rank_alpha', 1) != 1
+    return settings.keys() <= known and len(budgets) <= 1 and not fixed and all(
         checks[key](value) for key, value in settings.items()
     )  # fmt: skip
 
@@ -218,6 +219,9 @@ def test_settings_of_the_hook_are_taken_where_they_are_valid():
             and is_valid(name or 'cdra', shared)
             and is_valid('cdra', unused)
         )
+        if hook is None and valid:  # a combination: sums of both signs are fp32
+            statistic = block.get('statistic') or METHODS[name or 'cdra'].statistic
+            valid = statistic != 'summed' or block.get('score_dtype', 'float32') == 'float32'
         assert (hook is not None) == valid, block
         if hook is not None:
             settings = json.loads(json.dumps(hook.settings, allow_nan=False))

@@ -81,6 +81,10 @@ def per_batch(folder: Path) -> Weights:
     return score(ready(folder), statistic='per_batch', batch_size=3)
 
 
+def summed(folder: Path) -> Weights:
+    return score(ready(folder), statistic='summed', batch_size=3)
+
+
 def two_samples(folder: Path) -> Weights:
     return score(ready(folder), num_samples=2)
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.timeout(600)  # of which a busy machine needs half
 SCORED = (
     'per_sample',
     'per_batch',
+    'summed',
     'two_samples',
     'one_share_without_gradient',
     'loss_that_averages_over_processes',

@@ -23,7 +23,7 @@ SHORT = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=100)
     [
         (dict(num_samples=0), 'num_samples=0: expected a count'),
         (dict(batch_size=-1), 'batch_size=-1: expected a count'),
-        (dict(statistic='mean'), "statistic='mean': expected per_sample or per_batch"),
+        (dict(statistic='mean'), "statistic='mean': expected one of per_sample, per_batch, summed"),
         (dict(gama=0.1), r"'gama' \(did you mean 'gamma'\?\)"),
         (dict(gamma=0.1, budget_percent=1.0), 'gamma=0.1, budget_percent=1.0: give only one'),
         (dict(score_dtype='float16'), "score_dtype='float16': expected one of float32, bfloat16"),

@@ -37,8 +37,8 @@ def test_supervised_contrastive_equals_the_sum_over_pairs(labels, width, tempera
     torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
 
 
-def by_hand(runner, num_samples, batch_size, seed=0):
-    """Ordinary backwards of the reference loss over pairs of views, squared batch by batch."""
+def by_hand(runner, num_samples, batch_size, statistic, seed=0):
+    """Ordinary backwards of the reference loss over pairs of views, squared or added up."""
     model, backbone = runner.model, runner.model.backbone
     targets = find_targets(backbone)
     loader = runner.train_loop.dataloader
@@ -57,19 +57,23 @@ def by_hand(runner, num_samples, batch_size, seed=0):
         reference(model.backbone(data['inputs'])[-1], labels, 0.07).backward()
         for name, target in targets.items():
             grad = dict(backbone.named_parameters())[target.path].grad
-            total[name] += grad[target.start : target.stop] ** 2 / len(batches)
+            own = grad[target.start : target.stop]
+            total[name] += (own if statistic == 'summed' else own**2) / len(batches)
     model.zero_grad()
-    return total
+    return {name: t.abs() if statistic == 'summed' else t for name, t in total.items()}
 
 
-@pytest.mark.parametrize('batch_size', [8, 3])
-def test_contrastive_scores_equal_those_by_hand(tmp_path, batch_size):
+@pytest.mark.parametrize(
+    ('batch_size', 'statistic'), [(8, 'per_batch'), (3, 'per_batch'), (3, 'summed')]
+)
+def test_contrastive_scores_equal_those_by_hand(tmp_path, batch_size, statistic):
     cfg = toy.config(tmp_path, 'cls')
     cfg.train_dataloader.dataset.jitter = True
     runner = ready(cfg)
     runner.model.head.fc.weight.data.zero_()  # no head takes part
-    scores, count = score(runner, num_samples=8, batch_size=batch_size, **CONTRASTIVE)
-    expected = by_hand(runner, 8, batch_size)
+    options = dict(CONTRASTIVE, statistic=statistic)
+    scores, count = score(runner, num_samples=8, batch_size=batch_size, **options)
+    expected = by_hand(runner, 8, batch_size, statistic)
     assert count == 8 and scores.keys() == expected.keys()
     for name in scores:
         torch.testing.assert_close(
@@ -90,7 +94,7 @@ def test_contrastive_scores_are_of_whole_batches(tmp_path):
 
 def test_hook_takes_the_statistic_of_its_method_unless_told():
     assert CDRAHook().planner.statistic == 'per_sample'
-    assert CDRAHook(method=dict(type='gps')).planner.statistic == 'per_batch'
+    assert CDRAHook(method=dict(type='gps')).planner.statistic == 'summed'
     assert CDRAHook(method=dict(type='spt_lora')).planner.statistic == 'per_batch'
     hook = CDRAHook(method=dict(type='spt_lora'), statistic='per_sample')
     assert hook.planner.statistic == hook.settings['statistic'] == 'per_sample'
@@ -105,7 +109,7 @@ def gps_run(folder, task):
 def test_gps_run_of_a_classifier_trains_one_connection_a_neuron_and_the_biases(tmp_path):
     runner = gps_run(tmp_path, 'cls')
     plan = Plan.from_json((tmp_path / 'run' / 'cdra_plan.json').read_text())
-    assert plan.settings['statistic'] == 'per_batch' and plan.settings['num_samples'] == 8
+    assert plan.settings['statistic'] == 'summed' and plan.settings['num_samples'] == 8
     rows = 3 * (32 * 5 + 64)
     trained = sum(p.numel() for p in runner.model.backbone.parameters() if p.requires_grad)
     assert trained == plan.num_trainable == 2 * rows + 32

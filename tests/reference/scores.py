@@ -34,20 +34,20 @@ def view(tensor: Tensor, name: str) -> Tensor:
     return tensor[place * size : (place + 1) * size]
 
 
-def squared_gradients(model: nn.Module, loss: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """Squared gradient of one loss for each named target, fp64; an unused parameter's is zero."""
+def gradients_of(model: nn.Module, loss: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """Gradient of one loss for each named target, fp64; an unused parameter's is zero."""
     parameters = dict(model.named_parameters())
     paths = sorted({name.split(':')[0] for name in names})
     tensors = [parameters[path] for path in paths]
     gradients = dict(zip(paths, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True))
-    squared = {}
+    found = {}
     for name in names:
         path = name.split(':')[0]
         gradient = gradients[path]
         if gradient is None:
             gradient = torch.zeros_like(parameters[path])
-        squared[name] = view(gradient.double() ** 2, name)
-    return squared
+        found[name] = view(gradient.double(), name)
+    return found
 
 
 def mean_squares(
@@ -65,10 +65,22 @@ def mean_squares(
     total: dict[str, Tensor] = {}
     count = 0
     for batch in batches:
-        squared = squared_gradients(model, losses(model, batch).mean(), names)
-        total = {name: total.get(name, 0) + value for name, value in squared.items()}
+        own = gradients_of(model, losses(model, batch).mean(), names)
+        total = {name: total.get(name, 0) + value**2 for name, value in own.items()}
         count += 1
     return {name: value / count for name, value in total.items()}
+
+
+def magnitude_of_mean(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    losses: Callable[[nn.Module, Batch], Tensor],
+    names: Iterable[str],
+) -> dict[str, Tensor]:
+    """Magnitude of the mean over all samples of their gradients."""
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    mean = torch.cat([losses(model, batch) for batch in batches]).mean()
+    return {name: g.abs() for name, g in gradients_of(model, mean, list(names)).items()}
 
 
 def one_by_one(batches: Iterable[Batch]) -> list[Batch]:

@@ -24,7 +24,7 @@ SHIPPED = sorted(path.stem for path in FOLDER.glob('*.py'))
 ROWS = {
     'full', 'mlp', 'vpt_shallow', 'vpt_deep', 'adapter', 'noah', 'linear', 'partial', 'bias',
     'lora', 'rlrr', 'apla', 'soma', 'dora', 'mona', 'gps',
-    'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra',
+    'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra', 'cdra_eq7',
 }  # fmt: skip
 
 
@@ -192,6 +192,32 @@ def test_shipped_grid_gives_every_row_the_same_effort(name):
     grid = read_grid(FOLDER / f'{name}.py')
     trials = {len(search_jobs(narrow_to(grid, row), Path('out'))) for row in grid.rows}
     assert trials == ({0} if name == 'dense' else {3})
+
+
+def method_of(grid, row, task):
+    """The settings of a row's method on a task, as its job has them."""
+    (row,) = (r for r in grid.rows if r.name == row)
+    (task,) = (t for t in grid.tasks if t.name == task)
+    options = final_jobs(grid, row, task, {}, Path('out'))[0].options
+    start = 'default_hooks.cdra.method.'
+    return {key.removeprefix(start): v for key, v in options.items() if key.startswith(start)}
+
+
+def test_rows_of_the_papers_tables_are_those_of_their_authors():
+    """What their public code and released files say; docs/methods.md has the rest."""
+    vtab, fgvc = (read_grid(FOLDER / f'{name}.py') for name in ('vtab', 'fgvc'))
+    camelyon = {t.name: method_of(vtab, 'gps', t.name).get('k', 1) for t in vtab.tasks}
+    assert {name for name, k in camelyon.items() if k != 1} == {'patch_camelyon'}
+    assert camelyon['patch_camelyon'] == 2
+    sets = {t.name: method_of(fgvc, 'gps', t.name).get('k', 1) for t in fgvc.tasks}
+    assert sets == dict(cub=2, nabirds=20, oxford_flowers=1, stanford_cars=15, stanford_dogs=1)
+    assert method_of(fgvc, 'lora', 'cub')['rank'] == 16
+    for grid in (vtab, fgvc):
+        noah = method_of(grid, 'noah', grid.tasks[0].name)
+        dims = [noah[f'{kind}_dims'] for kind in ('prompt', 'lora', 'adapter')]
+        assert dims == [[1, 5, 10]] * 3
+        letter = method_of(grid, 'cdra_eq7', grid.tasks[0].name)
+        assert (letter['rank_rule'], letter['rank_alpha']) == ('eq7', 1)
 
 
 def narrow_to(grid, row):

@@ -20,9 +20,8 @@ from cdra_mm.errors import ScoreError
 from ..model.evaluation import evaluation_mode
 from .losses import LossFn, finite_losses
 from .one_by_one import gradient_not_finite
-from .score_sums import ScoreSums
+from .score_sums import Combine, ScoreSums
 from .scored_parameters import ScoredParameters
-from .scores import Combine
 
 __all__ = ['mean_gradients']
 

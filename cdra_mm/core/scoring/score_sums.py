@@ -19,7 +19,7 @@ gradients, which are below its smallest number.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,11 +29,14 @@ from cdra_mm.errors import ScoreError
 
 from ..flat_layout import padded
 
-__all__ = ['DTYPES', 'ScoreSums']
+__all__ = ['DTYPES', 'Combine', 'ScoreSums']
 
 DTYPES = (torch.float32, torch.bfloat16)
 CHUNK = 1 << 20  # entries that are rounded at a time
 GOLDEN = 0.6180339887498949
+
+# See `estimate_scores`.
+Combine = Callable[[Sequence[Tensor], int], int]
 
 
 class ScoreSums:
@@ -123,10 +126,11 @@ def _keep(total: Tensor, squares: Tensor, threshold: int) -> None:
 
 
 def _upper_half(wide: Tensor, threshold: int) -> Tensor:
-    """The bits of non-negative fp32 numbers as bfloat16, int16; overwrites them.
+    """The bits of fp32 numbers as bfloat16, int16; overwrites them.
 
     Args:
         wide: fp32, contiguous.
-        threshold: Of 2^16: a number is rounded up where its lower 16 bits and this carry over.
+        threshold: Of 2^16: a number is rounded away from zero where its lower 16 bits and this
+            carry over.
     """
     return wide.view(torch.int32).add_(threshold).bitwise_right_shift_(16).to(torch.int16)

@@ -12,7 +12,7 @@ at a time.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -23,14 +23,14 @@ from cdra_mm.errors import ScoreError
 from ..model.evaluation import evaluation_mode
 from .batch_scores import BatchScores
 from .losses import LossFn, require_finite
-from .score_sums import ScoreSums
+from .mean_gradients import mean_gradients
+from .score_sums import Combine, ScoreSums
 from .scored_parameters import ScoredParameters
 from .square_sink import SquareSink
 
 __all__ = ['STATISTICS', 'LossFn', 'estimate_scores', 'require_finite']
 
-STATISTICS = ('per_sample', 'per_batch')
-Combine = Callable[[Sequence[Tensor], int], int]
+STATISTICS = ('per_sample', 'per_batch', 'summed')
 
 
 def estimate_scores(
@@ -61,7 +61,8 @@ def estimate_scores(
         targets: Names to score. Default: `find_targets(model)`.
         statistic: ``'per_sample'`` (Eq. 3), or ``'per_batch'``: the mean over
             batches of the squared gradient of the batch's mean loss (SPT's
-            released code).
+            released code); or ``'summed'``: the magnitude of the mean gradient (GPS's released
+            code, which takes the sum).
         progress: Called after each batch with the number of samples so far.
         combine: For several processes that each score a share. Called once after the last batch
             as ``combine(sums, count)``: adds every process's `sums` up in place (one flat tensor,
@@ -86,6 +87,14 @@ def estimate_scores(
     """
     if statistic not in STATISTICS:
         raise ScoreError(f'statistic={statistic!r}: expected one of {", ".join(STATISTICS)}')
+    if statistic == 'summed':
+        found = mean_gradients(
+            model, batches, loss_fn, targets=targets, progress=progress, combine=combine,
+            dtype=dtype, device=device,
+        )  # fmt: skip
+        for gradient in found.values():
+            gradient.abs_()
+        return found
     scored = ScoredParameters(model, targets)
     sums = ScoreSums(scored.unique, dtype, device)
     sink = SquareSink(statistic == 'per_sample', sums)

@@ -45,8 +45,8 @@ class RunPlanner:
         method: What decides.
         num_samples: Training samples to score.
         batch_size: Samples per batch while scoring; None for the training loader's.
-        statistic: ``'per_sample'`` or ``'per_batch'``; None for the method's own, which may be
-            ``'mean_gradient'``.
+        statistic: ``'per_sample'``, ``'per_batch'`` or ``'summed'``; None for the method's own,
+            which may be ``'mean_gradient'``.
         also_train: Backbone parameters that are trained whole.
         seed: Seed of the samples drawn and their augmentations.
         path: A plan file to use instead.
@@ -94,7 +94,7 @@ class RunPlanner:
         known = ('mean_gradient',) if signed else STATISTICS
         if self.statistic not in known:
             raise ConfigError(
-                f'statistic={self.statistic!r}: expected {" or ".join(known)}'
+                f'statistic={self.statistic!r}: expected one of {", ".join(known)}'
                 + (' with this allocation' if signed else '')
             )
         if self.path is not None and (not str(self.path) or '\0' in str(self.path)):

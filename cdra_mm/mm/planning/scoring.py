@@ -99,16 +99,16 @@ def score_backbone(
         statistic: See `estimate_scores`; or ``'mean_gradient'`` (`mean_gradients`).
         seed: Seed of the drawing and of the augmentations.
         score_loss: ``'task'``, the run's training loss, or ``'supervised_contrastive'``
-            (`contrastive`), which mixes the samples of a batch: ``per_batch`` only.
+            (`contrastive`), which mixes the samples of a batch: not for ``per_sample``.
         targets: Names of what is scored; default: all that `find_targets` finds.
         dtype: See `estimate_scores`.
         device: See `estimate_scores`.
 
     Returns:
         Scores (or mean gradients) by target name, relative to the backbone, the same on all ranks;
-        and the number of samples (without those that `unlabelled` leaves out). Which samples (and
-        for ``per_batch`` which batches) are scored does not depend on the number of ranks; the
-        order of the sums does, so two world sizes agree to rounding.
+        and the number of samples (without those that `unlabelled` leaves out). Which samples are
+        scored (and, but for ``per_sample``, in which batches) does not depend on the number of
+        ranks; the order of the sums does, so two world sizes agree to rounding.
 
     Raises:
         DataError: If a sample cannot be loaded or has labels out of range, or none has labels.
@@ -116,14 +116,14 @@ def score_backbone(
         ConfigError: If the loss does not fit the statistic or the model.
     """
     contrastive = score_loss == 'supervised_contrastive'
-    unlabelled = Unlabelled(statistic == 'per_batch')
+    unlabelled = Unlabelled(statistic != 'per_sample')
     loss: LossFn = contrastive_loss
     if not contrastive:
         loss = partial(per_sample_losses, unlabelled=unlabelled)
-    if contrastive and statistic != 'per_batch':
+    if contrastive and statistic == 'per_sample':
         raise ConfigError(
             f'statistic={statistic!r}: a contrastive loss is one of a whole batch, not of its '
-            "samples; leave statistic out or give 'per_batch'"
+            "samples; leave statistic out or give 'summed' or 'per_batch'"
         )
     logger = MMLogger.get_current_instance()
     logger.info(f'scoring the backbone on up to {num_samples} training samples')
@@ -134,7 +134,7 @@ def score_backbone(
     loader = runner.train_loop.dataloader
     indices = drawn_samples(len(loader.dataset), num_samples, seed, logger)
     size = batch_size or loader.batch_size or 1
-    mine = own_share(indices, size if statistic == 'per_batch' else 1)
+    mine = own_share(indices, size if statistic != 'per_sample' else 1)
     batches = seeded_batches(loader, mine, size, seed, two_views=contrastive)
     reduction = ScoreReduction()
 

@@ -6,9 +6,10 @@ Folder of all sets: ``CDRA_FGVC_ROOT``, or the path below; ``python tools/prepar
 data/fgvc`` prepares one. A config adds its set to the three loaders:
 ``dataset=dict(data_root=f'{_base_.fgvc_root}/CUB_200_2011')``. Settings are chosen with train and
 val; the figure to report is one test of a model trained on both: ``tools/train.py CONFIG --final``
-puts ``final_run`` over the config. Without our tools the same is
-``--cfg-options train_dataloader.dataset.split=trainval val_dataloader.dataset.split=test
-train_cfg.val_interval=100000``.
+puts ``final_run`` over the config. So do GPS and RLRR; SPT and VPT test a model trained on train
+alone, which is ``--final --cfg-options train_dataloader.dataset.split=train``. Without our tools
+``--final`` is ``--cfg-options train_dataloader.dataset.split=trainval
+val_dataloader.dataset.split=test train_cfg.val_interval=100000``.
 """
 
 fgvc_root = '{{$CDRA_FGVC_ROOT:data/fgvc}}'

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from cdra_mm.core import estimate_scores, find_targets
+from cdra_mm.core.scoring.scores import STATISTICS
 from tests.models import MODELS, TinyViT, images, losses, mean_loss
-from tests.reference.scores import mean_squares, one_by_one, view
+from tests.reference.scores import magnitude_of_mean, mean_squares, one_by_one, view
 
 SPLITS = {'singles': [1, 1, 1], 'ragged': [4, 4, 3], 'one': [6]}
 
@@ -52,6 +53,15 @@ def test_scores_per_batch_square_the_gradient_of_the_mean(kind):
 
 
 @pytest.mark.parametrize('kind', MODELS)
+def test_scores_summed_are_the_magnitude_of_the_mean_gradient(kind):
+    model = MODELS[kind]().double().train()
+    batches = split([4, 4, 3])
+    expected = magnitude_of_mean(model, batches, losses, find_targets(model))
+    for loss_fn in (losses, mean_loss):
+        assert_scores(estimate_scores(model, batches, loss_fn, statistic='summed'), expected)
+
+
+@pytest.mark.parametrize('kind', MODELS)
 def test_every_target_with_a_gradient_has_a_score(kind):
     """Entry by entry; and what has a gradient inside a block is a target."""
     model = MODELS[kind]().double().eval()
@@ -71,11 +81,11 @@ def test_scores_statistics_differ():
     """Or the tests above could not tell one from the other."""
     model = TinyViT().double()
     batches = split([4, 4])
-    one, other = (
-        estimate_scores(model, batches, losses, statistic=s) for s in ('per_sample', 'per_batch')
-    )
-    name = 'blocks.0.mlp.fc1.weight'
-    assert float(one[name].sum()) > 1.5 * float(other[name].sum())
+    names = 'per_sample', 'per_batch', 'summed'
+    scores = [estimate_scores(model, batches, losses, statistic=s) for s in names]
+    one, other, third = (score['blocks.0.mlp.fc1.weight'] for score in scores)
+    assert float(one.sum()) > 1.5 * float(other.sum())
+    assert float(other.sum()) > 1.2 * float((third**2).sum())
 
 
 @pytest.mark.parametrize('kind', MODELS)
@@ -202,7 +212,7 @@ def unusual(batch_norm=True):
     return model
 
 
-@pytest.mark.parametrize('statistic', ['per_sample', 'per_batch'])
+@pytest.mark.parametrize('statistic', STATISTICS)
 def test_scores_leave_the_model_as_found(statistic):
     model = unusual()
     before = snapshot(model)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from cdra_mm.core import ScoreError, estimate_scores, find_targets
 from tests.core.scoring.test_scores import assert_scores, split
 from tests.models import Block, Mlp, TinyViT, losses
-from tests.reference.scores import mean_squares, one_by_one
+from tests.reference.scores import magnitude_of_mean, mean_squares, one_by_one
 
 
 def with_penalty(model, batch):
@@ -169,7 +169,7 @@ def rewrite(module, forward):
 
 
 def assert_right(model, name, loss_fn=losses, sizes=(4, 3), rtol=1e-5):
-    """Scores equal the oracle's, of both statistics, whatever was scored one by one.
+    """Scores equal the oracle's, of all statistics, whatever was scored one by one.
 
     What cannot be told from a mean loss is refused by name.
     """
@@ -181,6 +181,9 @@ def assert_right(model, name, loss_fn=losses, sizes=(4, 3), rtol=1e-5):
     expected = mean_squares(model, batches, loss_fn, targets)
     scores = estimate_scores(model, batches, loss_fn, statistic='per_batch', warn=told.append)
     assert_scores(scores, expected, rtol)
+    expected = magnitude_of_mean(model, batches, loss_fn, targets)
+    scores = estimate_scores(model, batches, loss_fn, statistic='summed', warn=told.append)
+    assert_scores(scores, expected, rtol)
 
     def mean(model, batch):
         return loss_fn(model, batch).mean(), len(batch[1])
@@ -188,7 +191,7 @@ def assert_right(model, name, loss_fn=losses, sizes=(4, 3), rtol=1e-5):
     if any(name in line for line in told):
         with pytest.raises(ScoreError, match=f'{name}.*losses of the samples'):
             estimate_scores(model, batches, mean)
-    assert len(told) <= 2  # one for each statistic
+    assert len(told) <= 3  # one for each statistic
     return told
 
 
@@ -279,7 +282,7 @@ def test_scores_where_a_joined_bias_is_used_in_another_way(model):
 def test_scores_of_a_weight_used_twice(model):
     model.blocks[1].mlp.fc1 = model.blocks[0].mlp.fc1
     assert not any(name.startswith('blocks.1.mlp.fc1') for name in find_targets(model))
-    line, _ = assert_right(model, 'blocks.0.mlp.fc1.weight')
+    line, *_ = assert_right(model, 'blocks.0.mlp.fc1.weight')
     assert 'blocks.0.mlp.fc1.weight, blocks.0.mlp.fc1.bias (used twice in one forward)' in line
 
 

@@ -29,7 +29,7 @@ def score(model, batches, statistic, combine=None):
     )
 
 
-@pytest.mark.parametrize('statistic', ['per_sample', 'per_batch'])
+@pytest.mark.parametrize('statistic', ['per_sample', 'per_batch', 'summed'])
 def test_shares_add_up_to_the_scores_of_all(problem, statistic):
     model, x = problem
     batches = list(x.split(2))  # the last has one sample

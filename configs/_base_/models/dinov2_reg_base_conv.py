@@ -1,16 +1,17 @@
-"""DINOv2 ViT-B/14 at 490 pixels under a bare 1x1 convolution, without a norm.
+"""DINOv2 ViT-B/14 with four registers at 490 pixels under a bare 1x1 convolution, without a norm.
 
 The position embedding, trained for 518 pixels, is resized in every forward.
 """
 
-_base_ = './dinov2_base.py'
+_base_ = './dinov2_reg_base_linear.py'
 
 model = dict(
     data_preprocessor=dict(size=(490, 490)),
     decode_head=dict(
+        _delete_=True,
         type='FCNHead',
-        in_channels=_base_.embed_dims,
-        channels=_base_.embed_dims,
+        in_channels=768,
+        channels=768,
         in_index=0,
         num_convs=0,
         concat_input=False,
