@@ -115,7 +115,9 @@ def test_settings_that_do_not_go_together_are_refused(settings, words):
 def test_squares_do_not_serve_an_allocation_by_energy_nor_gradients_the_paper():
     with pytest.raises(ConfigError, match="statistic='per_sample': expected one of mean_gradient"):
         CDRAHook(method=ENERGY, statistic='per_sample')
-    with pytest.raises(ConfigError, match="statistic='mean_gradient': expected one of per_sample, per"):
+    with pytest.raises(
+        ConfigError, match="statistic='mean_gradient': expected one of per_sample, per"
+    ):
         CDRAHook(statistic='mean_gradient')
 
 

@@ -58,7 +58,8 @@ def by_hand(runner, num_samples, batch_size, statistic, seed=0):
         for name, target in targets.items():
             grad = dict(backbone.named_parameters())[target.path].grad
             own = grad[target.start : target.stop]
-            total[name] += (own if statistic == 'summed' else own**2) / len(batches)
+            summed = own * len(batch) / num_samples
+            total[name] += summed if statistic == 'summed' else own**2 / len(batches)
     model.zero_grad()
     return {name: t.abs() if statistic == 'summed' else t for name, t in total.items()}
 
