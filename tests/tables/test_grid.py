@@ -24,7 +24,7 @@ SHIPPED = sorted(path.stem for path in FOLDER.glob('*.py'))
 ROWS = {
     'full', 'mlp', 'vpt_shallow', 'vpt_deep', 'adapter', 'noah', 'linear', 'partial', 'bias',
     'lora', 'rlrr', 'apla', 'soma', 'dora', 'mona', 'gps',
-    'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra', 'cdra_eq7',
+    'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra', 'cdra_eq7', 'cdra_energy',
 }  # fmt: skip
 
 

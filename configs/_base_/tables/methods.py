@@ -55,4 +55,9 @@ methods = dict(
         family='Selection-based',
         method=dict(type='cdra', rank_rule='eq7', rank_alpha=1),
     ),
+    cdra_energy=dict(
+        title='CDRA (gradient energy)',
+        family='Selection-based',
+        method=dict(type='cdra', allocation='energy', start='gradient'),
+    ),
 )
