@@ -116,6 +116,32 @@ with heading('Settings') as (refused, taken):
     def _(folder):
         CDRAHook(rank_rule=8, rank_alpha=20)
 
+    @refused(
+        "`allocation='energie'`", ConfigError, "allocation='energie': expected one of 'scores'"
+    )
+    def _(folder):
+        CDRAHook(allocation='energie')
+
+    @refused(
+        "settings of the paper's steps beside gradient energy: `rank_rule='count'`",
+        ConfigError,
+        "rank_rule='count': not used with allocation='energy'",
+    )
+    def _(folder):
+        CDRAHook(allocation='energy', rank_rule='count')
+
+    @refused(
+        "`start='gradient'` without gradients",
+        ConfigError,
+        "start='gradient': not used with allocation='scores'",
+    )
+    def _(folder):
+        CDRAHook(start='gradient')
+
+    @refused('`head_iters=-1`', ConfigError, 'head_iters=-1: expected a count of at least 0')
+    def _(folder):
+        CDRAHook(head_iters=-1)
+
     @refused('two budgets', ConfigError, 'give only one of')
     def _(folder):
         CDRAHook(gamma=0.1, budget_params=1000)
