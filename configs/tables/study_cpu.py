@@ -2,19 +2,16 @@
 
 Command: python tools/tables.py study_cpu --devices cpu --jobs 2 --drop-checkpoints
     Seconds of a busy core, estimated from single steps (0.75 for 32 images of 96 pixels, 0.35 for 8
-    crops of 128) and met by one whole run (97 for LoRA on Caltech-101): 74 to search and 97 in the
-    end for the two classifications, 45 and 60 for the four dense tasks. With 3 runs to search and
-    3 seeds a row takes 2 x 3 x 171 + 4 x 3 x 105 = 2300 seconds: 20 rows 6.4 hours on two such
-    cores, all with those of own size (--methods leaves them out) 9. NOAH takes up to four times.
+    crops of 128) and met by one whole run of half the length (97 for LoRA on Caltech-101): about
+    130 a run of the two classifications, 90 of the four dense tasks. With 3 runs to search and 3
+    seeds a row takes an hour of one core: 20 rows 10 hours on two, all with those of own size
+    (--methods leaves them out) 14. NOAH takes up to four times. Runs that are done stay.
 Data: CDRA_VTAB_ROOT with caltech101 and cifar10; CDRA_CAMVID_ROOT, CDRA_CWFID_ROOT,
     CDRA_DUBAI_AERIAL_ROOT and CDRA_VNC_EM_ROOT. Weights: CDRA_DEIT_TINY, and the ViT for 32 pixels
     that ships with the project (CDRA_VIT_TINY32 from another folder).
 Rows: every method trains about as many parameters of the backbone, 0.3 to 0.6 percent; what has no
     such size (Full, Partial-1, VPT-Shallow, RLRR, GPS) has its own. Rows that end in ``_own`` are
     of the papers' sizes, as is spt_lora_16.
-Head: fitted on frozen features before anything is scored, for every method, and trained on with it:
-    no method is ahead because its head is. 300 iterations take its loss on Caltech-101 from 3.6 to
-    0.04 (the last line of the fit in a run's log).
 Search: the backbone's rate, three values on the validation split with the first seed; full
     fine-tuning has smaller ones; where only the head is trained, three rates of the head. A best
     rate at an edge is named in the report: widen that row's list and give the command again, runs
@@ -87,7 +84,6 @@ methods = {
 }
 options = {
     'optim_wrapper.optimizer.lr': HEAD_RATE,
-    'default_hooks.cdra.head_iters': 300,
     # Small images are read faster than processes are started.
     **{
         f'{loader}_dataloader.{key}': value
@@ -97,7 +93,7 @@ options = {
 }
 
 
-def classification(title, config, size, epochs=2):
+def classification(title, config, size, epochs=4):
     """A task of 800 images to choose by 200, then of 1000; 25 or 32 iterations an epoch."""
     return dict(
         title=title,
@@ -125,7 +121,7 @@ def classification(title, config, size, epochs=2):
     )
 
 
-def segmentation(title, config, crop, val, test, iters=60):
+def segmentation(title, config, crop, val, test, iters=120):
     """A task of crops; ``val`` and ``test`` are which of the images are looked at."""
     return dict(
         title=title,
