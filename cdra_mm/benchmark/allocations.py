@@ -1,9 +1,9 @@
 """What each part of an allocation is worth: short trainings on small data, side by side.
 
-Scores are those of a head that was fitted for a while on the features of the frozen backbone; the
-training starts with the head as it was drawn, for every variant but those that say otherwise.
-Everything is chosen and compared on validation images; no test image is touched. Every run is a
-line of the JSON file, and a run that is there is not run again.
+Scores are of the head with which the training begins: as it was drawn or, for variants that end in
+``_fitted``, fitted first on the features of the frozen backbone. Everything is chosen and compared
+on validation images; no test image is touched. Every run is a line of the JSON file, and a run
+that is there is not run again.
 
 python -m cdra_mm.benchmark.allocations --weights deit_tiny.safetensors --vtab VTAB/caltech101 \
     --dense camvid:11 vnc_em --seeds 0 1 --runs runs.jsonl
@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, cast
@@ -60,15 +60,16 @@ class Variant:
         method: A method of the package with its settings; None for the allocation by energy.
         rules: Of the allocation by energy.
         start: Whether the factors begin along the mean gradient of their blocks.
-        fitted: Whether scores are of the fitted head; otherwise of the head as it was drawn.
-        kept: Whether the training goes on from the fitted head.
+        fitted: Whether scores are of the fitted head, and the training goes on from it; otherwise
+            of the head as it was drawn.
+        mixed: Whether scores are of the fitted head, and the training begins with the drawn one.
     """
 
     method: Mapping[str, Any] | None = None
     rules: EnergyRules = EnergyRules()
     start: bool = False
-    fitted: bool = True
-    kept: bool = False
+    fitted: bool = False
+    mixed: bool = False
 
 
 CDRA = dict(type='cdra', budget_percent=0.5)
@@ -83,9 +84,10 @@ VARIANTS = {
     'count_start': Variant({**CDRA, 'rank_rule': 'count'}, start=True),
     'energy': Variant(),
     'energy_start': Variant(start=True),
-    'energy_start_raw': Variant(start=True, fitted=False),
-    'energy_start_kept': Variant(start=True, kept=True),
-    'lora_kept': Variant(dict(type='lora', rank=3, alpha=3), kept=True),
+    'energy_start_mixed': Variant(start=True, mixed=True),
+    'energy_start_fitted': Variant(start=True, fitted=True),
+    'count_fitted': Variant({**CDRA, 'rank_rule': 'count'}, fitted=True),
+    'lora_fitted': Variant(dict(type='lora', rank=3, alpha=3), fitted=True),
     'energy_start_whole': Variant(rules=EnergyRules(sides=(1.0,)), start=True),
     'energy_start_novec': Variant(rules=EnergyRules(vectors=False), start=True),
     'energy_start_rank24': Variant(rules=EnergyRules(max_rank=24), start=True),
@@ -119,30 +121,31 @@ class Setting:
             seed=seed,
         )
         self.model = model
+        self._scores: dict[tuple[str, bool], dict[str, Tensor]] = {}
 
     def plan(self, variant: Variant) -> tuple[Plan, Mapping[str, Tensor]]:
         """What a variant trains, and where its factors begin."""
-        gradients = self.gradients if variant.fitted else self.drawn_gradients
-        budget = sum(p.numel() for p in self.model.backbone.parameters()) // 200
+        fitted = variant.fitted or variant.mixed
+        model = self.model if fitted else self.drawn
+        budget = sum(p.numel() for p in model.backbone.parameters()) // 200
         if variant.method is None:
-            plan = plan_by_energy(gradients, budget, variant.rules)
+            plan = plan_by_energy(self.gradients(fitted), budget, variant.rules)
         else:
             method = make_method(variant.method)
-            scores = self.squares if method.needs_scores else {}
-            found = method.plan(Request(self.model.backbone, scores=scores))
-            plan = cast(Plan, found)
-        return plan, start_of(plan, gradients) if variant.start else {}
+            scores = self.squares(fitted) if method.needs_scores else {}
+            plan = cast(Plan, method.plan(Request(model.backbone, scores=scores)))
+        return plan, start_of(plan, self.gradients(fitted)) if variant.start else {}
 
     def train(
-        self, plan: Plan, start: Mapping[str, Tensor], rate: float, *, kept: bool = False
+        self, plan: Plan, start: Mapping[str, Tensor], rate: float, *, fitted: bool = False
     ) -> dict[str, float]:
-        """Trains by a plan, the head along; from the fitted head where it is kept.
+        """Trains by a plan, the head along; from the fitted or the drawn head.
 
         Returns:
             The validation metric in percent (top-1, or mean IoU), the validation loss, the mean
             of the last training losses, and the number of trained backbone parameters.
         """
-        model = copy.deepcopy(self.model if kept else self.drawn)
+        model = copy.deepcopy(self.model if fitted else self.drawn)
         images, labels = self.task.train
         apply_plan(model.backbone, plan, seed=self.seed, start=start)
         groups = [
@@ -183,20 +186,20 @@ class Setting:
         logits = torch.cat([model(part) for part in self.task.val[0].split(32)])
         return self.task.score(logits.argmax(1)), float(small_loss(logits, self.task.val[1]))
 
-    @cached_property
-    def squares(self) -> dict[str, Tensor]:
-        """Mean squared gradients (Eq. 3) under the fitted head."""
-        return estimate_scores(self.model.backbone, self._scored(), sample_losses(self.model))
+    def squares(self, fitted: bool) -> dict[str, Tensor]:
+        """Mean squared gradients (Eq. 3) under the fitted or the drawn head."""
+        return self._found('squares', estimate_scores, fitted)
 
-    @cached_property
-    def gradients(self) -> dict[str, Tensor]:
-        """Mean gradients under the fitted head."""
-        return mean_gradients(self.model.backbone, self._scored(), sample_losses(self.model))
+    def gradients(self, fitted: bool) -> dict[str, Tensor]:
+        """Mean gradients under the fitted or the drawn head."""
+        return self._found('gradients', mean_gradients, fitted)
 
-    @cached_property
-    def drawn_gradients(self) -> dict[str, Tensor]:
-        """Mean gradients under the head as it was drawn."""
-        return mean_gradients(self.drawn.backbone, self._scored(), sample_losses(self.drawn))
+    def _found(self, what: str, find: Callable[..., Any], fitted: bool) -> dict[str, Tensor]:
+        if (what, fitted) not in self._scores:
+            model = self.model if fitted else self.drawn
+            scores = find(model.backbone, self._scored(), sample_losses(model))
+            self._scores[what, fitted] = scores
+        return self._scores[what, fitted]
 
     def _scored(self) -> list[tuple[Tensor, Tensor]]:
         images, labels = self.task.train
@@ -334,7 +337,7 @@ def main(
                 plan, start = setting.plan(VARIANTS[variant])
                 for rate in (r for s, v, r in wanted if (s, v) == (seed, variant)):
                     begin = time.time()
-                    found = setting.train(plan, start, rate, kept=VARIANTS[variant].kept)
+                    found = setting.train(plan, start, rate, fitted=VARIANTS[variant].fitted)
                     note(
                         task=name,
                         variant=variant,

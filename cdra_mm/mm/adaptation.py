@@ -30,7 +30,7 @@ from .checkpoints.restoring import ensure_base
 from .hook_settings import check_same_settings
 from .plan_description import describe_plan
 from .plan_health import plan_health
-from .planning.head_fit import fitted_head
+from .planning.head_fit import fit_head
 from .planning.run_plan import RunPlanner
 from .rebuild import plain_model
 from .training_watch import check_stays_trained
@@ -47,8 +47,7 @@ class Adaptation:
         seed: Seed of the factors.
         save_base: Whether checkpoints hold the base.
         product: How adapted products are computed, see `choose_product`.
-        head_iters: Iterations that fit the head before planning, see `fit_head`.
-        keep_head: Whether the training goes on from that head.
+        head_iters: Iterations that fit the head first, see `fit_head`.
     """
 
     planner: RunPlanner
@@ -56,13 +55,12 @@ class Adaptation:
     save_base: bool
     product: str = 'auto'
     head_iters: int = 0
-    keep_head: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs train the same thing; plain types."""
-        own = {'head_iters': self.head_iters, 'keep_head': self.keep_head}
-        return {**self.planner.settings, **{name: value for name, value in own.items() if value}}
+        own = {'head_iters': self.head_iters} if self.head_iters else {}
+        return {**self.planner.settings, **own}
 
     def begin(self, runner: Runner, backbone: nn.Module) -> Record:
         """A fresh run: plan on the loaded weights, then adapt.
@@ -80,9 +78,9 @@ class Adaptation:
         if source is not None and missing and not trains_all:
             also = self.planner.also_train
             logger.warning(describe_missing(backbone, source, missing, method, also))
-        fit = dict(iters=self.head_iters, seed=self.seed)
-        with fitted_head(runner, backbone, **fit, keep=self.keep_head):
-            plan = self.planner.plan(runner, backbone, digests)
+        if self.head_iters:
+            fit_head(runner, backbone, self.head_iters, self.seed)
+        plan = self.planner.plan(runner, backbone, digests)
         if plan is not None:
             start = self.planner.start
             apply_plan(backbone, plan, seed=self.seed, digests=digests, start=start)

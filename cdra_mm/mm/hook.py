@@ -99,10 +99,8 @@ class CDRAHook(Hook):
             with its weight to the type that is computed in, as in mixed-precision fine-tuning.
             Factored, the default on a CPU, never rounds an update.
         head_iters: int, default 0: iterations that fit the head on the frozen backbone's features
-            before anything is scored, of any method (docs/methods.md). Features are computed once,
-            so some hundred cost seconds.
-        keep_head: bool, default False: let the training go on from that head; otherwise it begins
-            with the head as it was, and only scores are those of the fitted one.
+            before anything is scored and trained, of any method (docs/methods.md). Features are
+            computed once, so some hundred cost seconds.
         **settings: Of ``cdra``; at most one of the four budgets, and the defaults are the paper's
             but for the budget:
 
@@ -158,7 +156,6 @@ class CDRAHook(Hook):
         visualize: bool = True,
         product: str = 'auto',
         head_iters: int = 0,
-        keep_head: bool = False,
         **settings: Any,
     ) -> None:
         given = {
@@ -177,7 +174,6 @@ class CDRAHook(Hook):
             'visualize': visualize,
             'product': product,
             'head_iters': head_iters,
-            'keep_head': keep_head,
         }
         set_guards()
         check_types(given, get_type_hints(CDRAHook.__init__))
@@ -189,9 +185,7 @@ class CDRAHook(Hook):
         check_product(product)
         if head_iters < 0:
             raise ConfigError(f'head_iters={head_iters}: expected a count of at least 0')
-        if keep_head and not head_iters:
-            raise ConfigError('keep_head=True: there is none without head_iters; give a count')
-        self.adaptation = Adaptation(self.planner, seed, save_base, product, head_iters, keep_head)
+        self.adaptation = Adaptation(self.planner, seed, save_base, product, head_iters)
         self.visualize = visualize
         self.record: Record | None = None
         self._configs: dict[str, Any] = {}

@@ -10,11 +10,9 @@ from cdra_mm import CDRAHook
 from cdra_mm.core import ConfigError, DataError, base_state
 from cdra_mm.mm.planning import head_fit
 from cdra_mm.mm.planning.head_fit import fit_head
-from cdra_mm.mm.planning.kept_scores import SCORES_FILE, read_kept
 
 from . import toy
 
-WEIGHT = 'decode_head.conv_seg.weight'
 SHORT = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=100)
 
 
@@ -88,31 +86,23 @@ def test_what_there_is_no_room_for_is_not_held(tmp_path, monkeypatch):
     assert calls == [4]  # one batch at least
 
 
-@pytest.mark.parametrize('keep', [False, True])
-def test_scores_are_those_of_the_fitted_head_which_training_keeps_if_told(tmp_path, keep):
-    still = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e-12))
-    fitting = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-2))
-    cdra = dict(head_iters=30, keep_head=keep, keep_scores='all')
-    runner = toy.train(toy.config(tmp_path, cdra=cdra, train_cfg=SHORT, optim_wrapper=fitting))
-    fresh, backbone = built(tmp_path, optim_wrapper=fitting)
-    drawn = head_of(fresh.model)
+def test_scores_are_those_of_the_fitted_head_and_training_goes_on_from_it(tmp_path):
+    runner = toy.train(
+        toy.config(tmp_path, cdra=dict(head_iters=30, method=dict(type='linear')), train_cfg=SHORT)
+    )
+    fresh, backbone = built(tmp_path)
     fit_head(fresh, backbone, 30, seed=0)
-    fitted = head_of(fresh.model)
-    assert not torch.allclose(fitted[WEIGHT], drawn[WEIGHT], atol=0.05)
-    expected = fitted if keep else drawn
-    # One step of AdamW moves an entry by 0.01.
-    torch.testing.assert_close(head_of(runner.model)[WEIGHT], expected[WEIGHT], rtol=0, atol=0.015)
-    scores = read_kept(tmp_path / 'run' / SCORES_FILE).totals
-    hand = toy.config(tmp_path, cdra=dict(keep_scores='all'), train_cfg=SHORT, optim_wrapper=still)
-    hand.work_dir = str(tmp_path / 'hand')
-    by_hand = Runner.from_cfg(hand)
-    by_hand._init_model_weights()
-    by_hand.model.load_state_dict(fitted, strict=False)
-    by_hand._has_loaded = True
-    by_hand._init_model_weights = lambda: None
-    by_hand.train()
-    found = read_kept(tmp_path / 'hand' / SCORES_FILE).totals
-    assert scores == pytest.approx(found, rel=1e-3)
+    for name, value in head_of(fresh.model).items():  # one step of training moves it by 0.01
+        now = head_of(runner.model)[name]
+        if value.dtype.is_floating_point and 'running' not in name:
+            assert (now - value).abs().max() < 0.02, name
+    plain, _ = built(tmp_path)
+    far = max(
+        float((value - head_of(plain.model)[name]).abs().max())
+        for name, value in head_of(fresh.model).items()
+        if value.dtype.is_floating_point
+    )
+    assert far > 0.1
 
 
 def test_a_run_goes_on_only_with_the_same_head_iters(tmp_path):
@@ -130,13 +120,6 @@ def test_a_loss_that_is_not_finite_names_the_iteration(tmp_path):
         toy.train(toy.config(tmp_path, cdra=dict(head_iters=20), optim_wrapper=optimizer))
 
 
-@pytest.mark.parametrize(
-    ('settings', 'words'),
-    [
-        (dict(head_iters=-1), 'head_iters=-1: expected a count of at least 0'),
-        (dict(keep_head=True), 'keep_head=True: there is none without head_iters'),
-    ],
-)
-def test_wrong_settings_are_refused(settings, words):
-    with pytest.raises(ConfigError, match=words):
-        CDRAHook(**settings)
+def test_a_negative_count_is_refused():
+    with pytest.raises(ConfigError, match='head_iters=-1: expected a count of at least 0'):
+        CDRAHook(head_iters=-1)

@@ -3,8 +3,7 @@
 A head that was just drawn sends gradients into the backbone that say more about the draw than
 about the task (Kumar et al., ICLR 2022, fit the head first for that reason). The features are
 computed once and gone through again and again, so some hundred steps cost little more than one
-pass over the images. Training begins with the head as it was, unless it is told to keep this one:
-on few images a fitted head leaves the backbone little to learn.
+pass over the images.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from .sample_losses import prepared
 from .scoring import seeded_batches, show_progress
 from .scoring_state import plain_forward, preserved_random_state
 
-__all__ = ['fit_head', 'fitted_head']
+__all__ = ['fit_head']
 
 ROOM = 2 << 30  # bytes of features, images and labels that are held
 TOLD = 0.1  # the losses in the log are means over this share of the iterations
@@ -56,30 +55,6 @@ class _Batch:
         held = [*tensors_in(self.features), *tensors_in(self.inputs)]
         held += [t for sample in self.samples for t in tensors_in(sample.to_dict())]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-
-@contextmanager
-def fitted_head(
-    runner: Runner, backbone: nn.Module, iters: int, seed: int, *, keep: bool
-) -> Iterator[None]:
-    """The head of a run is fitted inside (`fit_head`), and afterwards what it was before.
-
-    Args:
-        runner: See `fit_head`, as for `backbone` and `seed`.
-        backbone: See above.
-        iters: Likewise; with 0 nothing happens.
-        seed: See above.
-        keep: Whether the fitted head stays.
-    """
-    model = plain_model(runner)
-    before = [] if keep or not iters else [(t, t.clone()) for t in _head_tensors(model, backbone)]
-    if iters:
-        fit_head(runner, backbone, iters, seed)
-    try:
-        yield
-    finally:
-        for tensor, value in before:
-            tensor.copy_(value)
 
 
 def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None:
@@ -130,8 +105,8 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None
                     'any label'
                 )
             show(len(losses))
-    for tensor in _head_tensors(model, backbone):
-        broadcast(tensor)
+    for tensor in (*head, *_buffers(model, backbone)):
+        broadcast(tensor.data)
     few = max(1, round(iters * TOLD))
     logger.info(
         f'fitted the head on frozen features: {iters} iterations over {len(held)} batches, loss '
@@ -209,8 +184,6 @@ def _frozen(model: nn.Module, backbone: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag).grad = None
 
 
-def _head_tensors(model: nn.Module, backbone: nn.Module) -> list[Tensor]:
-    """Parameters and buffers outside of the backbone."""
-    inside = {id(tensor) for tensor in (*backbone.parameters(), *backbone.buffers())}
-    every = (*model.parameters(), *model.buffers())
-    return [tensor.detach() for tensor in every if id(tensor) not in inside]
+def _buffers(model: nn.Module, backbone: nn.Module) -> Iterator[Tensor]:
+    inside = {id(buffer) for buffer in backbone.buffers()}
+    return (buffer for buffer in model.buffers() if id(buffer) not in inside)
