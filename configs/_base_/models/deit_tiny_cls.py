@@ -25,7 +25,7 @@ model = dict(
             checkpoint='{{$CDRA_DEIT_TINY:checkpoints/deit_tiny_in1k_timm.safetensors}}',
         ),
     ),
-    # These weights' class tokens reach 200: without a norm the head wants a rate of its own.
+    # Class tokens of damaged weights reach 200: with a norm the head's rate suits those too.
     neck=dict(type='ClsBatchNormNeck', input_features=192),
     head=dict(
         type='LinearClsHead',

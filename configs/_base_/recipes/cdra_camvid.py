@@ -11,7 +11,7 @@ _base_ = [
 
 val_evaluator = dict(ignore_index=_base_.ignore_index)
 test_evaluator = dict(ignore_index=_base_.ignore_index)
-# DeiT's weights have activations in the hundreds: at the head's rate the backbone forgets.
+# At the head's rate a backbone of damaged weights, with activations in the hundreds, forgets.
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
 default_hooks = dict(
     checkpoint=dict(interval=500),
