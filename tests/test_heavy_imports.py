@@ -43,7 +43,7 @@ def test_what_lives_in_a_process_that_has_imported_all_is_still_collected():
     before = gc.get_freeze_count()
     with heavy_imports():
         pass
-    assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() <= before  # what was frozen before may have gone since
 
 
 def test_what_many_imports_made_is_not_looked_through_again(repository):

@@ -21,11 +21,11 @@ from cdra_mm.progress import duration
 
 from .backbone import find_backbone
 from .hook import PLAN_FILE, CDRAHook
+from .host.runner_parts import leave_validation_out
 from .rebuild import plain_model
 
 __all__ = ['plan_only']
 
-NEVER = 1 << 62
 STEPS = 4  # that are timed; the first is left out
 
 
@@ -46,7 +46,7 @@ class _EndHook(Hook):
         self.ends.append(time.perf_counter())
         if not self.steps:
             raise _Planned
-        runner.train_loop.val_begin = NEVER
+        leave_validation_out(runner.train_loop)
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         if torch.cuda.is_available():

@@ -55,6 +55,9 @@ VALID: dict[Any, Callable[[Any], bool]] = {
     'budget_percent': optional(number(lambda v: 0 < v <= 100)),
     'rank_rule': lambda v: one_of('eq7', 'count')(v) or count(1)(v),
     'rank_alpha': number(lambda v: v > 0),
+    'allocation': one_of('scores', 'energy'),
+    'max_rank': count(1),
+    'start': one_of('random', 'gradient'),
     'min_rank': count(0),
     'beta': number(lambda v: v >= 1),
     ('cdra', 'beta'): number(lambda v: v > 0),
@@ -94,6 +97,7 @@ HOOK: dict[str, Callable[[Any], bool]] = {
     'keep_scores': one_of(False, 'masks', 'all'),
     'score_dtype': one_of('float32', 'bfloat16'),
     'score_device': optional(one_of('cpu')),
+    'head_iters': count(0),
 }
 WORDS = [
     'all',
@@ -107,6 +111,8 @@ WORDS = [
     'per_sample',
     'a lot',
     'matrices',
+    'energy',
+    'gradient',
 ]
 VALUES = st.one_of(
     JUNK,
@@ -132,7 +138,19 @@ def is_valid(name: str, settings: dict[str, Any]) -> bool:
     fixed = isinstance(settings.get('rank_rule'), int) and settings.get('rank_alpha', 1) != 1
     return settings.keys() <= known and len(budgets) <= 1 and not fixed and all(
         checks[key](value) for key, value in settings.items()
-    )  # fmt: skip
+    ) and goes_with_allocation(name, settings)  # fmt: skip
+
+
+def goes_with_allocation(name: str, settings: dict[str, Any]) -> bool:
+    """Whether nothing is set that the allocation of cdra does not use."""
+    if name != 'cdra':
+        return True
+    changed = {
+        f.name for f in fields(METHODS[name]) if settings.get(f.name, f.default) != f.default
+    }
+    if settings.get('allocation') == 'energy':
+        return changed <= {'allocation', 'max_rank', 'start', 'compete', *BUDGETS[2:]}
+    return not changed & {'max_rank', 'start'}
 
 
 def listed() -> list[str]:
@@ -219,9 +237,8 @@ def test_settings_of_the_hook_are_taken_where_they_are_valid():
             and is_valid(name or 'cdra', shared)
             and is_valid('cdra', unused)
         )
-        if hook is None and valid:  # a combination: sums of both signs are fp32
-            statistic = block.get('statistic') or METHODS[name or 'cdra'].statistic
-            valid = statistic != 'summed' or block.get('score_dtype', 'float32') == 'float32'
+        if valid and shared.get('allocation') == 'energy':
+            valid = block.get('statistic') is None
         assert (hook is not None) == valid, block
         if hook is not None:
             settings = json.loads(json.dumps(hook.settings, allow_nan=False))

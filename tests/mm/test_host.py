@@ -24,7 +24,9 @@ PARTS = {'runner', 'loop', 'loader', 'dataset', 'inferencer', 'preprocessor'}
 # Of torch: no host, and the same in every release that is supported.
 OF_TORCH = {
     '_buffers',
+    '_exit',  # of os
     '_forward_pre_hooks',
+    '_is_in_bad_fork',
     '_load_state_dict_pre_hooks',
     '_modules',
     '_parameters',

@@ -98,10 +98,8 @@ def test_warm_run_finds_what_a_cold_one_finds(starts, tmp_path, last, code):
 def test_warm_runs_are_forked_from_one_process_and_draw_different_numbers(starts, tmp_path):
     text = 'import os, random, sys\nprint(os.getppid(), random.random())\n'
     log = tmp_path / 'log'
-    runs = [
-        starts['warm']([sys.executable, script(tmp_path, text)], log, dict(os.environ), [])
-        for _ in range(3)
-    ]
+    words = [sys.executable, script(tmp_path, text)]
+    runs = [starts['warm'](words, log, dict(os.environ), []) for _ in range(3)]
     assert [run.wait(60) for run in runs] == [0, 0, 0]
     parents, numbers = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
     assert len(set(parents)) == 1 and len(set(numbers)) == 3

@@ -6,6 +6,7 @@ workers); these look, and build nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     'built_loops',
     'config_dict',
     'end_loop_at',
+    'leave_validation_out',
     'is_built',
     'is_resumed',
     'loaded_from',
@@ -178,6 +180,11 @@ def open_iterations(wrapper: OptimWrapper | OptimWrapperDict) -> int:
         else part._inner_count % part._accumulative_counts
         for part in parts
     )
+
+
+def leave_validation_out(loop: Any) -> None:
+    """Has a training loop never validate; its interval is set anew at every iteration."""
+    loop.val_begin = sys.maxsize
 
 
 def end_loop_at(loop: EpochBasedTrainLoop, iteration: int) -> None:

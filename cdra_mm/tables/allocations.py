@@ -5,9 +5,9 @@ Scores are of the head with which the training begins: as it was drawn or, for v
 on validation images; no test image is touched. Every run is a line of the JSON file, and a run
 that is there is not run again.
 
-python -m cdra_mm.benchmark.allocations --weights deit_tiny.safetensors --vtab VTAB/caltech101 \
+python -m cdra_mm.tables.allocations --weights deit_tiny.safetensors --vtab VTAB/caltech101 \
     --dense camvid:11 vnc_em --seeds 0 1 --runs runs.jsonl
-python -m cdra_mm.benchmark.allocations --runs runs.jsonl --against lora
+python -m cdra_mm.tables.allocations --runs runs.jsonl --against lora
 """
 
 from __future__ import annotations
@@ -26,6 +26,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cdra_mm.benchmark.small_tasks import Task, read_dense, read_vtab
+from cdra_mm.benchmark.small_training import (
+    SmallModel,
+    batches_of,
+    deit_tiny,
+    fit_small_head,
+    sample_losses,
+    small_loss,
+)
 from cdra_mm.columns import aligned
 from cdra_mm.core import Plan, apply_plan, estimate_scores
 from cdra_mm.core.planning.energy import EnergyRules, plan_by_energy, start_of
@@ -34,16 +43,6 @@ from cdra_mm.errors import ConfigError
 from cdra_mm.methods import make_method
 from cdra_mm.methods.base import Request
 from cdra_mm.spelling import unknown
-
-from .small_tasks import Task, read_dense, read_vtab
-from .small_training import (
-    SmallModel,
-    batches_of,
-    deit_tiny,
-    fit_small_head,
-    sample_losses,
-    small_loss,
-)
 
 __all__ = ['VARIANTS', 'Setting', 'Variant', 'compare', 'main']
 

@@ -8,13 +8,12 @@ import math
 import pytest
 import torch
 
-from cdra_mm.benchmark import allocations
-from cdra_mm.benchmark.allocations import VARIANTS, Setting, Variant, compare, main
 from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import SmallModel, sample_losses, small_loss
 from cdra_mm.core import ConfigError, Plan
-
-from .test_rounding import dense, tiny_vit, vtab  # noqa: F401
+from cdra_mm.tables import allocations
+from cdra_mm.tables.allocations import VARIANTS, Setting, Variant, compare, main
+from tests.benchmark.test_rounding import dense, tiny_vit, vtab  # noqa: F401
 
 
 @pytest.fixture
