@@ -47,8 +47,7 @@ from cdra_mm.spelling import unknown
 __all__ = ['VARIANTS', 'Setting', 'Variant', 'compare', 'main']
 
 SCORED, SCORED_AT_A_TIME = 200, 20
-HEAD_RATE = 1e-2
-HEAD_ITERATIONS = 100  # that fit the head before scoring
+FITTED_AT = 1e-2  # the head's rate while it is fitted alone
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,21 @@ class Setting:
         backbone: Makes a ViT with its pretrained weights, for images of a size.
         seed: Of head, samples, factors and batches.
         iterations: Steps of every training.
+        head_iterations: Steps that fit the head alone.
+        head_rate: Of the head in every training.
     """
 
     def __init__(
-        self, task: Task, backbone: Callable[[int], nn.Module], seed: int, iterations: int
+        self,
+        task: Task,
+        backbone: Callable[[int], nn.Module],
+        seed: int,
+        iterations: int,
+        head_iterations: int = 100,
+        head_rate: float = 1e-2,
     ) -> None:
-        self.task, self.seed, self.iterations = task, seed, iterations
+        self.task, self.seed = task, seed
+        self.iterations, self.head_rate = iterations, head_rate
         self.batch = min(8 if task.dense else 16, len(task.train[0]))
         torch.manual_seed(seed)
         model = SmallModel(backbone(task.train[0].shape[-1]), task.classes, task.dense)
@@ -114,9 +122,9 @@ class Setting:
         self.head_losses = fit_small_head(
             model,
             task,
-            iterations=HEAD_ITERATIONS,
+            iterations=head_iterations,
             batch=2 * self.batch,
-            rate=HEAD_RATE,
+            rate=FITTED_AT,
             seed=seed,
         )
         self.model = model
@@ -154,7 +162,7 @@ class Setting:
         optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            [HEAD_RATE, rate],
+            [self.head_rate, rate],
             total_steps=self.iterations,
             pct_start=0.1,
             cycle_momentum=False,
@@ -265,6 +273,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--rates', nargs='+', type=float, default=[3e-3, 1e-2])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--iterations', type=int, default=120)
+    parser.add_argument('--head-iterations', type=int, default=100, help='that fit it alone')
+    parser.add_argument('--head-rate', type=float, default=1e-2, help='of the trainings')
     return parser
 
 
@@ -318,7 +328,12 @@ def main(
         task = read() if wanted else None
         for seed in dict.fromkeys(seed for seed, _, _ in wanted):
             setting = Setting(
-                cast(Task, task), partial(backbone, given.weights), seed, given.iterations
+                cast(Task, task),
+                partial(backbone, given.weights),
+                seed,
+                given.iterations,
+                given.head_iterations,
+                given.head_rate,
             )
             if (name, 'head', 0.0, seed) not in done:
                 metric, loss = setting.validate(setting.model)

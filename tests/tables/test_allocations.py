@@ -17,14 +17,13 @@ from tests.benchmark.test_rounding import dense, tiny_vit, vtab  # noqa: F401
 
 
 @pytest.fixture
-def setting(monkeypatch):
-    monkeypatch.setattr(allocations, 'HEAD_ITERATIONS', 40)
+def setting():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (24, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(24) % 3
     images[labels == 1, 0] //= 4
     images[labels == 2, 1] //= 4
-    return Setting(Task((images, labels), (images[:6], labels[:6]), 3), tiny_vit, 0, 4)
+    return Setting(Task((images, labels), (images[:6], labels[:6]), 3), tiny_vit, 0, 4, 40)
 
 
 def test_the_head_is_fitted_on_frozen_features(setting):
@@ -73,10 +72,10 @@ def test_losses_of_samples_are_means_over_what_has_a_label():
 
 
 def test_a_run_that_is_there_is_not_run_again(vtab, dense, tmp_path, capsys, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(allocations, 'HEAD_ITERATIONS', 3)
     runs = tmp_path / 'runs.jsonl'
     words = ['--runs', str(runs), '--vtab', f'{vtab}:32', '--rates', '1e-3', '1e-2']
-    words += ['--iterations', '2', '--weights', 'none', '--against', 'bias', '--variants']
+    words += ['--head-iterations', '3', '--iterations', '2', '--weights', 'none']
+    words += ['--against', 'bias', '--variants']
     main([*words, 'bias'], backbone=lambda _, size: tiny_vit(size))
     first = runs.read_text().splitlines()
     assert [json.loads(line)['variant'] for line in first] == ['head', 'bias', 'bias']
