@@ -123,3 +123,16 @@ def test_a_loss_that_is_not_finite_names_the_iteration(tmp_path):
 def test_a_negative_count_is_refused():
     with pytest.raises(ConfigError, match='head_iters=-1: expected a count of at least 0'):
         CDRAHook(head_iters=-1)
+
+
+def test_fewer_images_than_a_batch_fill_it(tmp_path):
+    """As a sampler without end does: norms over a batch of one pooled value have no variance."""
+    runner, backbone = built(tmp_path)
+    runner.train_dataloader.dataset.data_list[1:] = []
+    assert len(runner.train_dataloader.dataset) == 1
+    seen = []
+    runner.model.decode_head.conv_seg.register_forward_pre_hook(
+        lambda _, given: seen.append(len(given[0]))
+    )
+    fit_head(runner, backbone, 2, seed=2)
+    assert seen == [4, 4]

@@ -133,9 +133,11 @@ def _held(
 ) -> list[_Batch]:
     """As many batches as are asked for, there are, and there is room for; at least one."""
     loader = runner.train_loop.dataloader
-    size = min(loader.batch_size or 1, len(loader.dataset))
+    size = loader.batch_size or 1
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(loader.dataset), generator=generator).tolist()
+    if len(order) < size:  # as an endless sampler fills its batches
+        order = (order * -(-size // len(order)))[:size]
     order = order[: min(iters, len(order) // size) * size]
     held: list[_Batch] = []
     used = 0
