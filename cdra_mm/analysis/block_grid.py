@@ -52,14 +52,16 @@ def block_grid_picture(run: Run, regions: list[Region]) -> Picture:
             axes.set_xlabel(_label(region), fontsize=8)
         return figure
 
+    selected = any(region.num_selected for region in chosen)
     inside = 'dots are selected entries' if with_masks else 'which entries in it was not kept'
+    frame = f'holds what is selected; {inside}' if selected else 'is adapted'
+    share = 'the share of it that is selected, ' if selected else ''
     return Picture(
         'blocks',
         'Compact blocks of different layers',
         f'{len(chosen)} of the {len(regions)} matrices that the plan touches, to scale, with rows '
-        f'and columns sorted. The frame is the block that holds what is selected; {inside}. Below '
-        'each: rows x columns of the block, the share of it that is selected, and how it is '
-        'trained.',
+        f'and columns sorted. The frame is the block that {frame}. Below '
+        f'each: rows x columns of the block, {share}and how it is trained.',
         draw,
         Table(
             ('matrix', 'layer', 'kind', 'rows', 'columns', 'block rows', 'block columns',

@@ -45,10 +45,12 @@ def sensitivity_map(kept: Kept, positions: WeightPositions) -> Picture:
     """Where the sensitivity is; asks for kept scores."""
     title, unit = 'Summed sensitivity', 'squared gradient'
     plan_map = map_values(kept.totals, title, unit, positions)
+    signed = kept.meta.get('statistic') == 'mean_gradient'
+    what = 'squared mean' if signed else 'mean squared'
     return map_picture(
         'map_sensitivity',
         plan_map,
-        'The sum of the sensitivity scores (mean squared gradient of the loss) of all entries in '
+        f'The sum of the sensitivity scores ({what} gradient of the loss) of all entries in '
         'each place, selected or not.',
     )
 

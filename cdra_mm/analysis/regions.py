@@ -91,8 +91,12 @@ def _position_key(position: WeightPosition, positions: WeightPositions) -> tuple
 
 
 def mask_of(run: Run, name: str) -> Tensor | None:
-    """The selected entries of a matrix, bool ``[O, I]``; None where they were not kept."""
-    masks: Mapping[str, Tensor] = run.kept.masks if run.kept else {}
+    """The selected entries of a matrix, bool ``[O, I]``.
+
+    None where they were not kept, or the plan has selected none: what is kept then is the blocks.
+    """
+    selects = run.plan is None or run.plan.num_sensitive
+    masks: Mapping[str, Tensor] = run.kept.masks if run.kept and selects else {}
     if name in masks:
         return masks[name]
     for matrix in run.plan.sparse if run.plan else ():

@@ -30,6 +30,15 @@ def test_plan_is_that_of_a_training_and_nothing_is_trained(project, capsys):
     assert (project / 'work_dirs/block/cdra_plan.json').read_text() == plan
 
 
+def test_a_training_shorter_than_what_is_timed_leaves_no_results(project):
+    loop = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=64']
+    start(['plan', 'block.py', '--cfg-options', *loop])
+    folder = project / 'work_dirs/block_plan'
+    assert (folder / 'cdra_plan.json').exists()
+    left = [path.name for path in folder.rglob('*') if path.suffix in ('.pth', '.safetensors')]
+    assert not left and not (folder / 'summary.json').exists()
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [

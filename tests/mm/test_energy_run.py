@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from cdra_mm import CDRAHook
-from cdra_mm.core import ConfigError, Plan, adapters, load_adapter
+from cdra_mm.core import Block, ConfigError, Plan, PlanError, adapters, load_adapter
 from cdra_mm.core.planning.energy import START_LENGTH
 from cdra_mm.methods import CDRA
+from cdra_mm.mm.planning import run_plan
 from cdra_mm.mm.planning.kept_scores import SCORES_FILE, read_kept
 
 from . import toy
@@ -125,3 +126,34 @@ def test_plans_and_checkpoints_of_the_paper_say_nothing_of_it(tmp_path):
     hook = CDRAHook()
     assert not {'allocation', 'max_rank', 'start'} & {k.split('.')[-1] for k in hook.settings}
     assert CDRAHook(method=ENERGY).settings['method.allocation'] == 'energy'
+
+
+def test_a_start_for_a_plan_that_has_none_or_does_not_fit_is_refused_before_scoring(
+    tmp_path, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError('scored')
+
+    monkeypatch.setattr(run_plan, 'score_backbone', never)
+    name = 'layers.0.ffn.layers.0.0.weight'
+    wide = Plan(blocks=(Block(name, (96, 32), (0, 95), (0, 1), 1, 0),))
+    bias = Plan(method='bias', also_train={'layers.0.ln1.bias': 32})
+    for plan, words in (
+        (wide, 'it belongs to another architecture'),
+        (bias, 'is of bias and has no low-rank block.* leave start out'),
+    ):
+        path = tmp_path / 'plan.json'
+        path.write_text(plan.to_json())
+        cfg = toy.config(tmp_path, cdra=dict(method=ENERGY, plan=str(path)))
+        with pytest.raises(PlanError, match=words):
+            toy.train(cfg)
+
+
+@pytest.mark.parametrize('method', [ENERGY, dict(type='cdra')])
+def test_what_is_trained_whole_does_not_compete(tmp_path, method):
+    also, cdra = 'layers.0.ln1.weight', dict(method=method, budget_percent=30)
+    cfg = toy.config(tmp_path, cdra=dict(cdra, also_train=[also]), train_cfg=NONE)
+    toy.train(cfg)
+    plan = Plan.from_json((tmp_path / 'run/cdra_plan.json').read_text())
+    assert plan.also_train == {also: 32}
+    assert also not in {vector.name for vector in plan.vectors} and plan.vectors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
 
 from cdra_mm import CDRAHook
@@ -123,3 +125,33 @@ def test_a_loss_that_is_not_finite_names_the_iteration(tmp_path):
 def test_a_negative_count_is_refused():
     with pytest.raises(ConfigError, match='head_iters=-1: expected a count of at least 0'):
         CDRAHook(head_iters=-1)
+
+
+def test_fewer_images_than_a_batch_fill_it(tmp_path):
+    """As a sampler without end does: norms over a batch of one pooled value have no variance."""
+    runner, backbone = built(tmp_path)
+    runner.train_dataloader.dataset.data_list[1:] = []
+    assert len(runner.train_dataloader.dataset) == 1
+    seen = []
+    runner.model.decode_head.conv_seg.register_forward_pre_hook(
+        lambda _, given: seen.append(len(given[0]))
+    )
+    fit_head(runner, backbone, 2, seed=2)
+    assert seen == [4, 4]
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class OneForHeadAndRest:
+    def __init__(self, *_, **__):
+        pass
+
+    def __call__(self, model):
+        rates = [torch.optim.SGD([p], lr=1e-3) for p in model.decode_head.parameters()][:2]
+        return OptimWrapperDict(**{f'of_{n}': OptimWrapper(each) for n, each in enumerate(rates)})
+
+
+def test_several_optimizers_are_refused(tmp_path):
+    several = dict(constructor='OneForHeadAndRest', type='OptimWrapper', optimizer=dict(type='SGD'))
+    cfg = toy.config(tmp_path, cdra=dict(head_iters=2), optim_wrapper=several)
+    with pytest.raises(ConfigError, match='a OptimWrapperDict: head_iters needs one optimizer'):
+        toy.train(cfg)

@@ -115,10 +115,12 @@ def plan_by_energy(
     order = [name for name in gradients if name in taken]
     matrices = [name for name in order if gradients[name].dim() == 2]
     if not matrices:
+        vectors = sum(offer.price for offer in taken.values())
+        reserved = budget_params - room
         raise PlanError(
             f'no adapter fits a budget of {budget_params} trainable parameters'
-            + (f', of which {budget_params - room} are also_train' if also_train else '')
-            + (f': the smallest adapter has {cheapest.price}' if cheapest else ': no gradient')
+            + (f', of which {reserved} are also_train' if also_train else '')
+            + _why_none(cheapest, vectors, len(gradients))
         )
     return Plan(
         method='cdra',
@@ -188,6 +190,18 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return values[:rank], vectors[:rank]
 
 
+def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
+    """Why a plan has no block, and what to do."""
+    if cheapest is None:
+        return f': none of the {num_targets} targets is a matrix with a gradient'
+    if not vectors:
+        return f': the smallest adapter has {cheapest.price}'
+    return (
+        f': vectors, which gain more per parameter, take {vectors} of it; give more, or set '
+        "compete='matrices'"
+    )
+
+
 def _offers(gradient: Tensor, energy: float, rules: EnergyRules) -> list[_Offer]:
     """All that can be trained of a target."""
     if gradient.dim() == 1:
@@ -215,8 +229,9 @@ def _lengths(side: int, shares: Sequence[float]) -> list[int]:
 
 def _by_energy(gradient: Tensor, dim: int) -> Tensor:
     """Rows (dim 1) or columns (dim 0), those with the largest gradient first."""
-    lengths: Tensor = gradient.float().square().sum(dim)
-    return lengths.argsort(descending=True, stable=True)
+    wide = gradient.float()  # scaled: its squares could leave the range of fp32
+    wide = wide / wide.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return wide.square().sum(dim).argsort(descending=True, stable=True)
 
 
 def _steps(name: str, offers: list[_Offer]) -> list[_Step]:

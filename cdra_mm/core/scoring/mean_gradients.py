@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from cdra_mm.errors import ScoreError
 
@@ -67,7 +68,9 @@ def mean_gradients(
         for batch in batches:
             with torch.enable_grad():
                 losses, size = finite_losses(model, loss_fn(model, batch), count)
-                if losses.requires_grad:
+                if losses.requires_grad and scored.unique:
+                    if not count:
+                        _require_one_graph(losses)
                     torch.autograd.backward(losses.sum(), inputs=list(scored.unique.values()))
             if not collected.are_finite():
                 raise gradient_not_finite(count, count + size - 1)
@@ -87,6 +90,25 @@ def mean_gradients(
             'zeros, or is the backbone run under no_grad?'
         )
     return scored.by_target(sums)
+
+
+def _require_one_graph(losses: Tensor) -> None:
+    """Refuses a reentrant checkpoint, whose weights are in a graph that is not there yet.
+
+    A backward pass to named inputs does not enter it, and their gradients would be zero.
+    """
+    seen, ahead = set[Any](), [losses.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, '_forward_cls', None) is CheckpointFunction:
+            raise ScoreError(
+                'reentrant activation checkpointing hides its weights from the gradients: switch '
+                'it off while scoring, or give use_reentrant=False'
+            )
+        ahead += [before for before, _ in node.next_functions]
 
 
 class _Collected:

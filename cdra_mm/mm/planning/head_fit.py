@@ -20,7 +20,7 @@ import torch
 from mmengine.dist import broadcast
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -118,7 +118,7 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None
 def _optimizer(runner: Runner, backbone: nn.Module, iters: int) -> OptimWrapper:
     """The run's optimizer, for what requires a gradient now."""
     wrapper = build_optimizer(runner, backbone, remember_configs(runner)['optim_wrapper'])
-    if not isinstance(wrapper, OptimWrapper):
+    if isinstance(wrapper, OptimWrapperDict):  # which is an OptimWrapper by class
         raise ConfigError(
             f'optim_wrapper is a {type(wrapper).__name__}: head_iters needs one optimizer; leave '
             'it out'
@@ -133,9 +133,11 @@ def _held(
 ) -> list[_Batch]:
     """As many batches as are asked for, there are, and there is room for; at least one."""
     loader = runner.train_loop.dataloader
-    size = min(loader.batch_size or 1, len(loader.dataset))
+    size = loader.batch_size or 1
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(loader.dataset), generator=generator).tolist()
+    if len(order) < size:  # as an endless sampler fills its batches
+        order = (order * -(-size // len(order)))[:size]
     order = order[: min(iters, len(order) // size) * size]
     held: list[_Batch] = []
     used = 0

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from cdra_mm.core import Plan, fingerprint
+from cdra_mm.core.adapters.apply import check_fits
 from cdra_mm.core.planning.plan_positions import with_positions
 from cdra_mm.core.scoring.losses import require_finite
 from cdra_mm.core.scoring.score_sums import DTYPES
@@ -26,7 +27,7 @@ from cdra_mm.spelling import did_you_mean
 
 from ..plan_health import masses_of
 from .competing import competing_targets
-from .kept_scores import KEEP, SCORES_FILE, adapted_masks, selected_masks, write_kept
+from .kept_scores import KEEP, SCORES_FILE, Stored, adapted_masks, selected_masks, write_kept
 from .scoring import score_backbone
 from .supernet import trials_in
 from .withheld import withheld_parameters
@@ -160,15 +161,19 @@ class RunPlanner:
         if self.path:
             given = read_plan(self.path)
             request.check(given)
+            given = with_positions(given, backbone)
             if self.method.needs_start:
+                self._require_blocks(given)
+                check_fits(backbone, given, digests)  # before it is scored
                 inside = [block.name for block in given.blocks]
                 gradients, _ = self._scored(runner, backbone, inside)
                 self.start = self.method.first_factors(given, gradients)
-            return with_positions(given, backbone)
+            return given
         scores: dict[str, Tensor] = {}
         num_samples = 0
         if self.method.needs_scores:
-            targets = competing_targets(backbone, request.targets(), self.exclude)
+            free = {n: t for n, t in request.targets().items() if t.path not in also_train}
+            targets = competing_targets(backbone, free, self.exclude)
             scores, num_samples = self._scored(runner, backbone, targets)
         how: dict[str, Any] = {
             'statistic': self.statistic,
@@ -195,6 +200,14 @@ class RunPlanner:
         if self.keep_scores and scores and plan is not None and is_main_process():
             self._keep(runner.work_dir, request, plan)
         return plan
+
+    def _require_blocks(self, given: Plan) -> None:
+        """Refuses a start for a plan that has nothing to start."""
+        if not given.blocks:
+            raise PlanError(
+                f'plan={str(self.path)!r} is of {given.method} and has no low-rank block, so no '
+                'factors begin at a gradient: leave start out, or name another plan'
+            )
 
     def _scored(
         self, runner: Runner, backbone: nn.Module, targets: Collection[str]
@@ -262,8 +275,9 @@ class RunPlanner:
         scores = self.method.competing(request.backbone, request.scores)
         masks = selected_masks(plan, scores)
         if self.statistic == 'mean_gradient':
-            masks = adapted_masks(plan, scores)
-            scores = {name: gradient.square() for name, gradient in scores.items()}
+            gradients = scores
+            masks = adapted_masks(plan, gradients)
+            scores = Stored(gradients, lambda name: gradients[name].square())  # one at a time
         path = Path(work_dir) / SCORES_FILE
         how = {
             **request.settings,

@@ -171,8 +171,13 @@ def test_a_start_that_fits_no_block_is_refused_and_the_model_is_as_it_was():
     ('gradients', 'budget', 'words'),
     [
         ({'a.weight': torch.ones(4, 4)}, 1, 'the smallest adapter has 2'),
-        ({'a.weight': torch.zeros(4, 4)}, 100, 'no gradient'),
-        ({'a.bias': torch.ones(4)}, 100, 'no gradient'),
+        ({'a.weight': torch.zeros(4, 4)}, 100, 'none of the 1 targets is a matrix with a grad'),
+        ({'a.bias': torch.ones(4)}, 100, 'none of the 1 targets is a matrix with a gradient'),
+        (
+            {'a.weight': torch.ones(4, 4), 'a.bias': torch.full((4,), 9.0)},
+            5,
+            "vectors, which gain more per parameter, take 4 of it; give more, or set compete='matr",
+        ),
         ({'a.weight': torch.full((2, 2), torch.nan)}, 100, 'squared length nan: expected a finite'),
         ({'a.weight': torch.ones(2, 2, 2)}, 100, r'\(2, 2, 2\)'),
     ],
@@ -180,3 +185,14 @@ def test_a_start_that_fits_no_block_is_refused_and_the_model_is_as_it_was():
 def test_what_cannot_be_planned_is_said(gradients, budget, words):
     with pytest.raises(PlanError, match=words):
         plan_by_energy(gradients, budget)
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-22, 1e18, 1e30])
+def test_a_plan_does_not_depend_on_the_scale_of_the_gradients(scale):
+    gradient = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
+    gradient[[3, 17, 30]] *= 50
+    gradient[:, 7:12] *= 30
+    (expected,) = plan_by_energy({'a.weight': gradient}, 260).blocks
+    assert len(expected.rows) < 40 and {3, 17, 30} <= set(expected.rows)
+    (found,) = plan_by_energy({'a.weight': gradient * scale}, 260).blocks
+    assert found == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from cdra_mm.core import ScoreError, find_targets
 from cdra_mm.core.model.targets import view_of
@@ -97,3 +98,28 @@ def test_what_cannot_be_a_gradient_is_said():
 
     with pytest.raises(ScoreError, match='the gradient of one of the samples 0 to 2 is not finite'):
         mean_gradients(model, [(x, y)], steep)
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_recomputed_weights_have_their_gradient_or_are_refused(reentrant):
+    """A pass to named inputs never enters a reentrant checkpoint: zeros would look real."""
+    layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2)).requires_grad_(False)
+
+    def loss(model, x):
+        hidden = model[0](x)
+        return checkpoint(model[1], hidden, use_reentrant=reentrant).square().sum(1)
+
+    names = ['0.weight', '1.weight']
+    if reentrant:
+        with pytest.raises(ScoreError, match='give use_reentrant=False'):
+            mean_gradients(layers, [torch.ones(3, 4)], loss, targets=names)
+        assert not any(p.requires_grad for p in layers.parameters())
+    else:
+        found = mean_gradients(layers, [torch.ones(3, 4)], loss, targets=names)
+        assert all(found[name].any() for name in names)
+
+
+def test_no_target_has_no_gradient():
+    model = MODELS['fused']().double()
+    with pytest.raises(ScoreError, match='all 0 targets are exactly zero'):
+        mean_gradients(model, batches([2]), losses, targets=[])
