@@ -67,9 +67,11 @@ def main(args: argparse.Namespace) -> None:
     check_inputs(cfg, 'train')
     remarks = check_data(cfg, 'train')
     set_work_dir(cfg, args.config, args.work_dir, suffix='_plan')
-    saving = (cfg.get('default_hooks') or {}).get('checkpoint')
+    hooks = dict(cfg.get('default_hooks') or {})
+    saving = hooks.get('checkpoint', dict(type='CheckpointHook'))  # mmengine's, where none is named
     if saving:  # the iterations that are timed leave nothing behind
-        saving.update(interval=-1, save_last=False, save_best=None)
+        never = dict(interval=-1, save_last=False, save_best=None)
+        cfg.default_hooks = {**hooks, 'checkpoint': {**saving, **never}}
     lock = hold_work_dir(cfg.work_dir)  # noqa: F841  # until the process ends
     runner = build_runner(cfg)
     for remark in remarks:
