@@ -17,7 +17,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -83,12 +83,14 @@ VARIANTS = {
     'energy': Variant(),
     'energy_start': Variant(start=True),
     'energy_start_mixed': Variant(start=True, mixed=True),
-    'energy_start_fitted': Variant(start=True, fitted=True),
-    'count_fitted': Variant({**CDRA, 'rank_rule': 'count'}, fitted=True),
-    'lora_fitted': Variant(dict(type='lora', rank=3, alpha=3), fitted=True),
     'energy_start_whole': Variant(rules=EnergyRules(sides=(1.0,)), start=True),
     'energy_start_novec': Variant(rules=EnergyRules(vectors=False), start=True),
     'energy_start_rank24': Variant(rules=EnergyRules(max_rank=24), start=True),
+}
+VARIANTS |= {
+    f'{name}_fitted': replace(variant, fitted=True)
+    for name, variant in VARIANTS.items()
+    if not variant.mixed
 }
 
 
