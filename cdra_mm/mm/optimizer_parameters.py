@@ -23,7 +23,13 @@ from torch.optim import Optimizer
 from cdra_mm.core import ParameterAdapter, adapters
 from cdra_mm.errors import ConfigError
 
-__all__ = ['build_optimizer', 'named_optimizers', 'named_wrappers', 'trained_parameters']
+__all__ = [
+    'build_optimizer',
+    'named_optimizers',
+    'named_wrappers',
+    'single_optimizer',
+    'trained_parameters',
+]
 
 Pair = tuple[nn.Parameter, nn.Parameter]
 
@@ -53,6 +59,30 @@ def build_optimizer(runner: Runner, backbone: nn.Module, config: Any) -> Any:
     for name, optimizer in named_optimizers(wrapper):
         _keep_trainable(name, optimizer)
     return wrapper
+
+
+def single_optimizer(
+    runner: Runner, backbone: nn.Module, config: Any, iterations: int, what: str
+) -> OptimWrapper:
+    """An optimizer for a training before the training, at the run's own rates.
+
+    Args:
+        runner: The run.
+        backbone: Its plain backbone.
+        config: Of the ``optim_wrapper``.
+        iterations: Length of that training.
+        what: Who needs it and what to do without, for the error.
+
+    Raises:
+        ConfigError: If there are several.
+    """
+    wrapper = build_optimizer(runner, backbone, config)
+    if isinstance(wrapper, OptimWrapperDict):  # which is an OptimWrapper by class
+        raise ConfigError(f'optim_wrapper is a {type(wrapper).__name__}: {what}')
+    runner.scale_lr(wrapper, runner.auto_scale_lr)
+    wrapper.initialize_count_status(runner.model, 0, iterations)
+    found: OptimWrapper = wrapper
+    return found
 
 
 def named_optimizers(wrapper: OptimWrapper | OptimWrapperDict) -> list[tuple[str, Optimizer]]:

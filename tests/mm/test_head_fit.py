@@ -146,7 +146,8 @@ class OneForHeadAndRest:
         pass
 
     def __call__(self, model):
-        rates = [torch.optim.SGD([p], lr=1e-3) for p in model.decode_head.parameters()][:2]
+        head = model.head if hasattr(model, 'head') else model.decode_head
+        rates = [torch.optim.SGD([p], lr=1e-3) for p in head.parameters()][:2]
         return OptimWrapperDict(**{f'of_{n}': OptimWrapper(each) for n, each in enumerate(rates)})
 
 
@@ -154,4 +155,14 @@ def test_several_optimizers_are_refused(tmp_path):
     several = dict(constructor='OneForHeadAndRest', type='OptimWrapper', optimizer=dict(type='SGD'))
     cfg = toy.config(tmp_path, cdra=dict(head_iters=2), optim_wrapper=several)
     with pytest.raises(ConfigError, match='a OptimWrapperDict: head_iters needs one optimizer'):
+        toy.train(cfg)
+
+
+def test_several_optimizers_are_refused_by_a_search_too(tmp_path):
+    several = dict(constructor='OneForHeadAndRest', type='OptimWrapper', optimizer=dict(type='SGD'))
+    sizes = dict(prompt_dims=[1, 2], lora_dims=[1, 2], adapter_dims=[1, 2])
+    cdra = dict(method=dict(type='noah', budget_percent=90, **sizes))
+    cfg = toy.config(tmp_path, 'cls', cdra=cdra, optim_wrapper=several)
+    cfg.default_hooks.cdra.pop('budget_percent')
+    with pytest.raises(ConfigError, match='a OptimWrapperDict: a supernet is trained by one opt'):
         toy.train(cfg)

@@ -20,20 +20,21 @@ import torch
 from mmengine.dist import broadcast
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from cdra_mm.core.model.evaluation import evaluation_mode
 from cdra_mm.core.model.own_state import tensors_in
 from cdra_mm.errors import ConfigError, DataError
 
 from ..host.model_patches import as_single_process, with_forward
-from ..optimizer_parameters import build_optimizer
+from ..optimizer_parameters import single_optimizer
 from ..rebuild import plain_model, remember_configs
 from .label_check import named_loss
 from .sample_losses import prepared
 from .scoring import seeded_batches, show_progress
-from .scoring_state import plain_forward, preserved_random_state
+from .scoring_state import kept_flags, plain_forward, preserved_random_state
 
 __all__ = ['fit_head']
 
@@ -90,9 +91,9 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None
         stack.enter_context(_frozen(model, backbone))
         stack.enter_context(plain_forward(model))
         stack.enter_context(as_single_process())
-        wrapper = _optimizer(runner, backbone, iters)
-        model.train()
-        backbone.eval()
+        config = remember_configs(runner)['optim_wrapper']
+        what = 'head_iters needs one optimizer; leave it out'
+        wrapper = single_optimizer(runner, backbone, config, iters, what)
         held = _held(runner, model, wrapper, iters, seed)
         show = show_progress(iters, logger, 'fitting the head', 'iterations')
         torch.manual_seed(seed)
@@ -113,19 +114,6 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None
         f'{sum(losses[:few]) / few:.4g} -> {sum(losses[-few:]) / few:.4g}, '
         f'{time.time() - begin:.1f} s'
     )
-
-
-def _optimizer(runner: Runner, backbone: nn.Module, iters: int) -> OptimWrapper:
-    """The run's optimizer, for what requires a gradient now."""
-    wrapper = build_optimizer(runner, backbone, remember_configs(runner)['optim_wrapper'])
-    if isinstance(wrapper, OptimWrapperDict):  # which is an OptimWrapper by class
-        raise ConfigError(
-            f'optim_wrapper is a {type(wrapper).__name__}: head_iters needs one optimizer; leave '
-            'it out'
-        )
-    runner.scale_lr(wrapper, runner.auto_scale_lr)
-    wrapper.initialize_count_status(plain_model(runner), 0, iters)
-    return wrapper
 
 
 def _held(
@@ -172,18 +160,14 @@ def _step(model: BaseModel, batch: _Batch, wrapper: OptimWrapper) -> float:
 
 @contextmanager
 def _frozen(model: nn.Module, backbone: nn.Module) -> Iterator[None]:
-    """Modes and ``requires_grad`` are what they were afterwards, and no gradient is left."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
+    """The backbone is in evaluation mode and frozen, the rest is trained; then all is as before."""
+    inside = {id(module) for module in backbone.modules()}
+    with evaluation_mode(model), kept_flags(model.parameters()):
+        for module in model.modules():
+            module.training = id(module) not in inside
         for parameter in backbone.parameters():
             parameter.requires_grad_(False)
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag).grad = None
 
 
 def _buffers(model: nn.Module, backbone: nn.Module) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ..host.model_patches import without_batch_augments, without_recomputation
 __all__ = [
     'nonzero_head',
     'autocast',
+    'kept_flags',
     'outputs_for_loss',
     'preserved_buffers',
     'preserved_random_state',
@@ -44,6 +46,21 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     """Nothing is computed again (see `without_recomputation`), and no samples are mixed."""
     with without_recomputation(model), without_batch_augments(model):
         yield
+
+
+@contextmanager
+def kept_flags(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """``requires_grad`` and ``grad`` are what they were afterwards."""
+    before: list[tuple[nn.Parameter, bool, Any]] = [
+        (p, p.requires_grad, p.grad) for p in parameters
+    ]
+    try:
+        for parameter, _, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, flag, grad in before:
+            parameter.requires_grad_(flag).grad = grad
 
 
 @contextmanager

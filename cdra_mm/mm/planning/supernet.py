@@ -9,7 +9,6 @@ the plan at the end. A process sees one process' batches, so more of them make n
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,10 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from cdra_mm.core import Plan, adapters, remove_adapters
 from cdra_mm.core.model.evaluation import evaluation_mode
-from cdra_mm.errors import ConfigError, DataError, ScoreError
+from cdra_mm.errors import DataError, ScoreError
 from cdra_mm.methods import SharedAdapters
 
 from ..host.model_patches import as_single_process, without_recomputation
+from ..optimizer_parameters import single_optimizer
 from ..parallel.score_reduction import ScoreReduction
 from ..rebuild import plain_model, remember_configs
 from .label_check import check_labels, named_loss
@@ -189,16 +189,10 @@ class RunTrials:
     def _optimizer(self, total: int, lr_mult: float) -> OptimWrapper:
         """The run's optimizer, for the shared adapters and the heads."""
         config = remember_configs(self.runner)['optim_wrapper']
-        wrapper = self.runner.build_optim_wrapper(copy.deepcopy(config))
-        if not isinstance(wrapper, OptimWrapper):
-            raise ConfigError(
-                f'optim_wrapper is a {type(wrapper).__name__}: a supernet is trained by one '
-                'optimizer; use a method that does not search'
-            )
-        self.runner.scale_lr(wrapper, self.runner.auto_scale_lr)
+        what = 'a supernet is trained by one optimizer; use a method that does not search'
+        wrapper = single_optimizer(self.runner, self.backbone, config, total, what)
         for group in wrapper.optimizer.param_groups:
             group['lr'] *= lr_mult
-        wrapper.initialize_count_status(self.model, 0, total)
         return wrapper
 
 

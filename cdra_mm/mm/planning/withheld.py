@@ -14,9 +14,7 @@ a backward pass follows, whose gradients are dropped as they arrive.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack
 
 import torch
 from mmengine.dist import all_gather_object
@@ -34,7 +32,13 @@ from ..host.model_patches import as_single_process, run_loss
 from ..rebuild import plain_model
 from .sample_losses import prepared
 from .scoring import SeededSamples
-from .scoring_state import autocast, outputs_for_loss, plain_forward, preserved_random_state
+from .scoring_state import (
+    autocast,
+    kept_flags,
+    outputs_for_loss,
+    plain_forward,
+    preserved_random_state,
+)
 
 __all__ = ['frozen_by_train', 'withheld_parameters']
 
@@ -63,7 +67,7 @@ def withheld_parameters(
     logger = MMLogger.get_current_instance()
     own = dict(backbone.named_parameters(remove_duplicate=False))
     frozen = {name for name, p in own.items() if not p.requires_grad}
-    with _kept_flags(own.values()):
+    with kept_flags(own.values()):
         for name, parameter in own.items():
             parameter.requires_grad_(name not in frozen)
         frozen |= set(frozen_by_train(plain_model(runner), backbone))
@@ -141,7 +145,7 @@ def _with_gradient(runner: Runner, parameters: dict[str, nn.Parameter], seed: in
     asked = {id(parameter) for parameter in parameters.values()}
     with ExitStack() as stack:
         stack.enter_context(preserved_random_state())
-        stack.enter_context(_kept_flags(everything))
+        stack.enter_context(kept_flags(everything))
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(plain_forward(model))
         stack.enter_context(autocast(runner))
@@ -161,21 +165,6 @@ def _with_gradient(runner: Runner, parameters: dict[str, nn.Parameter], seed: in
                 else:
                     reached |= leaves & asked
     return {name for name, parameter in parameters.items() if id(parameter) in reached}
-
-
-@contextmanager
-def _kept_flags(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """``requires_grad`` and ``grad`` are what they were afterwards."""
-    before: list[tuple[nn.Parameter, bool, Any]] = [
-        (p, p.requires_grad, p.grad) for p in parameters
-    ]
-    try:
-        for parameter, _, _ in before:
-            parameter.grad = None
-        yield
-    finally:
-        for parameter, flag, grad in before:
-            parameter.requires_grad_(flag).grad = grad
 
 
 def _short(error: Exception) -> str:
