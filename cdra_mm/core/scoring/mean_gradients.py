@@ -19,6 +19,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from cdra_mm.errors import ScoreError
 
 from ..model.evaluation import evaluation_mode
+from ..model.graph import nodes_of
 from .losses import LossFn, finite_losses
 from .one_by_one import gradient_not_finite
 from .score_sums import Combine, ScoreSums
@@ -77,19 +78,7 @@ def mean_gradients(
             count += size
             if progress is not None:
                 progress(count)
-    if combine is not None:
-        count = combine(sums.flat, count)
-    if not count:
-        raise ScoreError('no sample to score: `batches` is empty; give at least one batch')
-    for total in sums.flat:
-        total.div_(count)
-    if not any(bool(total.any()) for total in sums.flat):
-        raise ScoreError(
-            f'the mean gradients of all {len(scored)} targets are exactly zero over {count} '
-            'samples: the loss does not depend on the backbone. Is the last layer of the head all '
-            'zeros, or is the backbone run under no_grad?'
-        )
-    return scored.by_target(sums)
+    return scored.averaged(sums, count, combine, what='mean gradients')
 
 
 def _require_one_graph(losses: Tensor) -> None:
@@ -97,18 +86,11 @@ def _require_one_graph(losses: Tensor) -> None:
 
     A backward pass to named inputs does not enter it, and their gradients would be zero.
     """
-    seen, ahead = set[Any](), [losses.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if getattr(node, '_forward_cls', None) is CheckpointFunction:
-            raise ScoreError(
-                'reentrant activation checkpointing hides its weights from the gradients: switch '
-                'it off while scoring, or give use_reentrant=False'
-            )
-        ahead += [before for before, _ in node.next_functions]
+    if any(getattr(node, '_forward_cls', None) is CheckpointFunction for node in nodes_of(losses)):
+        raise ScoreError(
+            'reentrant activation checkpointing hides its weights from the gradients: switch it '
+            'off while scoring, or give use_reentrant=False'
+        )
 
 
 class _Collected:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cdra_mm.errors import ScoreError
 
 from ..model.targets import find_targets, parameter_of, resolve, view_of
-from .score_sums import ScoreSums
+from .score_sums import Combine, ScoreSums
 
 __all__ = ['ScoredParameters']
 
@@ -48,11 +48,42 @@ class ScoredParameters:
         self._name_of = {path: first[id(parameter)] for path, parameter in parameters.items()}
         self.unique = {p: parameters[p] for p in parameters if self._name_of[p] == p}
 
-    def __len__(self) -> int:
-        return len(self._targets)
+    def averaged(
+        self,
+        sums: ScoreSums,
+        count: int,
+        combine: Combine | None,
+        *,
+        what: str = 'gradients',
+        unit: str = 'samples',
+    ) -> dict[str, Tensor]:
+        """The end of a pass: sums of all processes, divided by their number.
 
-    def by_target(self, sums: ScoreSums) -> dict[str, Tensor]:
-        """Sums by the names of `unique` as views in the shapes of the targets."""
+        Args:
+            sums: By the names of `unique`; overwritten.
+            count: What they are over, in this process.
+            combine: See `estimate_scores`.
+            what: What an error calls that of which nothing was found.
+            unit: What is counted.
+
+        Returns:
+            Means by target, views in the targets' shapes.
+
+        Raises:
+            ScoreError: If nothing was counted, or all is zero.
+        """
+        if combine is not None:
+            count = combine(sums.flat, count)
+        if not count:
+            raise ScoreError('no sample to score: `batches` is empty; give at least one batch')
+        for total in sums.flat:
+            total.div_(count)
+        if not any(bool(total.any()) for total in sums.flat):
+            raise ScoreError(
+                f'the {what} of all {len(self._targets)} targets are exactly zero over {count} '
+                f'{unit}: the loss does not depend on the backbone. Is the last layer of the head '
+                'all zeros, or is the backbone run under no_grad?'
+            )
         return {
             name: view_of(target, sums[self._name_of[target.path]])
             for name, target in self._targets.items()

@@ -106,21 +106,7 @@ def estimate_scores(
             if progress is not None:
                 progress(scores.num_samples)
     count = scores.num_samples if sink.per_sample else scores.num_batches
-    if combine is not None:
-        count = combine(sums.flat, count)
-    if not count:
-        raise ScoreError('no sample to score: `batches` is empty; give at least one batch')
-
-    for total in sums.flat:
-        total.div_(count)
-    if not any(bool(total.any()) for total in sums.flat):
-        unit = 'samples' if sink.per_sample else 'batches'
-        raise ScoreError(
-            f'the gradients of all {len(scored)} targets are exactly zero over {count} {unit}: '
-            'the loss does not depend on the backbone. Is the last layer of the head all zeros, '
-            'or is the backbone run under no_grad?'
-        )
-    return scored.by_target(sums)
+    return scored.averaged(sums, count, combine, unit='samples' if sink.per_sample else 'batches')
 
 
 def _warn(line: str) -> None:
