@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cdra_mm.columns import aligned
 from cdra_mm.core import Plan, apply_plan, estimate_scores, make_plan
@@ -29,7 +29,15 @@ from cdra_mm.core.adapters.copied_weights import carriers, choose_product
 from cdra_mm.storage import write_text
 
 from .small_tasks import Task, read_dense, read_vtab
-from .small_training import SmallModel, batches_of, deit_tiny, sample_losses, small_loss
+from .small_training import (
+    SmallModel,
+    batches_of,
+    deit_tiny,
+    drawn_order,
+    sample_losses,
+    train_small,
+    validation_logits,
+)
 
 __all__ = ['WAYS', 'Training', 'main']
 
@@ -60,7 +68,7 @@ class Training:
     def plan(self) -> Plan:
         """CDRA's plan for half a percent of the backbone."""
         model, (images, labels) = self._model(), self.task.train
-        chosen, _ = self._order()
+        chosen, _ = drawn_order(len(images), self.seed)
         batches = [(images[c], labels[c]) for c in chosen[:SCORED].split(SCORED_AT_A_TIME)]
 
         scores = estimate_scores(model.backbone, batches, sample_losses(model))
@@ -86,29 +94,16 @@ class Training:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, rates, total_steps=self.iterations, pct_start=0.1
         )
-        losses: list[float] = []
-        order = self._order()[1]
-        for indices in batches_of(len(images), self.batch, self.iterations, order):
-            loss = small_loss(model(images[indices]), labels[indices])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-        model.eval()
-        with torch.no_grad():
-            found = torch.cat([model(part).argmax(1) for part in self.task.val[0].split(32)])
-        return {'metric': self.task.score(found), 'loss': sum(losses[-20:]) / len(losses[-20:])}
+        order = drawn_order(len(images), self.seed)[1]
+        batches = batches_of(len(images), self.batch, self.iterations, order)
+        loss = train_small(model, images, labels, batches, optimizer, schedule)
+        found = validation_logits(model, self.task).argmax(1)
+        return {'metric': self.task.score(found), 'loss': loss}
 
     def _model(self) -> SmallModel:
         torch.manual_seed(self.seed)
         size = self.task.train[0].shape[-1]
         return SmallModel(self.backbone(size), self.task.classes, self.task.dense).train()
-
-    def _order(self) -> tuple[Tensor, torch.Generator]:
-        """The images to score first, and what draws the batches after them."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.randperm(len(self.task.train[0]), generator=generator), generator
 
 
 def _round_(backbone: nn.Module, *, updates: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -19,13 +20,17 @@ __all__ = [
     'SmallModel',
     'batches_of',
     'deit_tiny',
+    'drawn_order',
     'fit_small_head',
     'sample_losses',
     'small_loss',
+    'train_small',
+    'validation_logits',
 ]
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PATCH = 16
+LAST = 20  # losses at the end of a training that are averaged
 
 
 def deit_tiny(weights: str, size: int) -> nn.Module:
@@ -118,6 +123,44 @@ def fit_small_head(
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+def drawn_order(count: int, seed: int) -> tuple[Tensor, torch.Generator]:
+    """The images of a training set in the order to score them, and what draws the batches."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator), generator
+
+
+def train_small(
+    model: SmallModel,
+    images: Tensor,
+    labels: Tensor,
+    batches: Iterable[Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> float:
+    """Trains on batches of indices, one step each.
+
+    Returns:
+        The mean of the last losses.
+    """
+    model.train()
+    losses: list[float] = []
+    for indices in batches:
+        loss = small_loss(model(images[indices]), labels[indices])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    return fmean(losses[-LAST:])
+
+
+@torch.no_grad()
+def validation_logits(model: SmallModel, task: Task) -> Tensor:
+    """What a model says of the validation images, in evaluation mode."""
+    model.eval()
+    return torch.cat([model(part) for part in task.val[0].split(32)])
 
 
 def batches_of(

@@ -11,8 +11,9 @@ import torch
 from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import SmallModel, sample_losses, small_loss
 from cdra_mm.core import ConfigError, Plan
-from cdra_mm.tables import allocations
-from cdra_mm.tables.allocations import VARIANTS, Setting, Variant, compare, main
+from cdra_mm.tables import allocation_setting
+from cdra_mm.tables.allocation_setting import VARIANTS, Setting, Variant
+from cdra_mm.tables.allocations import compare, main
 from tests.benchmark.test_rounding import dense, tiny_vit, vtab  # noqa: F401
 
 
@@ -80,7 +81,7 @@ def test_a_run_that_is_there_is_not_run_again(vtab, dense, tmp_path, capsys, mon
     main([*words, 'bias'], backbone=lambda _, size: tiny_vit(size))
     first = runs.read_text().splitlines()
     assert [json.loads(line)['variant'] for line in first] == ['head', 'bias', 'bias']
-    monkeypatch.setattr(allocations, 'fit_small_head', None)
+    monkeypatch.setattr(allocation_setting, 'fit_small_head', None)
     main([*words, 'bias'], backbone=lambda _, size: tiny_vit(size))
     assert runs.read_text().splitlines() == first
     assert 'vtab' in capsys.readouterr().out
