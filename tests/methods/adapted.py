@@ -8,7 +8,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cdra_mm.core import adapters, apply_plan, build_adapters, load_adapter, save_adapter
+from cdra_mm.core import (
+    adapters,
+    apply_plan,
+    build_adapters,
+    load_adapter,
+    merge_adapters,
+    save_adapter,
+    unmerge_adapters,
+)
 from cdra_mm.methods import Request, make_method
 from tests.core.problems import move
 from tests.models import TinyViT, spread
@@ -98,6 +106,20 @@ def assert_travels(base: nn.Module, model: nn.Module, plan, x: torch.Tensor, fol
     move(copied, seed=9)
     torch.testing.assert_close(outputs(model, x), expected, **EXACT)
     assert not torch.allclose(outputs(copied, x), expected)
+
+
+def assert_merges_and_comes_out_again(base: nn.Module, model: nn.Module, x: torch.Tensor) -> None:
+    """The plain model with the merged weights says the same; unmerged, they are the base's."""
+    y = model(x)
+    merge_adapters(model)
+    plain = copy.deepcopy(base)
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(plain(x), y)
+    assert not torch.allclose(y, base(x))
+    unmerge_adapters(model)
+    torch.testing.assert_close(model(x), y)
+    for name, value in base.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
 
 
 def assert_same_gradients(ours: list, theirs: list) -> None:

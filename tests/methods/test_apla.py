@@ -16,8 +16,6 @@ from cdra_mm.core import (
     PlanError,
     adapters,
     apply_plan,
-    merge_adapters,
-    unmerge_adapters,
 )
 from cdra_mm.methods import Request, make_method
 from cdra_mm.methods.apla import Rows
@@ -25,6 +23,7 @@ from cdra_mm.methods.base import FROZEN
 from tests.methods.adapted import (
     EXACT,
     adapt,
+    assert_merges_and_comes_out_again,
     assert_same_gradients,
     assert_trains_exactly,
     assert_travels,
@@ -98,16 +97,7 @@ def test_apla_starts_as_the_base_trains_what_it_declares_and_travels(kind, confi
 def test_apla_of_rows_merges_and_comes_out_again(kind):
     base, x = MODELS[kind]().double().eval(), images(3, torch.float64)[0]
     model, _ = adapt(base, PARTIAL, moved=True)
-    y = model(x)
-    merge_adapters(model)
-    plain = copy.deepcopy(base)
-    plain.load_state_dict(model.state_dict())
-    torch.testing.assert_close(plain(x), y)
-    assert not torch.allclose(y, base(x))
-    unmerge_adapters(model)
-    torch.testing.assert_close(model(x), y)
-    for name, value in base.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value)
+    assert_merges_and_comes_out_again(base, model, x)
 
 
 def test_apla_trains_as_many_parameters_of_vit_b_as_its_formula_says():

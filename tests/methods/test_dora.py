@@ -20,6 +20,7 @@ from tests.core.problems import move
 from tests.methods.adapted import (
     EXACT,
     adapt,
+    assert_merges_and_comes_out_again,
     assert_trains_exactly,
     assert_travels,
     inputs,
@@ -110,16 +111,7 @@ def test_dora_of_a_part_of_a_fused_matrix_equals_rows_that_are_written_out():
 def test_dora_merges_and_comes_out_again(kind):
     base, x = MODELS[kind]().double().eval(), images(3, torch.float64)[0]
     model, _ = adapt(base, CONFIG, moved=True)
-    y = model(x)
-    merge_adapters(model)
-    plain = copy.deepcopy(base)
-    plain.load_state_dict(model.state_dict())
-    torch.testing.assert_close(plain(x), y)
-    assert not torch.allclose(y, base(x))
-    unmerge_adapters(model)
-    torch.testing.assert_close(model(x), y)
-    for name, value in base.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value)
+    assert_merges_and_comes_out_again(base, model, x)
 
 
 def test_dora_of_a_row_of_zeros_leaves_it_and_stays_finite():

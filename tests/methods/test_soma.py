@@ -29,6 +29,7 @@ from tests.core.problems import move
 from tests.methods.adapted import (
     EXACT,
     adapt,
+    assert_merges_and_comes_out_again,
     assert_trains_exactly,
     assert_travels,
     inputs,
@@ -113,16 +114,7 @@ def test_soma_equals_the_residual_and_the_trained_components_with_all_gradients(
 def test_soma_merges_and_comes_out_again(kind):
     base, x = MODELS[kind]().double().eval(), images(3, torch.float64)[0]
     model, _ = adapt(base, {**CONFIG, 'biases': False}, moved=True)
-    y = model(x)
-    merge_adapters(model)
-    plain = copy.deepcopy(base)
-    plain.load_state_dict(model.state_dict())
-    torch.testing.assert_close(plain(x), y)
-    assert not torch.allclose(y, base(x))
-    unmerge_adapters(model)
-    torch.testing.assert_close(model(x), y)
-    for name, value in base.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value)
+    assert_merges_and_comes_out_again(base, model, x)
 
 
 def trained_file(base, folder):
