@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cdra_mm.core import Plan
@@ -75,7 +76,7 @@ def masses_of(scores: Mapping[str, Tensor], *, signed: bool) -> dict[str, float]
     """Sum of each target's scores; of their squares where they are gradients."""
     return {
         name: sum(
-            float((part.double().square() if signed else part.double()).sum())
+            float(part.double().square().sum() if signed else part.sum(dtype=torch.float64))
             for part in score.reshape(-1).split(1 << 24)
         )
         for name, score in scores.items()

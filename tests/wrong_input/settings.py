@@ -282,7 +282,7 @@ with heading('Plans') as (refused, taken):
 
     @refused('a plan file that is not there', ConfigError, 'cannot be read')
     def _(folder):
-        from cdra_mm.mm.planning.run_plan import read_plan
+        from cdra_mm.mm.planning.given_plan import read_plan
 
         read_plan(folder / 'cdra_plan.json')
 

@@ -14,7 +14,7 @@ from cdra_mm.core import Plan
 from cdra_mm.core.adapters.adapted import same_plan
 from cdra_mm.errors import CheckpointError
 
-from ..planning.run_plan import read_plan
+from ..planning.given_plan import read_plan
 from .record import Record
 
 __all__ = ['check_asked']

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from mmengine.dist import broadcast, get_rank, is_main_process
+from mmengine.dist import get_rank, is_main_process
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -27,12 +26,13 @@ from cdra_mm.spelling import did_you_mean
 
 from ..plan_health import masses_of
 from .competing import competing_targets
+from .given_plan import read_plan, same_everywhere
 from .kept_scores import KEEP, SCORES_FILE, Stored, adapted_masks, selected_masks, write_kept
 from .scoring import score_backbone
 from .supernet import trials_in
 from .withheld import withheld_parameters
 
-__all__ = ['DEFAULT_TRAINED', 'RunPlanner', 'read_plan', 'same_everywhere']
+__all__ = ['DEFAULT_TRAINED', 'RunPlanner']
 
 DEFAULT_TRAINED = ('cls_token',)  # where the backbone has one
 SCORE_DTYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
@@ -293,29 +293,3 @@ class RunPlanner:
             return
         size = path.stat().st_size / 2**20
         logger.info(f'keep_scores={self.keep_scores!r}: {path.name}, {size:.1f} MiB')
-
-
-def read_plan(path: str | Path) -> Plan:
-    """Reads a plan file.
-
-    Raises:
-        ConfigError: If it cannot be read.
-        PlanError: If it is no plan.
-    """
-    try:
-        text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f'plan={str(path)!r} cannot be read: {error}') from None
-    return Plan.from_json(text)
-
-
-def same_everywhere(plan: Plan | None) -> Plan | None:
-    """The plan of rank 0: rounding may differ between processes."""
-    text = plan.to_json().encode() if plan is not None else b''
-    size = torch.tensor(len(text))
-    broadcast(size)
-    buffer = torch.zeros(int(size), dtype=torch.uint8)
-    if len(text) == int(size) and text:
-        buffer = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    broadcast(buffer)
-    return Plan.from_json(bytes(buffer.tolist()).decode()) if int(size) else None
