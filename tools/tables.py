@@ -3,7 +3,8 @@
 
     python tools/tables.py vtab                                    the paper's Table 1
     python tools/tables.py fgvc --methods cdra lora --seeds 0      a part of Table 2
-    python tools/tables.py study_cpu --devices cpu --jobs 2        two runs at a time on a CPU
+    python tools/tables.py study_cpu --jobs 2                      small models in memory, on a CPU
+    python tools/tables.py six_tasks --devices cpu --jobs 2        two runs at a time on a CPU
     python tools/tables.py vtab --devices 0 1 2 3                  a run on each of four GPUs
     python tools/tables.py vtab --dry-run                          what would run, and how
     python tools/tables.py vtab --show --format latex              what is done so far
@@ -25,6 +26,8 @@ Beside the table stand report.md and report.json: means, spreads and ranks over 
 from one row in pairs of task and seed, choices at an edge of what was tried; and frontier.png.
 
 The grids are configs/tables/*.py; how one is written is said in cdra_mm/tables/grid_file.py.
+A study in memory (study_cpu; cdra_mm/tables/small_file.py) trains a small model on images that are
+held there, without configs of OpenMMLab: a run is a line in DIR/TASK.jsonl.
 Mixed precision: --cfg-options optim_wrapper.type=AmpOptimWrapper optim_wrapper.loss_scale=dynamic
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ class Task:
         train: Images uint8 ``[N, 3, S, S]`` and labels, ``[N]`` or ``[N, S, S]``.
         val: Likewise.
         classes: Number of classes.
+        test: Likewise, None where they were not read.
     """
 
     train: tuple[Tensor, Tensor]
     val: tuple[Tensor, Tensor]
     classes: int
+    test: tuple[Tensor, Tensor] | None = None
 
     @property
     def dense(self) -> bool:
@@ -49,29 +52,34 @@ class Task:
         return 100 * float((matrix.diag() / union)[union > 0].mean())
 
 
-def read_vtab(folder: Path, size: int) -> Task:
-    """A data set in VTAB's layout: its train800 and val200.
+def read_vtab(folder: Path, size: int, *, tested: int = 0) -> Task:
+    """A data set in VTAB's layout: its train800 and val200, and so many images of its test.
 
     Raises:
         DataError: If a list has a fault.
     """
 
-    def read(split: str) -> tuple[Tensor, Tensor]:
+    def read(split: str, most: int | None = None) -> tuple[Tensor, Tensor]:
         listed = read_text_list(folder / f'{split}.txt')
         if listed.faults:
             raise DataError(str(listed.faults[0]))
-        pictures = [_picture(folder / name, size) for name in listed.labels]
-        return torch.stack(pictures), torch.tensor(list(listed.labels.values()))
+        labels = dict(islice(listed.labels.items(), most))
+        pictures = [_picture(folder / name, size) for name in labels]
+        return torch.stack(pictures), torch.tensor(list(labels.values()))
 
     train, val = read('train800'), read('val200')
-    return Task(train, val, int(torch.cat([train[1], val[1]]).max()) + 1)
+    test = read('test', tested) if tested else None
+    return Task(train, val, int(torch.cat([train[1], val[1]]).max()) + 1, test)
 
 
-def read_dense(folder: Path, size: int, void: int | None = None) -> Task:
-    """A data set of ``img_dir`` and ``ann_dir``: its train and val, whole images made square."""
+def read_dense(folder: Path, size: int, void: int | None = None, *, every: int = 0) -> Task:
+    """A data set of ``img_dir`` and ``ann_dir``, whole images made square.
 
-    def read(split: str) -> tuple[Tensor, Tensor]:
-        files = sorted((folder / 'img_dir' / split).iterdir())
+    Its train and val, and of its test every so many-th image, 0 for none.
+    """
+
+    def read(split: str, every: int = 1) -> tuple[Tensor, Tensor]:
+        files = sorted((folder / 'img_dir' / split).iterdir())[::every]
         masks = [folder / 'ann_dir' / split / f'{file.stem}.png' for file in files]
         labels = torch.stack([_read(mask, size, 'NEAREST') for mask in masks]).long()
         if void is not None:
@@ -79,7 +87,8 @@ def read_dense(folder: Path, size: int, void: int | None = None) -> Task:
         return torch.stack([_picture(file, size) for file in files]), labels
 
     train, val = read('train'), read('val')
-    return Task(train, val, int(train[1][train[1] != IGNORED].max()) + 1)
+    test = read('test', every) if every else None
+    return Task(train, val, int(train[1][train[1] != IGNORED].max()) + 1, test)
 
 
 def _picture(path: Path, size: int) -> Tensor:

@@ -33,7 +33,7 @@ from cdra_mm.spelling import did_you_mean, unknown
 
 from .grid import Grid, Row, Task, read_seeds
 
-__all__ = ['find_grid', 'read_grid', 'read_rows']
+__all__ = ['check_keys', 'find_grid', 'read_content', 'read_grid', 'read_rows']
 
 REPORTS = ('final_run', 'test', 'validation')
 KEYS = {
@@ -69,8 +69,8 @@ def read_grid(path: Path) -> Grid:
     Raises:
         ConfigError: If it cannot be read, names what does not exist, or is empty.
     """
-    content = _content(path)
-    _check_keys(f'grid {path}', content, 'grid', required=('methods', 'tasks', 'metrics'))
+    content = read_content(path)
+    check_keys(f'grid {path}', content, KEYS['grid'], required=('methods', 'tasks', 'metrics'))
     search = content.get('search', {})
     rows = tuple(_row(name, entry, search) for name, entry in content['methods'].items())
     tasks = tuple(
@@ -104,12 +104,17 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     Raises:
         ConfigError: If it cannot be read, or has none.
     """
-    content = _content(path)
-    _check_keys(f'grid {path}', content, 'grid', required=('methods',))
+    content = read_content(path)
+    check_keys(f'grid {path}', content, KEYS['grid'], required=('methods',))
     return tuple(_row(name, entry, {}) for name, entry in content['methods'].items())
 
 
-def _content(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """What a file of tables says.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
     try:
         content: dict[str, Any] = Config.fromfile(path).to_dict()
     except Exception as error:  # a config is a program
@@ -119,7 +124,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _row(name: str, entry: Any, search: Mapping[str, Any]) -> Row:
     where = f'method {name!r} of the grid'
-    _check_keys(where, entry, 'method', required=('method',))
+    check_keys(where, entry, KEYS['method'], required=('method',))
     space = {**search, **entry.get('search', {})}
     for key, values in space.items():
         if not isinstance(values, list | tuple) or not values:
@@ -139,7 +144,7 @@ def _row(name: str, entry: Any, search: Mapping[str, Any]) -> Row:
 
 def _task(name: str, entry: Any, metrics: Mapping[str, str], folder: Path) -> Task:
     where = f'task {name!r} of the grid'
-    _check_keys(where, entry, 'task', required=('config', 'report'))
+    check_keys(where, entry, KEYS['task'], required=('config', 'report'))
     if entry['report'] not in REPORTS:
         raise ConfigError(
             f'{where}: report={entry["report"]!r}, expected one of {", ".join(REPORTS)}'
@@ -156,12 +161,17 @@ def _task(name: str, entry: Any, metrics: Mapping[str, str], folder: Path) -> Ta
     )
 
 
-def _check_keys(where: str, entry: Any, kind: str, required: Sequence[str]) -> None:
+def check_keys(where: str, entry: Any, keys: Sequence[str], required: Sequence[str]) -> None:
+    """Checks the entries of a dict of such a file.
+
+    Raises:
+        ConfigError: If it is no dict, has another entry than `keys`, or lacks a required one.
+    """
     if not isinstance(entry, Mapping):
         raise ConfigError(f'{where} is {entry!r}, expected a dict')
     for key in entry:
-        if key not in KEYS[kind]:
-            raise ConfigError(unknown(f'{where} has an entry', key, KEYS[kind], ''))
+        if key not in keys:
+            raise ConfigError(unknown(f'{where} has an entry', key, keys, ''))
     for key in required:
         if key not in entry:
             raise ConfigError(f'{where} has no entry {key!r}')

@@ -19,7 +19,7 @@ from cdra_mm.mm.checkpoints.own_files import OwnFiles
 from cdra_mm.mm.launch import load_config
 from cdra_mm.storage import write_text
 
-from . import warm_start
+from . import small_study, warm_start
 from .edges import Edge, edges_of
 from .grid import Grid, Row, Task, narrow, pick
 from .grid_file import find_grid, read_grid
@@ -31,6 +31,7 @@ from .report_text import report_text
 from .results import Result, State, foreign_folders, locked, open_folder, read_result
 from .runner import next_command, run_jobs
 from .slots import find_slots
+from .small_file import is_small_study
 from .table import make_table
 from .text_formats import FORMATS, SUFFIXES
 
@@ -50,7 +51,11 @@ def main(arguments: argparse.Namespace, tools: Path) -> None:
         ConfigError: If an option is wrong, nothing has run then; or if runs failed, after all
             others have run and the table is printed.
     """
-    whole = read_grid(find_grid(arguments.table, tools.parent / 'configs' / 'tables'))
+    path = find_grid(arguments.table, tools.parent / 'configs' / 'tables')
+    if is_small_study(path):
+        small_study.main(arguments, path)
+        return
+    whole = read_grid(path)
     grid = narrow(
         whole,
         methods=arguments.methods,

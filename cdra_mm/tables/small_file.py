@@ -1,0 +1,168 @@
+"""The file of a study in memory, such as ``configs/tables/study_cpu.py``.
+
+It is a config of mmengine, like a grid's (`grid_file`), told from one by its ``weights``, and holds
+
+- ``title``; ``seeds``, the first of which searches; ``weights``, a file of DeiT-Tiny in timm's
+  names; ``iterations`` of every training; ``head_rate``; ``rates``, a rising ladder.
+- ``methods``: name of a row -> ``dict(title, family, method=dict(type=..., **settings))``, and
+  ``rate``, where on the ladder its search begins, None for a row that trains nothing of the
+  backbone. ``rules`` (of `EnergyRules`), ``start`` and ``head_iterations`` as `Recipe` has them.
+  An entry that is empty, such as ``dict(_delete_=True)`` over one of a base, is no row.
+- ``tasks``: name -> ``dict(title, metric, folder, kind, size, batch, test)``. ``kind`` is
+  ``'vtab'`` (``test``: so many test images) or ``'dense'`` (``test``: every so many-th; ``void``:
+  the label without a class).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cdra_mm.benchmark.small_tasks import Task as Data
+from cdra_mm.benchmark.small_tasks import read_dense, read_vtab
+from cdra_mm.core.planning.energy import EnergyRules
+from cdra_mm.errors import ConfigError
+from cdra_mm.spelling import unknown
+
+from .grid import Grid, Row, Task, pick, read_seeds
+from .grid_file import check_keys, read_content
+from .small_runs import Recipe
+
+__all__ = ['SmallStudy', 'is_small_study', 'read_small_study']
+
+RATE = 'rate'  # the key of the setting that is searched for
+RECIPE = ('rate', 'rules', 'start', 'head_iterations')
+KEYS = {
+    'study': (
+        'title', 'methods', 'tasks', 'seeds', 'weights', 'iterations', 'head_rate', 'rates',
+    ),
+    'method': ('title', 'family', 'method', *RECIPE),
+    'task': ('title', 'metric', 'folder', 'kind', 'size', 'batch', 'test', 'void'),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SmallStudy:
+    """A study that is read.
+
+    Attributes:
+        grid: Rows, tasks and seeds, as tables and reports have them.
+        recipes: What each row trains.
+        begins: Where on the ladder each row's search begins; None for nothing to search.
+        tasks: What the file says of each task.
+        rates: The ladder, rising.
+        weights: File of the backbone.
+        iterations: Of every training.
+        head_rate: Of the head in every training.
+    """
+
+    grid: Grid
+    recipes: Mapping[str, Recipe]
+    begins: Mapping[str, float | None]
+    tasks: Mapping[str, Mapping[str, Any]]
+    rates: tuple[float, ...]
+    weights: str
+    iterations: int
+    head_rate: float
+
+    def narrow(
+        self,
+        methods: Sequence[str] | None = None,
+        tasks: Sequence[str] | None = None,
+        seeds: Sequence[Any] | None = None,
+    ) -> SmallStudy:
+        """The part that is asked for, None for all of it.
+
+        Raises:
+            ConfigError: If a name is unknown or a seed is none.
+        """
+        grid = replace(
+            self.grid,
+            rows=pick('method', self.grid.rows, methods),
+            tasks=pick('task', self.grid.tasks, tasks),
+            seeds=self.grid.seeds if seeds is None else read_seeds(seeds),
+        )
+        return replace(self, grid=grid)
+
+    def data(self, task: str) -> Data:
+        """Reads the images of a task.
+
+        Raises:
+            DataError: If a list has a fault.
+        """
+        entry = self.tasks[task]
+        folder, size, test = Path(entry['folder']), entry['size'], entry.get('test', 0)
+        if entry['kind'] == 'vtab':
+            return read_vtab(folder, size, tested=test)
+        return read_dense(folder, size, entry.get('void'), every=test)
+
+
+def is_small_study(path: Path) -> bool:
+    """Whether a file of tables is one of these.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    return 'weights' in read_content(path)
+
+
+def read_small_study(path: Path) -> SmallStudy:
+    """Reads the file of a study.
+
+    Raises:
+        ConfigError: If it cannot be read, or an entry is wrong.
+    """
+    content = read_content(path)
+    where = f'study {path}'
+    check_keys(where, content, KEYS['study'], required=KEYS['study'][1:])
+    rates = tuple(content['rates'])
+    if list(rates) != sorted(set(rates)) or not rates or rates[0] <= 0:
+        raise ConfigError(f'{where}: rates={list(rates)}: expected rising numbers above 0')
+    rows, recipes, begins = [], {}, {}
+    for name, entry in content['methods'].items():
+        if not entry:
+            continue
+        check_keys(f'method {name!r} of the {where}', entry, KEYS['method'], required=('method',))
+        begin = entry.get('rate', 1e-2)
+        if begin is not None and begin not in rates:
+            raise ConfigError(
+                f'method {name!r} of the {where}: rate={begin}: expected one of rates, or None'
+            )
+        rules = entry.get('rules')
+        recipes[name] = Recipe(
+            entry['method'],
+            None if rules is None else EnergyRules(**rules),
+            entry.get('start', False),
+            entry.get('head_iterations', 0),
+        )
+        begins[name] = begin
+        search = {} if begin is None else {RATE: rates}
+        rows.append(
+            Row(
+                name, entry.get('title', name), entry.get('family', ''), entry['method'], {}, search
+            )
+        )
+    tasks = []
+    for name, entry in content['tasks'].items():
+        of_task = f'task {name!r} of the {where}'
+        check_keys(
+            of_task, entry, KEYS['task'], required=('metric', 'folder', 'kind', 'size', 'batch')
+        )
+        if entry['kind'] not in ('vtab', 'dense'):
+            raise ConfigError(unknown(f'{of_task}: kind', entry['kind'], ('vtab', 'dense'), ''))
+        metric = {entry['metric']: entry['metric']}
+        report = 'test' if entry.get('test') else 'validation'
+        tasks.append(Task(name, entry.get('title', name), Path(), metric, report))
+    grid = Grid(
+        path.stem,
+        content.get('title', path.stem),
+        tuple(rows),
+        tuple(tasks),
+        read_seeds(content['seeds']),
+    )
+    return SmallStudy(
+        grid, recipes, begins, content['tasks'], rates, content['weights'],
+        content['iterations'], content['head_rate'],
+    )  # fmt: skip

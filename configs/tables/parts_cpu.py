@@ -1,0 +1,36 @@
+"""What each part of the allocation by gradient energy is worth, one left out or changed at a time.
+
+Command: python tools/tables.py parts_cpu --jobs 2 --report --against energy_start
+Data, weights, model, training: as in study_cpu.
+Rows: ``_start`` begins the factors along the mean gradient; ``_whole`` takes whole matrices, not
+    blocks of a half, a quarter and an eighth as well; ``_novec`` trains no vectors; ``_rank24``
+    allows ranks to 24, not 8; ``_fitted`` scores and begins with a head that was fitted alone for
+    100 steps on the features of the frozen backbone.
+Search: the two rates that were best in study_cpu, so a best rate lies at an edge: differences
+    between the rows count, not their heights.
+Result: docs/results.md.
+"""
+
+_base_ = './study_cpu.py'
+
+title = 'Parts of the allocation by gradient energy'
+rates = [3e-3, 1e-2]
+
+ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy')
+COUNT = dict(type='cdra', budget_percent=0.5, rank_rule='count')
+LORA = dict(type='lora', rank=3)
+methods = dict(
+    _delete_=True,
+    energy_start=dict(method=ENERGY, start=True),
+    energy=dict(method=ENERGY),
+    energy_start_whole=dict(method=ENERGY, rules=dict(sides=(1.0,)), start=True),
+    energy_start_novec=dict(method=ENERGY, rules=dict(vectors=False), start=True),
+    energy_start_rank24=dict(method=ENERGY, rules=dict(max_rank=24), start=True),
+    energy_start_fitted=dict(method=ENERGY, start=True, head_iterations=100),
+    count=dict(method=COUNT),
+    count_start=dict(method=COUNT, start=True),
+    lora=dict(method=LORA),
+    lora_start=dict(method=LORA, start=True),
+    lora_fitted=dict(method=LORA, head_iterations=100),
+)
+del ENERGY, COUNT, LORA

@@ -1,0 +1,214 @@
+"""Studies in memory: runs that go on, rates chosen on validation, figures of the test images."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cdra_mm.core import ConfigError
+from cdra_mm.tables import small_study
+from cdra_mm.tables import study as tables
+from cdra_mm.tables.report import make_report
+from cdra_mm.tables.small_file import read_small_study
+from cdra_mm.tables.small_study import Runs, results_of, search
+from cdra_mm.tables.study_options import parser
+from tests.benchmark.test_rounding import picture, tiny_vit, vtab  # noqa: F401
+
+STUDY = """
+title = 'Two rows'
+seeds = [0, 1]
+weights = 'none'
+iterations = 2
+head_rate = 1e-2
+rates = [1e-3, 1e-2, 1e-1]
+methods = dict(
+    linear=dict(method=dict(type='linear'), rate=None),
+    bias=dict(title='Bias', method=dict(type='bias')),
+    gone=dict(),
+)
+tasks = dict(
+    a=dict(metric='top-1', kind='vtab', folder={folder!r}, size=32, batch=4, test=2),
+    b=dict(metric='top-1', kind='vtab', folder={folder!r}, size=32, batch=4),
+)
+"""
+
+
+@pytest.fixture
+def study(tmp_path, vtab):  # noqa: F811
+    lines = []
+    for i in range(3):
+        picture(vtab / f'images/test/{i}.png', i)
+        lines.append(f'images/test/{i}.png {i}\n')
+    (vtab / 'test.txt').write_text(''.join(lines))
+    path = tmp_path / 'study.py'
+    path.write_text(STUDY.format(folder=str(vtab)))
+    return path
+
+
+def backbone(_, size):
+    return tiny_vit(size)
+
+
+def run(study, *words):
+    arguments = parser().parse_args([str(study), *map(str, words)])
+    small_study.main(arguments, study, backbone)
+
+
+def read(path):
+    """Runs without their seconds."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in r.items() if key != 'seconds'} for r in found]
+
+
+def test_runs_go_on_where_they_broke_off(study, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    run(study, '--out', out, '--tasks', 'a', '--methods', 'bias')
+    found = read(out / 'a.jsonl')
+    assert {r['method'] for r in found} == {'bias'} and not (out / 'b.jsonl').exists()
+    assert [r['seed'] for r in found][-1] == 1 and [r['seed'] for r in found].count(1) == 1
+    lines = (out / 'a.jsonl').read_text().splitlines()
+    (out / 'a.jsonl').write_text('\n'.join(lines[1:]) + '\n')
+    run(study, '--out', out, '--jobs', 2)  # each task in a process of its own
+    again = read(out / 'a.jsonl')
+    # The lost one gets the same figures to the last digit, whatever ran before it; others stay.
+    assert again[: len(found) - 1] == found[1:] and found[0] in again
+    assert sorted({(r['method'], r['seed']) for r in read(out / 'b.jsonl')}) == [
+        ('bias', 0), ('bias', 1), ('linear', 0), ('linear', 1),
+    ]  # fmt: skip
+    assert 'Bias' in (out / 'report.md').read_text() and 'Bias' in (out / 'table.md').read_text()
+    monkeypatch.setattr(small_study, 'Setting', None)
+    run(study, '--out', out, '--report')
+    assert read(out / 'a.jsonl') == again
+
+
+def test_the_tables_command_takes_a_study(study, tmp_path, capsys):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'a.jsonl').write_text(line('a', 'bias', 1e-2, 0, 60, 40) + '\n')
+    tables.main(parser().parse_args([str(study), '--out', str(out), '--show']), tmp_path)
+    assert '40.0' in capsys.readouterr().out
+    assert not (out / 'report.md').exists()
+
+
+def test_a_dry_run_runs_nothing(study, tmp_path, capsys):
+    run(study, '--out', tmp_path / 'out', '--dry-run')
+    assert capsys.readouterr().out == 'a: linear, bias\nb: linear, bias\n'
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('worths', 'begin', 'best', 'runs'),
+    [
+        ([1, 5, 2, 0, 0], 1, 1, [1, 0, 2]),
+        ([3, 5, 7, 9, 1], 1, 3, [1, 0, 2, 3, 4]),
+        ([9, 5, 7, 9, 1], 2, 3, [2, 1, 3, 4]),
+        ([9, 8, 7, 6, 1], 2, 0, [2, 1, 0]),
+        ([1, 2, 2, 1, 0], 2, 2, [2, 1, 3]),
+    ],
+)
+def test_a_search_ends_when_a_worse_rate_stands_on_each_side(worths, begin, best, runs):
+    rates = [1.0, 2.0, 3.0, 4.0, 5.0]
+    asked = []
+
+    def train(rate):
+        asked.append(rates.index(rate))
+        return {'metric': worths[asked[-1]], 'val_loss': None}
+
+    assert search(rates, rates[begin], train) == rates[best]
+    assert asked == runs
+
+
+def test_of_equal_metrics_the_lower_validation_loss_is_taken_and_none_is_last():
+    losses = {1.0: 0.5, 2.0: None, 3.0: 0.4}
+    assert search([*losses], 2.0, lambda r: {'metric': 1, 'val_loss': losses[r]}) == 1.0
+    assert search([*losses], 3.0, lambda r: {'metric': 1, 'val_loss': losses[r]}) == 3.0
+
+
+def line(task, row, rate, seed, metric, test, **more):
+    kept = dict(params=5, backbone=1000, head=7, val_loss=0.1, test=test)
+    return json.dumps(
+        dict(task=task, method=row, rate=rate, seed=seed, metric=metric, **kept, **more)
+    )
+
+
+def test_figures_are_of_the_test_images_at_the_rate_that_validation_chose(study, tmp_path):
+    lines = [
+        line('a', 'bias', 1e-3, 0, 50, 99),
+        line('a', 'bias', 1e-2, 0, 60, 40),
+        line('a', 'bias', 1e-2, 1, 10, 44),
+        line('a', 'bias', 1e-3, 1, 90, 99),
+        line('a', 'linear', 0.0, 0, 30, 30),
+        line('a', 'linear', 0.0, 1, 30, 38),
+        line('b', 'bias', 1e-2, 0, 70, None),
+        line('b', 'linear', 0.0, 0, 69, None),
+    ]
+    for task in ('a', 'b'):
+        own = [text for text in lines if f'"task": "{task}"' in text]
+        (tmp_path / f'{task}.jsonl').write_text('\n'.join(own) + '\n')
+    read_study = read_small_study(study)
+    results, edges = results_of(read_study, Runs(tmp_path, ['a', 'b']))
+    report = make_report(read_study.grid, results, edges, against='linear')
+    bias = {entry.row.name: entry for entry in report.rows}['bias']
+    assert bias.cells['a'].values == (40, 44) and bias.cells['b'].values == (70,)
+    assert bias.share == 0.5
+    assert bias.against is not None and bias.against.mean == pytest.approx((10 + 6 + 1) / 3)
+    assert [(e.row, e.task, e.value) for e in report.edges] == [('bias', 'a', 1e-2)]
+
+
+def test_a_loss_that_is_no_number_is_written_as_null(tmp_path):
+    runs = Runs(tmp_path, ['a'])
+    runs.add(dict(task='a', method='b', seed=0, rate=1.0, metric=1.0, val_loss=float('nan')))
+    assert json.loads((tmp_path / 'a.jsonl').read_text())['val_loss'] is None
+    assert Runs(tmp_path, ['a']).found == runs.found
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('rates = [1e-3, 1e-2', 'rates = [1e-2, 1e-3', 'expected rising numbers above 0'),
+        ('rate=None', 'rate=5e-3', "method 'linear' .* rate=0.005: expected one of rates"),
+        ("kind='vtab'", "kind='vtap'", "'vtap'.*did you mean 'vtab'"),
+        ('batch=4, test=2', 'test=2', "task 'a' .* has no entry 'batch'"),
+        ("title='Bias'", "titel='Bias'", "an entry 'titel'.*did you mean 'title'"),
+        ("weights = 'none'", '', "has no entry 'weights'"),
+    ],
+)
+def test_a_wrong_file_is_refused(study, tmp_path, old, new, message):
+    text = study.read_text()
+    assert old in text
+    study.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        run(study, '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--methods', 'bais'], "'bais'.*did you mean 'bias'"),
+        (['--tasks', 'c'], "'c' is not in the grid"),
+        (['--against', 'nobody'], "'nobody'"),
+        (['--seeds', 'one'], "seed 'one'"),
+        (['--jobs', '0'], '--jobs 0: expected at least 1'),
+        (['--devices', 'cpu'], '--devices has no meaning for study.py'),
+        (['--cfg-options', 'a=1'], '--cfg-options has no meaning for study.py'),
+        (['--no-search'], '--no-search has no meaning for study.py'),
+    ],
+)
+def test_wrong_words_are_refused(study, tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message):
+        run(study, '--out', tmp_path / 'out', *words)
+    assert not (tmp_path / 'out').exists()
+
+
+OTHER_TASK = line('b', 'bias', 1e-3, 0, 50, 99)
+
+
+@pytest.mark.parametrize('text', ['{"task": "a"', '{"task": "a"}', '[1]', '', OTHER_TASK])
+def test_a_damaged_line_is_named(study, tmp_path, text):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'a.jsonl').write_text(line('a', 'bias', 1e-3, 0, 50, 99) + f'\n{text}\n')
+    with pytest.raises(ConfigError, match='a.jsonl:2 is no line of a run of a'):
+        run(study, '--out', out)
