@@ -36,7 +36,7 @@ UPSTREAM_RUN := $(UPSTREAM)/bin/python
 UPSTREAM_SETUP := $(UPSTREAM)/.setup.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-upstream test-floor coverage fuzz lint bench stress format clean
+.PHONY: help setup demo docs test test-upstream test-floor coverage fuzz lint bench stress format clean compare
 
 help: ## List these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -106,6 +106,11 @@ bench: $(SETUP) ## Compare speed and memory with limits and peers (BENCH_ARGS='s
 	@$(RUN) -c 'import timm, peft, opacus, backpack' 2>/dev/null || \
 	  $(RUN) -m pip install $(PIP_FLAGS) -e '.[bench]'
 	@$(RUN) tools/benchmark.py $(BENCH_ARGS)
+
+compare: $(SETUP) ## Compare with the methods of Hugging Face peft on small data (hours; needs CDRA_VTAB_ROOT and others)
+	@$(RUN) tools/tables.py compare_peft --jobs 2 --report --against cdra_energy
+	@$(RUN) -m cdra_mm.tables.small_costs configs/tables/compare_peft.py --task caltech101 \
+	  --json work_dirs/tables/compare_peft/costs.json
 
 stress: $(SETUP) ## Kill a small run 30 times, resume it each time, compare (10 minutes; STRESS_ARGS='--kills 6')
 	@$(RUN) tools/stress.py $(STRESS_ARGS)

@@ -138,20 +138,23 @@ def train_small(
     batches: Iterable[Tensor],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
+    after: Callable[[int], None] | None = None,
 ) -> float:
-    """Trains on batches of indices, one step each.
+    """Trains on batches of indices, one step each; `after` is called with the step, from 0.
 
     Returns:
         The mean of the last losses.
     """
     model.train()
     losses: list[float] = []
-    for indices in batches:
+    for step, indices in enumerate(batches):
         loss = small_loss(model(images[indices]), labels[indices])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        if after is not None:
+            after(step)
         losses.append(float(loss.detach()))
     return fmean(losses[-LAST:])
 

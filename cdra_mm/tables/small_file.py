@@ -4,13 +4,16 @@ It is a config of mmengine, like a grid's (`grid_file`), told from one by its ``
 
 - ``title``; ``seeds``, the first of which searches; ``weights``, a file of DeiT-Tiny in timm's
   names; ``iterations`` of every training; ``head_rate``; ``rates``, a rising ladder.
-- ``methods``: name of a row -> ``dict(title, family, method=dict(type=..., **settings))``, and
+- ``methods``: name of a row -> ``dict(title, family, method=dict(type=..., **settings))``, or
+  ``peft=dict(peft_type=..., **settings)`` in place of ``method`` for a tuner of peft's, and
   ``rate``, where on the ladder its search begins, None for a row that trains nothing of the
   backbone. ``rules`` (of `EnergyRules`), ``start`` and ``head_iterations`` as `Recipe` has them.
-  An entry that is empty, such as ``dict(_delete_=True)`` over one of a base, is no row.
+  An entry that is empty, such as ``dict(_delete_=True)`` over one of a base, is no row (no task).
 - ``tasks``: name -> ``dict(title, metric, folder, kind, size, batch, test)``. ``kind`` is
   ``'vtab'`` (``test``: so many test images) or ``'dense'`` (``test``: every so many-th; ``void``:
   the label without a class).
+- ``remembered``, for what a training forgets: ``dict(folder, size, images)``, the first so many
+  test images of a folder in VTAB's layout.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cdra_mm.benchmark.small_tasks import Task as Data
 from cdra_mm.benchmark.small_tasks import read_dense, read_vtab
 from cdra_mm.core.planning.energy import EnergyRules
@@ -28,7 +33,7 @@ from cdra_mm.spelling import unknown
 
 from .grid import Grid, Row, Task, pick, read_seeds
 from .grid_file import check_keys, read_content
-from .small_runs import Recipe
+from .small_recipes import Recipe
 
 __all__ = ['SmallStudy', 'is_small_study', 'read_small_study']
 
@@ -37,8 +42,9 @@ RECIPE = ('rate', 'rules', 'start', 'head_iterations')
 KEYS = {
     'study': (
         'title', 'methods', 'tasks', 'seeds', 'weights', 'iterations', 'head_rate', 'rates',
+        'remembered',
     ),
-    'method': ('title', 'family', 'method', *RECIPE),
+    'method': ('title', 'family', 'method', 'peft', *RECIPE),
     'task': ('title', 'metric', 'folder', 'kind', 'size', 'batch', 'test', 'void'),
 }  # fmt: skip
 
@@ -56,6 +62,7 @@ class SmallStudy:
         weights: File of the backbone.
         iterations: Of every training.
         head_rate: Of the head in every training.
+        remembered: What the file says of the images to see what is forgotten by.
     """
 
     grid: Grid
@@ -66,6 +73,7 @@ class SmallStudy:
     weights: str
     iterations: int
     head_rate: float
+    remembered: Mapping[str, Any] | None = None
 
     def narrow(
         self,
@@ -98,6 +106,18 @@ class SmallStudy:
             return read_vtab(folder, size, tested=test)
         return read_dense(folder, size, entry.get('void'), every=test)
 
+    def remembered_images(self) -> Tensor | None:
+        """Those of `remembered`, uint8 ``[N, 3, S, S]``.
+
+        Raises:
+            DataError: If a list has a fault.
+        """
+        if self.remembered is None:
+            return None
+        given = self.remembered
+        task = read_vtab(Path(given['folder']), given['size'], tested=given['images'])
+        return None if task.test is None else task.test[0]
+
 
 def is_small_study(path: Path) -> bool:
     """Whether a file of tables is one of these.
@@ -116,7 +136,7 @@ def read_small_study(path: Path) -> SmallStudy:
     """
     content = read_content(path)
     where = f'study {path}'
-    check_keys(where, content, KEYS['study'], required=KEYS['study'][1:])
+    check_keys(where, content, KEYS['study'], required=KEYS['study'][1:-1])
     rates = tuple(content['rates'])
     if list(rates) != sorted(set(rates)) or not rates or rates[0] <= 0:
         raise ConfigError(f'{where}: rates={list(rates)}: expected rising numbers above 0')
@@ -124,28 +144,29 @@ def read_small_study(path: Path) -> SmallStudy:
     for name, entry in content['methods'].items():
         if not entry:
             continue
-        check_keys(f'method {name!r} of the {where}', entry, KEYS['method'], required=('method',))
+        of_row = f'method {name!r} of the {where}'
+        check_keys(of_row, entry, KEYS['method'], required=())
+        if ('method' in entry) == ('peft' in entry):
+            raise ConfigError(f'{of_row}: expected one of method and peft')
         begin = entry.get('rate', 1e-2)
         if begin is not None and begin not in rates:
-            raise ConfigError(
-                f'method {name!r} of the {where}: rate={begin}: expected one of rates, or None'
-            )
+            raise ConfigError(f'{of_row}: rate={begin}: expected one of rates, or None')
         rules = entry.get('rules')
         recipes[name] = Recipe(
-            entry['method'],
+            entry.get('method', {}),
+            entry.get('peft'),
             None if rules is None else EnergyRules(**rules),
             entry.get('start', False),
             entry.get('head_iterations', 0),
         )
         begins[name] = begin
         search = {} if begin is None else {RATE: rates}
-        rows.append(
-            Row(
-                name, entry.get('title', name), entry.get('family', ''), entry['method'], {}, search
-            )
-        )
+        title, family = entry.get('title', name), entry.get('family', '')
+        rows.append(Row(name, title, family, entry.get('method', {}), {}, search))
     tasks = []
     for name, entry in content['tasks'].items():
+        if not entry:
+            continue
         of_task = f'task {name!r} of the {where}'
         check_keys(
             of_task, entry, KEYS['task'], required=('metric', 'folder', 'kind', 'size', 'batch')
@@ -164,5 +185,5 @@ def read_small_study(path: Path) -> SmallStudy:
     )
     return SmallStudy(
         grid, recipes, begins, content['tasks'], rates, content['weights'],
-        content['iterations'], content['head_rate'],
+        content['iterations'], content['head_rate'], content.get('remembered'),
     )  # fmt: skip

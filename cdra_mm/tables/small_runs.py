@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,35 +21,16 @@ from cdra_mm.benchmark.small_training import (
     train_small,
     validation_logits,
 )
-from cdra_mm.core import Plan, apply_plan, estimate_scores
-from cdra_mm.core.planning.energy import EnergyRules, plan_by_energy, start_of
+from cdra_mm.core import estimate_scores
 from cdra_mm.core.scoring.mean_gradients import mean_gradients
-from cdra_mm.methods import make_method
-from cdra_mm.methods.base import Request
 
-__all__ = ['Recipe', 'Setting', 'Trained']
+from .small_memory import Remembered
+from .small_recipes import Attached, Recipe
+
+__all__ = ['Setting', 'Trained']
 
 SCORED, SCORED_AT_A_TIME = 200, 20
 FITTED_AT = 1e-2  # the head's rate while it is fitted alone
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is trained, and from where.
-
-    Attributes:
-        method: A method of the package with its settings.
-        rules: Of gradient energy in place of the method's, which say less; None for the method's.
-        start: Whether the factors begin along the mean gradient of their blocks, whatever the
-            method.
-        head_iterations: Steps that fit the head alone before scores and training; 0 leaves it as
-            it was drawn.
-    """
-
-    method: Mapping[str, Any]
-    rules: EnergyRules | None = None
-    start: bool = False
-    head_iterations: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +43,8 @@ class Trained:
         val_loss: Mean cross-entropy of the validation images.
         train_loss: Mean of the last losses of the training.
         params: Trained parameters of the backbone.
+        kept: Of the `Remembered` images those that the pretrained head still calls what it called
+            them before the training, percent; None where none were given.
     """
 
     metric: float
@@ -70,6 +52,7 @@ class Trained:
     val_loss: float
     train_loss: float
     params: int
+    kept: float | None = None
 
 
 class Setting:
@@ -116,37 +99,31 @@ class Setting:
             self._models[head_iterations] = model
         return self._models[head_iterations]
 
-    def plan(self, recipe: Recipe) -> tuple[Plan, Mapping[str, Tensor]]:
-        """What a recipe trains, and where its factors begin."""
+    def attach(self, recipe: Recipe) -> Attached:
+        """What a recipe puts on a backbone, as scores under its head say."""
         head = recipe.head_iterations
-        backbone = self.model(head).backbone
-        method = make_method(recipe.method)
-        if recipe.rules is not None:
-            budget = sum(p.numel() for p in backbone.parameters()) // 200
-            plan = plan_by_energy(self.scores('mean_gradient', head), budget, recipe.rules)
-        else:
-            scores = self.scores(method.statistic, head) if method.needs_scores else {}
-            plan = cast(Plan, method.plan(Request(backbone, scores=scores)))
-        if recipe.start:
-            return plan, start_of(plan, self.scores('mean_gradient', head))
-        if not method.needs_start:
-            return plan, {}
-        return plan, method.first_factors(plan, self.scores('mean_gradient', head))
+        return recipe.attach(
+            self.model(head).backbone, partial(self.scores, head_iterations=head), self.seed
+        )
 
     def train(
-        self, plan: Plan, start: Mapping[str, Tensor], rate: float, head_iterations: int = 0
+        self,
+        attached: Attached,
+        rate: float,
+        head_iterations: int = 0,
+        remembered: Remembered | None = None,
     ) -> Trained:
-        """Trains by a plan, the head along.
+        """Trains what is attached, the head along.
 
         Args:
-            plan: What is trained of the backbone.
-            start: Where factors begin, see `apply_plan`.
+            attached: What is trained of the backbone.
             rate: Peak of the backbone's learning rate.
             head_iterations: The head that it begins with, see `model`.
+            remembered: Images to see what is forgotten by.
         """
         model = copy.deepcopy(self.model(head_iterations))
         images, labels = self.task.train
-        apply_plan(model.backbone, plan, seed=self.seed, start=start)
+        model.backbone = attached.put(model.backbone)
         groups = [
             {'params': list(model.head.parameters())},
             {'params': [p for p in model.backbone.parameters() if p.requires_grad]},
@@ -162,9 +139,11 @@ class Setting:
         order = drawn_order(len(images), self.seed)[1]
         batches = batches_of(len(images), self.batch, self.iterations, order)
         torch.manual_seed(self.seed)  # of dropout, whatever ran before
-        train_loss = train_small(model, images, labels, batches, optimizer, schedule)
+        after = attached.after_step(model.backbone)
+        train_loss = train_small(model, images, labels, batches, optimizer, schedule, after)
         metric, val_loss = self.validate(model)
-        return Trained(metric, self._test(model), val_loss, train_loss, plan.num_trainable)
+        kept = None if remembered is None else remembered.kept(model.backbone)
+        return Trained(metric, self._test(model), val_loss, train_loss, attached.params, kept)
 
     def validate(self, model: SmallModel) -> tuple[float, float]:
         """Metric in percent and loss on the validation images."""

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import deit_tiny
-from cdra_mm.core import Plan
 from cdra_mm.errors import ConfigError
 from cdra_mm.storage import write_text
 from cdra_mm.storage.strict_json import strict_json
@@ -41,6 +40,8 @@ from .report_files import write_report
 from .report_text import report_text
 from .results import Result, State
 from .small_file import RATE, SmallStudy, read_small_study
+from .small_memory import Remembered
+from .small_recipes import Attached
 from .small_runs import Setting
 from .table import Results, make_table
 from .text_formats import FORMATS, SUFFIXES
@@ -194,7 +195,7 @@ class _Work:
     ) -> None:
         self.study, self.runs, self.task, self.seed = study, runs, task, seed
         self._data, self._backbone = data, backbone
-        self._plan = lru_cache(1)(self._planned)
+        self._attach = lru_cache(1)(self._attached)
 
     @cached_property
     def setting(self) -> Setting:
@@ -207,23 +208,32 @@ class _Work:
             head_rate=self.study.head_rate,
         )
 
-    def _planned(self, row: str) -> tuple[Plan, Mapping[str, Tensor]]:
-        return self.setting.plan(self.study.recipes[row])
+    @cached_property
+    def remembered(self) -> Remembered | None:
+        images = self.study.remembered_images()
+        if images is None:
+            return None
+        return Remembered(self._backbone(images.shape[-1]), self.study.weights, images)
+
+    def _attached(self, row: str) -> Attached:
+        return self.setting.attach(self.study.recipes[row])
 
     def run(self, row: str, rate: float) -> Mapping[str, Any]:
         """A run, unless it is done."""
         key = self.task, row, self.seed, rate
         if key not in self.runs.found:
-            plan, start = self._plan(row)
+            attached = self._attach(row)
             begin = time.time()
-            trained = self.setting.train(plan, start, rate, self.study.recipes[row].head_iterations)
+            trained = self.setting.train(
+                attached, rate, self.study.recipes[row].head_iterations, self.remembered
+            )
             model = self.setting.model()
             self.runs.add(
                 dict(
                     task=self.task, method=row, seed=self.seed, rate=rate, **asdict(trained),
                     backbone=sum(p.numel() for p in model.backbone.parameters()),
                     head=sum(p.numel() for p in model.head.parameters()),
-                    blocks=len(plan.blocks), vectors=len(plan.vectors),
+                    blocks=attached.blocks, vectors=attached.vectors,
                     seconds=time.time() - begin,
                 )
             )  # fmt: skip

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import SmallModel, sample_losses, small_loss
-from cdra_mm.core import Plan
+from cdra_mm.core import ConfigError
 from cdra_mm.core.planning.energy import EnergyRules
-from cdra_mm.tables.small_runs import Recipe, Setting
+from cdra_mm.tables.small_memory import Remembered
+from cdra_mm.tables.small_recipes import Recipe
+from cdra_mm.tables.small_runs import Setting
 from tests.benchmark.test_rounding import tiny_vit
 
+LINEAR = Recipe(dict(type='linear'))
 ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy')
 
 
@@ -49,41 +54,55 @@ def test_the_head_is_fitted_on_frozen_features(setting):
         Recipe(dict(type='lora', rank=1), start=True),
         Recipe(dict(type='cdra', budget_percent=0.5, rank_rule='count')),
         Recipe(dict(ENERGY, start='gradient')),
-        Recipe(ENERGY, EnergyRules(vectors=False, sides=(1.0,)), start=True, head_iterations=3),
+        Recipe(
+            ENERGY,
+            rules=EnergyRules(vectors=False, sides=(1.0,)),
+            start=True,
+            head_iterations=3,
+        ),
         Recipe(dict(type='spt_lora', rank=1, budget_percent=0.5)),
         Recipe(dict(type='vpt_deep', num_prompts=2)),
+        Recipe(peft=dict(peft_type='LORA', r=1, target_modules=['qkv'])),
     ],
-    ids=lambda recipe: recipe.method['type'],
+    ids=lambda recipe: recipe.method.get('type', 'peft'),
 )
 def test_every_method_plans_and_trains_and_leaves_the_models_as_they_were(setting, recipe):
     head = recipe.head_iterations
     state = {name: value.clone() for name, value in setting.model(head).state_dict().items()}
-    plan, start = setting.plan(recipe)
-    begins = recipe.start or recipe.method.get('start') == 'gradient'
-    assert set(start) == ({block.name for block in plan.blocks} if begins else set())
-    if recipe.method['type'] == 'cdra':
+    attached = setting.attach(recipe)
+    if recipe.method.get('type') == 'cdra':
         total = sum(p.numel() for p in setting.model().backbone.parameters())
-        assert 0 < plan.num_trainable <= total // 200
+        assert 0 < attached.params <= total // 200 and attached.blocks
     if recipe.rules is not None:
-        assert not plan.vectors
-    found = setting.train(plan, start, 1e-3, head)
-    assert found.params == plan.num_trainable and math.isfinite(found.val_loss)
-    assert found == setting.train(plan, start, 1e-3, head)  # dropout and all
+        assert not attached.vectors
+    found = setting.train(attached, 1e-3, head)
+    assert found.params == attached.params and math.isfinite(found.val_loss)
+    assert found == setting.train(attached, 1e-3, head)  # dropout and all
     for name, value in setting.model(head).state_dict().items():
         assert torch.equal(value, state[name]), name
 
 
+def test_factors_begin_where_the_gradient_says_if_they_are_to(setting):
+    backbone, scores = setting.model().backbone, setting.scores
+    plan, start = Recipe(ENERGY, start=True).plan(backbone, scores)
+    assert set(start) == {block.name for block in plan.blocks}
+    own, same = Recipe(dict(ENERGY, start='gradient')).plan(backbone, scores)
+    assert own.blocks == plan.blocks
+    assert all(torch.equal(start[name], same[name]) for name in start)
+    assert Recipe(ENERGY).plan(backbone, scores)[1] == {}
+
+
 def test_training_starts_with_the_drawn_or_the_fitted_head(setting):
     setting.iterations = 1
-    drawn, fitted = (setting.train(Plan(), {}, 1e-3, steps) for steps in (0, 40))
+    drawn, fitted = (setting.train(setting.attach(LINEAR), 1e-3, steps) for steps in (0, 40))
     assert fitted.train_loss < 0.8 * drawn.train_loss
 
 
 def test_the_test_images_are_looked_at_and_may_be_absent(setting):
-    found = setting.train(Plan(), {}, 1e-3, 40)
+    found = setting.train(setting.attach(LINEAR), 1e-3, 40)
     assert found.test in (0, pytest.approx(100 / 3), pytest.approx(200 / 3), 100)
     setting.task = replace(setting.task, test=None)
-    assert setting.train(Plan(), {}, 1e-3, 40) == replace(found, test=None)
+    assert setting.train(setting.attach(LINEAR), 1e-3, 40) == replace(found, test=None)
 
 
 def test_losses_of_samples_are_means_over_what_has_a_label():
@@ -96,3 +115,65 @@ def test_losses_of_samples_are_means_over_what_has_a_label():
         for n in range(2):
             alone = small_loss(model(images[n : n + 1]), labels[n : n + 1])
             torch.testing.assert_close(found[n], alone)
+
+
+def test_tuners_of_peft_are_put_on_and_saved(setting):
+    lora = Recipe(peft=dict(peft_type='LORA', r=2, target_modules=['qkv']))
+    attached = setting.attach(lora)
+    assert attached.params == 2 * 2 * (48 + 144)  # rank, blocks, sides
+    whole = setting.attach(Recipe(dict(type='full')))
+    for found in (attached, whole, setting.attach(Recipe(dict(type='lora', rank=2)))):
+        backbone = found.put(copy.deepcopy(setting.model().backbone))
+        trained = [p for p in backbone.parameters() if p.requires_grad]
+        assert sum(p.numel() for p in trained) == found.params
+        assert 4 * found.params < found.file_bytes(backbone) < 4 * found.params + 6000
+
+
+def test_ranks_of_adalora_follow_its_own_schedule(setting):
+    recipe = Recipe(
+        peft=dict(
+            peft_type='ADALORA', init_r=4, target_r=1, tinit=0, tfinal=1, deltaT=1, total_step=4,
+            target_modules=['qkv'],
+        )
+    )  # fmt: skip
+    attached = setting.attach(recipe)
+    steps = []
+    told = replace(attached, schedule=lambda put, step: steps.append(step))
+    setting.train(told, 1e-3)
+    assert steps == [0, 1, 2, 3]
+    put = attached.put(copy.deepcopy(setting.model().backbone))
+    for _ in range(4):
+        put(setting.task.train[0].float()).sum().backward()
+        attached.after_step(put)(2)
+    ranks = put.peft_config['default'].rank_pattern
+    assert sum(map(sum, ranks.values())) < 4 * len(ranks)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(peft_type='LARA'), "'LARA'.*did you mean 'LORA'"),
+        (dict(peft_type='LORA', rank=3), 'peft LORA: .*rank'),
+    ],
+)
+def test_wrong_tuners_are_refused(setting, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        setting.attach(Recipe(peft=settings))
+
+
+def test_what_is_kept_is_what_the_pretrained_head_still_says(setting, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    head = {'head.weight': torch.randn(9, 48, generator=generator), 'head.bias': torch.zeros(9)}
+    save_file(head, tmp_path / 'weights.safetensors')
+    backbone, images = setting.model().backbone, setting.task.train[0]
+    remembered = Remembered(backbone, str(tmp_path / 'weights.safetensors'), images)
+    assert remembered.kept(backbone) == 100
+    other = copy.deepcopy(backbone)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(-1)
+    assert remembered.kept(other) < 90
+    frozen = setting.train(setting.attach(LINEAR), 1e-3, remembered=remembered)
+    assert frozen.kept == 100
+    tuned = setting.train(setting.attach(Recipe(dict(type='full'))), 1e-1, remembered=remembered)
+    assert tuned.kept < 100

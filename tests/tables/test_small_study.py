@@ -170,6 +170,11 @@ def test_a_loss_that_is_no_number_is_written_as_null(tmp_path):
         ('rate=None', 'rate=5e-3', "method 'linear' .* rate=0.005: expected one of rates"),
         ("kind='vtab'", "kind='vtap'", "'vtap'.*did you mean 'vtab'"),
         ('batch=4, test=2', 'test=2', "task 'a' .* has no entry 'batch'"),
+        (
+            "method=dict(type='bias')",
+            'rate=1e-2',
+            "method 'bias' .* expected one of method and peft",
+        ),
         ("title='Bias'", "titel='Bias'", "an entry 'titel'.*did you mean 'title'"),
         ("weights = 'none'", '', "has no entry 'weights'"),
     ],
