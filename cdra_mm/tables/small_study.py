@@ -5,8 +5,8 @@ no start of an interpreter, no reading of files, no augmentation. Each task has 
 lines, ``DIR/TASK.jsonl``, a run each; a run that is there is not run again.
 
 Rates are chosen on validation images with the first seed, from where a row begins up and down the
-ladder until a worse one stands on each side; the other seeds take it. What is reported is of the
-test images, which nothing was chosen on.
+ladder until a worse one stands on each side of the best; the other seeds take it. What is reported
+is of the test images, which nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import asdict
 from functools import cache, cached_property, lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -108,7 +109,10 @@ def worth(run: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def search(
-    rates: Sequence[float], begin: float, run: Callable[[float], Mapping[str, Any]]
+    rates: Sequence[float],
+    begin: float,
+    run: Callable[[float], Mapping[str, Any]],
+    done: Mapping[float, Mapping[str, Any]] = MappingProxyType({}),
 ) -> float:
     """The best rate of a ladder: from where it begins until a worse one stands on each side.
 
@@ -116,16 +120,18 @@ def search(
         rates: The ladder, rising.
         begin: One of it.
         run: Trains at a rate.
+        done: Runs that are done, by rate; they count as tried.
     """
-    tried = {rates.index(begin): run(begin)}
-    for step in (-1, 1):
-        while True:
-            best = max(tried, key=lambda at: worth(tried[at]))
-            beside = best + step
-            if beside in tried or not 0 <= beside < len(rates):
-                break
-            tried[beside] = run(rates[beside])
-    return rates[max(tried, key=lambda at: worth(tried[at]))]
+    tried = {rate: run for rate, run in done.items() if rate in rates}
+    if not tried:
+        tried[begin] = run(begin)
+    while True:
+        best = max(tried, key=lambda rate: worth(tried[rate]))
+        at = rates.index(best)
+        beside = [rate for rate in rates[max(at - 1, 0) : at + 2] if rate not in tried]
+        if not beside:
+            return best
+        tried[beside[0]] = run(beside[0])
 
 
 def chosen_rates(study: SmallStudy, runs: Runs) -> dict[tuple[str, str], tuple[float, list[float]]]:
@@ -177,7 +183,9 @@ def run_task(study: SmallStudy, out: Path, task: str, backbone: Backbone = deit_
             run = partial(work.run, row)
             if row not in rates:
                 begin = study.begins[row]
-                rates[row] = 0.0 if begin is None else search(study.rates, begin, run)
+                rates[row] = (
+                    0.0 if begin is None else search(study.rates, begin, run, work.done(row))
+                )
             run(rates[row])
 
 
@@ -214,6 +222,11 @@ class _Work:
         if images is None:
             return None
         return Remembered(self._backbone(images.shape[-1]), self.study.weights, images)
+
+    def done(self, row: str) -> dict[float, Mapping[str, Any]]:
+        """Runs of a row that are done, by rate."""
+        mine = self.task, row, self.seed
+        return {rate: run for (*key, rate), run in self.runs.found.items() if tuple(key) == mine}
 
     def _attached(self, row: str) -> Attached:
         return self.setting.attach(self.study.recipes[row])

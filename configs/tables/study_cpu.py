@@ -25,7 +25,7 @@ seeds = [0, 1, 2]
 weights = '{{$CDRA_DEIT_TINY:data/deit_tiny.safetensors}}'
 iterations = 150
 head_rate = 1e-2
-rates = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 4e-2, 8e-2]
+rates = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2]
 
 # As many parameters as LoRA of rank 3 on q and v: 27,648 of DeiT-Tiny, 0.5 percent.
 methods = dict(

@@ -98,24 +98,32 @@ def test_a_dry_run_runs_nothing(study, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ('worths', 'begin', 'best', 'runs'),
+    ('worths', 'begin', 'done', 'best', 'runs'),
     [
-        ([1, 5, 2, 0, 0], 1, 1, [1, 0, 2]),
-        ([3, 5, 7, 9, 1], 1, 3, [1, 0, 2, 3, 4]),
-        ([9, 5, 7, 9, 1], 2, 3, [2, 1, 3, 4]),
-        ([9, 8, 7, 6, 1], 2, 0, [2, 1, 0]),
-        ([1, 2, 2, 1, 0], 2, 2, [2, 1, 3]),
+        ([1, 5, 2, 0, 0], 1, [], 1, [1, 0, 2]),
+        ([3, 5, 7, 9, 1], 1, [], 3, [1, 0, 2, 3, 4]),
+        ([9, 5, 7, 9, 1], 2, [], 3, [2, 1, 3, 4]),
+        ([9, 8, 7, 6, 1], 2, [], 0, [2, 1, 0]),
+        ([1, 2, 2, 1, 0], 2, [], 2, [2, 1, 3]),
+        # What a ladder without the rates between had found is gone on from.
+        ([8, 9, 5, 7, 1], 4, [0, 2, 4], 1, [1]),
+        ([5, 1, 3, 7, 1], 2, [0, 2, 4], 0, [1]),
+        ([1, 2, 1, 0, 0], 4, [0, 1, 2], 1, []),
     ],
 )
-def test_a_search_ends_when_a_worse_rate_stands_on_each_side(worths, begin, best, runs):
+def test_a_search_ends_when_a_worse_rate_stands_on_each_side(worths, begin, done, best, runs):
     rates = [1.0, 2.0, 3.0, 4.0, 5.0]
     asked = []
 
+    def result(at):
+        return {'metric': worths[at], 'val_loss': None}
+
     def train(rate):
         asked.append(rates.index(rate))
-        return {'metric': worths[asked[-1]], 'val_loss': None}
+        return result(asked[-1])
 
-    assert search(rates, rates[begin], train) == rates[best]
+    known = {rates[at]: result(at) for at in done} | {7.0: result(0)}
+    assert search(rates, rates[begin], train, known if done else {}) == rates[best]
     assert asked == runs
 
 
