@@ -83,7 +83,7 @@ def _tuned(run: Run, regions: list[Region]) -> Iterator[str]:
 def _cost(run: Run) -> Iterator[str]:
     summary = run.summary
     if summary.get('scoring_seconds'):
-        yield f'Finding the sensitive entries took {duration(summary["scoring_seconds"])}.'
+        yield f'Scoring took {duration(summary["scoring_seconds"])}.'
     if 'training_seconds' in summary:
         yield f'Training took {duration(summary["training_seconds"])}.'
     elif run.scalars:

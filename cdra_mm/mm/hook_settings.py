@@ -49,8 +49,9 @@ def check_same_settings(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -
     )
     if differ:
         key = 'method' if 'method' in differ else differ[0]
+        made = f'with {key}={recorded[key]!r}' if key in recorded else f'without {key}'
+        says = f'says {asked[key]!r}' if key in asked else 'leaves it at its default'
         raise CheckpointError(
-            f'the checkpoint was made with {key}={recorded.get(key)!r}, the config says '
-            f'{asked.get(key)!r}: use the settings of the checkpoint, or start a new '
-            'run in another work directory'
+            f'the checkpoint was made {made}, the config {says}: use the settings of the '
+            'checkpoint, or start a new run in another work directory'
         )

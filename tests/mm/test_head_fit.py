@@ -110,7 +110,7 @@ def test_scores_are_those_of_the_fitted_head_and_training_goes_on_from_it(tmp_pa
 def test_a_run_goes_on_only_with_the_same_head_iters(tmp_path):
     toy.train(toy.config(tmp_path, cdra=dict(head_iters=5), train_cfg=SHORT))
     longer = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=100)
-    with pytest.raises(Exception, match='head_iters=5, the config says None'):
+    with pytest.raises(Exception, match='head_iters=5, the config leaves it at its default'):
         toy.train(toy.config(tmp_path, train_cfg=longer, resume=True))
     runner = toy.train(toy.config(tmp_path, cdra=dict(head_iters=5), train_cfg=longer, resume=True))
     assert runner.iter == 2
