@@ -181,8 +181,8 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
 def is_remade(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether the copy of a weight is made again in the backward, so that none is kept.
 
-    A base in half precision or in int8 is there to save memory. One in fp32 is four bytes an entry beside
-    copies of two: autocast keeps them likewise.
+    A base in half precision or in int8 is there to save memory. One in fp32 is four bytes an entry
+    beside copies of two: autocast keeps them likewise.
     """
     return is_int8(weight) or (weight.dtype == dtype and weight.element_size() < 4)
 

@@ -128,7 +128,7 @@ class RowInt8(Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f'RowInt8(shape={list(self.shape)}, dtype={self.dtype}, device={self.device})'
 
-    def take(self, values: Tensor) -> None:
+    def become(self, values: Tensor) -> None:
         """Becomes what a tensor of its shape says, as ``copy_`` does.
 
         Raises:
@@ -159,10 +159,10 @@ class RowInt8(Tensor):
         dtype, origin, is_view = rest
         return RowInt8(inner['codes'], inner['scales'], dtype, [origin], is_view)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = cast(Any, torch._C)._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -193,7 +193,7 @@ def _on_whole(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             continue
         for owner in tree_leaves(args[at] if at < len(args) else kwargs.get(argument.name)):
             if isinstance(owner, RowInt8):
-                owner.take(stand_ins[id(owner)])
+                owner.become(stand_ins[id(owner)])
                 owners[id(stand_ins[id(owner)])] = owner
     return tree_map(lambda value: owners.get(id(value), value), out)
 
@@ -227,7 +227,7 @@ def _cast(func: Any, weight: RowInt8, **kwargs: Any) -> RowInt8 | None:
 
 
 def _copied(_: Any, weight: RowInt8, values: Tensor, *__: Any) -> RowInt8:
-    weight.take(values if values.shape == weight.shape else values.expand(weight.shape))
+    weight.become(values if values.shape == weight.shape else values.expand(weight.shape))
     return weight
 
 
