@@ -33,7 +33,7 @@ from ..model.row_int8 import RowInt8, is_int8, quantize
 from ..model.sharded import is_sharded
 from ..model.targets import find_targets
 from ..model.tensor_digest import digest_of
-from .adapted import adapters, plan_of
+from .adapted import adapters, names_beside, plan_of, trained_whole
 
 __all__ = [
     'BASE_DTYPES',
@@ -90,8 +90,7 @@ def quantize_base(
     own = dict(model.named_parameters(remove_duplicate=False))
     if names is None:
         chosen = {target.path for target in find_targets(model).values() if len(target.shape) == 2}
-        if plan_of(model) is not None:
-            chosen = {name for name in chosen if not own[name].requires_grad}
+        chosen -= _trained(model)
     else:
         chosen = set(names)
     made: dict[int, nn.Parameter] = {}
@@ -164,6 +163,16 @@ def refuse_int8(model: nn.Module, consequence: str, advice: str) -> None:
         )
 
 
+def _trained(model: nn.Module) -> set[str]:
+    """Names of a model's own parameters that its plan trains whole, or that are beside it."""
+    plan = plan_of(model)
+    if plan is None:
+        return set()
+    beside = names_beside(model)
+    trained = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return {*trained_whole(plan), *(beside & trained)}
+
+
 def _checked(model: nn.Module, own: Mapping[str, nn.Parameter], name: str) -> nn.Parameter:
     if name not in own:
         raise PlanError(f'{type(model).__name__} has no parameter {name!r} to keep in int8')
@@ -173,7 +182,7 @@ def _checked(model: nn.Module, own: Mapping[str, nn.Parameter], name: str) -> nn
             f'{name} is spread over processes (FSDP): a part of a weight cannot be quantised; one '
             'of the two saves the memory'
         )
-    if parameter.requires_grad and plan_of(model) is not None:
+    if name in _trained(model):
         raise PlanError(
             f'{name} is trained: only frozen weights can be kept in int8; leave it out of names'
         )
