@@ -131,8 +131,8 @@ def test_a_cast_is_noted_only():
 def test_a_view_is_in_int8_and_shows_the_same():
     small = quantize(matrix())
     for view in (lambda w: w.t(), lambda w: w[1:3], lambda w: w[:, 2], lambda w: w.expand(4, 6, 5),
-                 lambda w: w.chunk(2)[1], lambda w: w.t()[2:].unsqueeze(0), lambda w: w.view(2, 3, 5),
-                 lambda w: w.unbind(1)[3]):  # fmt: skip
+                 lambda w: w.chunk(2)[1], lambda w: w.t()[2:].unsqueeze(0),
+                 lambda w: w.view(2, 3, 5), lambda w: w.unbind(1)[3]):  # fmt: skip
         part = view(small)
         assert is_int8(part) and torch.equal(part.whole(), view(small.whole()))
         assert part.clone().whole().equal(part.whole())
