@@ -123,10 +123,12 @@ def restore_base(model: nn.Module, state: Mapping[str, Tensor], prefix: str = ''
         given = state.get(prefix + name)
         if given is None:
             differ.append(f'{name} (missing there)')
-        elif given.shape != parameter.shape or digest_of(given) != parameter.origin:
+            continue
+        # A file in half precision is one that was read into fp32.
+        full = given.detach().to(parameter.device, torch.float32, copy=True)
+        if is_int8(full) or full.shape != parameter.shape or digest_of(full) != parameter.origin:
             differ.append(name)
         else:
-            full = given.detach().to(parameter.device, torch.float32, copy=True)
             made[id(parameter)] = nn.Parameter(full, requires_grad=False)
     if differ:
         raise PlanError(

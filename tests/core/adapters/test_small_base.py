@@ -165,6 +165,25 @@ def test_a_merge_goes_into_the_base_in_full_precision(kind):
     assert all(torch.equal(found[key], right[key]) for key in right)
 
 
+def test_a_base_that_was_read_from_half_precision_is_put_back_from_it():
+    torch.manual_seed(0)
+    model = MODELS['fused']()
+    file = {key: value.half() for key, value in model.state_dict().items()}
+    model.load_state_dict(file)
+    right = copy.deepcopy(model.state_dict())
+    apply_plan(model, random_plan(model))
+    quantize_base(model)
+    restore_base(model, file)
+    held = base_state(model)
+    assert all(torch.equal(held[key], right[key]) for key in right)
+
+
+def test_a_base_in_int8_is_no_base_to_put_back():
+    _, model, _ = small()
+    with pytest.raises(PlanError, match='not the one that was quantised'):
+        restore_base(model, copy.deepcopy(model.state_dict()))
+
+
 def test_tables_and_fingerprints_are_those_of_the_base_that_was_quantised():
     base, model, plan = small(moved=False)
     assert fingerprint(model) == fingerprint(base) == plan.fingerprint
