@@ -16,6 +16,7 @@ BENCHMARKS = (
     'step',
     'launches',
     'memory',
+    'bases',
     'strategies',
     'inference',
     'planning',

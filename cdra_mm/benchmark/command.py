@@ -20,6 +20,7 @@ from cdra_mm.sizing.block_sizes import KINDS, make_block_plan
 from cdra_mm.spelling import unknown
 
 from .arguments import BENCHMARKS, DEFAULTS, ENTRIES, MODELS, PEER_NAMES, nearest
+from .base_types import compare_bases
 from .case import Case, build_vit, check_vit
 from .growth import Point, compare_growth, points
 from .inference import compare_inference
@@ -170,6 +171,7 @@ COMPARED: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     'step': (compare_steps, ('blocks', 'peers')),
     'launches': (compare_launches, ('blocks', 'peers')),
     'memory': (compare_memory, ('blocks', 'peers')),
+    'bases': (compare_bases, ('blocks',)),
     'strategies': (compare_strategies, ('blocks',)),
     'inference': (compare_inference, ('blocks', 'peers')),
 }

@@ -27,6 +27,7 @@ from .adapters.adapter import Adapter, CallAdapter, ParameterAdapter, register_k
 from .adapters.apply import apply_plan, freeze_rest
 from .adapters.merging import merge_adapters, remove_adapters, unmerge_adapters
 from .adapters.sharding import average_gradients, shard_base
+from .adapters.small_base import quantize_base, restore_base
 from .artifacts.adapter_saving import save_adapter
 from .artifacts.loading import load_adapter
 from .artifacts.named_adapters import NamedAdapters
@@ -85,9 +86,11 @@ __all__ = [
     'merge_adapters',
     'plan_from_masks',
     'plan_of',
+    'quantize_base',
     'register_kind',
     'remove_adapters',
     'resolve',
+    'restore_base',
     'save_adapter',
     'select',
     'shard_base',

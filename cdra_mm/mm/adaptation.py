@@ -27,6 +27,7 @@ from .checkpoints.changed_config import check_asked
 from .checkpoints.partial_base import describe_missing
 from .checkpoints.record import Record, make_record
 from .checkpoints.restoring import ensure_base
+from .checkpoints.small_base import check_can_be_small, make_small
 from .hook_settings import check_same_settings
 from .plan_description import describe_plan
 from .plan_health import plan_health
@@ -48,6 +49,7 @@ class Adaptation:
         save_base: Whether checkpoints hold the base.
         product: How adapted products are computed, see `choose_product`.
         head_iters: Iterations that fit the head first, see `fit_head`.
+        base_dtype: What the frozen base is kept in, see `checkpoints.small_base`; None: as it is.
     """
 
     planner: RunPlanner
@@ -55,12 +57,13 @@ class Adaptation:
     save_base: bool
     product: str = 'auto'
     head_iters: int = 0
+    base_dtype: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs train the same thing; plain types."""
-        own = {'head_iters': self.head_iters} if self.head_iters else {}
-        return {**self.planner.settings, **own}
+        own = {'head_iters': self.head_iters, 'base_dtype': self.base_dtype}
+        return {**self.planner.settings, **{key: value for key, value in own.items() if value}}
 
     def begin(self, runner: Runner, backbone: nn.Module) -> Record:
         """A fresh run: plan on the loaded weights, then adapt.
@@ -73,6 +76,7 @@ class Adaptation:
         source = None if self.save_base else find_source(runner, model, backbone)
         reproduced = reproduced_names(backbone, source)
         missing = check_loaded(backbone, source, reproduced)
+        check_can_be_small(self.base_dtype, backbone, source, reproduced)
         trains_all = isinstance(method, Full) and not self.planner.path
         digests = {} if trains_all else digests_of(base_state(backbone))
         if source is not None and missing and not trains_all:
@@ -105,6 +109,8 @@ class Adaptation:
             reproduced=reproduced,
             digests=digests,
         )
+        if plan is not None:
+            make_small(backbone, record)
         if plan is not None and not self.save_base and not reproduced:
             logger.warning(
                 'no pretrained weights were named that bring the backbone back (init_cfg or '
@@ -144,5 +150,6 @@ class Adaptation:
                 apply_plan(backbone, replace(plan, fingerprint=''), seed=self.seed)
             choose_product(backbone, self.product)
             freeze_rest(backbone, plan)
+            make_small(backbone, record)
             check_stays_trained(plain_model(runner), backbone)
         return record

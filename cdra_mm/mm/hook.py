@@ -32,7 +32,7 @@ from .checkpoints.slim_hook import SlimCheckpointHook
 from .data_check.watch import watch
 from .divergence import DivergenceHook, check_finite
 from .guards import set_guards
-from .hook_settings import method_of
+from .hook_settings import check_base_setting, method_of
 from .host.runner_parts import is_resumed, trains
 from .parallel.distributed_strategies import refuse_sharding
 from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
@@ -101,6 +101,9 @@ class CDRAHook(Hook):
         head_iters: int, default 0: iterations that fit the head on the frozen backbone's features
             before anything is scored and trained, of any method (docs/methods.md). Features are
             computed once, so some hundred cost seconds.
+        base_dtype: None (default, as it is loaded) or ``'int8'``: what the frozen matrices are kept
+            in while training, a quarter of their memory; adapters, scores and a merge are in full
+            precision (docs/small_precision.md).
         **settings: Of ``cdra``; at most one of the four budgets, and the defaults are the paper's
             but for the budget:
 
@@ -156,6 +159,7 @@ class CDRAHook(Hook):
         visualize: bool = True,
         product: str = 'auto',
         head_iters: int = 0,
+        base_dtype: str | None = None,
         **settings: Any,
     ) -> None:
         given = {
@@ -174,6 +178,7 @@ class CDRAHook(Hook):
             'visualize': visualize,
             'product': product,
             'head_iters': head_iters,
+            'base_dtype': base_dtype,
         }
         set_guards()
         check_types(given, get_type_hints(CDRAHook.__init__))
@@ -185,7 +190,8 @@ class CDRAHook(Hook):
         check_product(product)
         if head_iters < 0:
             raise ConfigError(f'head_iters={head_iters}: expected a count of at least 0')
-        self.adaptation = Adaptation(self.planner, seed, save_base, product, head_iters)
+        check_base_setting(base_dtype, self.method, save_base)
+        self.adaptation = Adaptation(self.planner, seed, save_base, product, head_iters, base_dtype)
         self.visualize = visualize
         self.record: Record | None = None
         self._configs: dict[str, Any] = {}

@@ -8,10 +8,11 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
-from cdra_mm.errors import CheckpointError
-from cdra_mm.methods import CDRA, Method, find_method, make_method
+from cdra_mm.core.adapters.small_base import check_base_dtype
+from cdra_mm.errors import CheckpointError, ConfigError
+from cdra_mm.methods import CDRA, Full, Method, find_method, make_method
 
-__all__ = ['check_same_settings', 'method_of']
+__all__ = ['check_base_setting', 'check_same_settings', 'method_of']
 
 
 def method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
@@ -36,6 +37,27 @@ def method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
         )
     shared = {key: value for key, value in settings.items() if key in own}
     return make_method({**shared, **config})
+
+
+def check_base_setting(base_dtype: str | None, method: Method, save_base: bool) -> None:
+    """Refuses a small precision of the base that contradicts other settings.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    check_base_dtype(base_dtype)
+    if base_dtype is None:
+        return
+    if isinstance(method, Full):
+        raise ConfigError(
+            f'base_dtype={base_dtype!r}: the method {method.name!r} trains the whole backbone, no '
+            'weight is frozen; leave base_dtype out, or choose another method'
+        )
+    if save_base:
+        raise ConfigError(
+            f'base_dtype={base_dtype!r}, save_base=True: the run has no base in full precision to '
+            'store; leave one of them out'
+        )
 
 
 def check_same_settings(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

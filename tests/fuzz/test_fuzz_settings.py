@@ -98,8 +98,10 @@ HOOK: dict[str, Callable[[Any], bool]] = {
     'score_dtype': one_of('float32', 'bfloat16'),
     'score_device': optional(one_of('cpu')),
     'head_iters': count(0),
+    'base_dtype': optional(one_of('int8')),
 }
 WORDS = [
+    'int8',
     'all',
     'q',
     'eq7',
@@ -239,6 +241,8 @@ def test_settings_of_the_hook_are_taken_where_they_are_valid():
         )
         if valid and shared.get('allocation') == 'energy':
             valid = block.get('statistic') is None
+        if valid and block.get('base_dtype') is not None:
+            valid = name != 'full' and not block.get('save_base')
         assert (hook is not None) == valid, block
         if hook is not None:
             settings = json.loads(json.dumps(hook.settings, allow_nan=False))

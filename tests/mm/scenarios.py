@@ -156,6 +156,14 @@ def training(folder: Path) -> Weights:
     return state(runner)
 
 
+def trained_in_int8(folder: Path) -> Weights:
+    """The same over a base in int8."""
+    cfg = toy.config(folder, work_dir=str(folder / 'int8'), cdra=dict(base_dtype='int8'))
+    cfg.train_dataloader.batch_size = 2
+    cfg.train_cfg.max_iters = 2
+    return state(toy.train(distributed(cfg)))
+
+
 def classifier(folder: Path, **options: Any) -> Any:
     """Accumulation and an EMA; four samples an iteration, whatever the number of processes."""
     cfg = toy.config(folder, 'cls', work_dir=str(folder / 'classifier'), **options)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cdra_mm.core import Plan
+from cdra_mm.core.model.row_int8 import is_int8, quantize
 from cdra_mm.methods import METHODS
 
 from . import scenarios, toy
@@ -27,6 +28,7 @@ PAIR = (
     *FAILING,
     'in_bfloat16',
     'training',
+    'trained_in_int8',
     'averaging',
     'resumed_from_one',
     'tested',
@@ -175,3 +177,14 @@ def test_a_probe_that_fails_on_one_process_withholds_nothing_on_any(folder):
 def test_only_the_main_process_watches_the_rate(folder):
     first, second = outcomes(folder, 'ruinous_rate', 2)
     assert first['done'] and first['rate'] > 0 and second is None
+
+
+def test_a_base_in_int8_is_the_same_on_all_processes(single, folder):
+    one, other = outcomes(folder, 'trained_in_int8', 2)
+    assert_same(one, other)
+    small = [name for name, value in one.items() if is_int8(value)]
+    assert len(small) == 12
+    base = torch.load(toy.base_file(single[0]))['state_dict']
+    for name in small:
+        assert torch.equal(one[name].codes, other[name].codes)
+        assert torch.equal(one[name].codes, quantize(base[name.removeprefix('backbone.')]).codes)

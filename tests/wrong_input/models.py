@@ -13,7 +13,16 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from cdra_mm.core import CheckpointError, ConfigError, PlanError
+from cdra_mm.core import (
+    CheckpointError,
+    ConfigError,
+    PlanError,
+    ScoreError,
+    estimate_scores,
+    merge_adapters,
+    quantize_base,
+    restore_base,
+)
 from cdra_mm.methods import Request, make_method
 from cdra_mm.methods.base import FROZEN, UNREACHED
 from cdra_mm.mm.export.formats import FORMATS, Export, check_options
@@ -23,7 +32,7 @@ from cdra_mm.mm.painting import paint_predictions
 from cdra_mm.mm.planning.run_plan import RunPlanner
 from tests.mm.test_merging_models import Fixed, of, trained
 from tests.mm.toy import base_file
-from tests.models import TinyViT
+from tests.models import TinyViT, images, losses
 from tests.tools.project import REPOSITORY
 
 from .case import heading
@@ -73,6 +82,38 @@ with heading('Models and export') as (refused, taken):
     def _(folder):
         torch.save({'state_dict': {'backbone.w': torch.ones(2)}}, folder / 'a.pth')
         merge_checkpoint(of(folder), str(folder / 'a.pth'))
+
+    @refused(
+        'a merge into a base in int8',
+        PlanError,
+        'a merge would be rounded to it; put the base in full precision back first',
+    )
+    def _(folder):
+        merge_adapters(quantize_base(TinyViT()))
+
+    @refused(
+        'a base that is not the one that was quantised',
+        PlanError,
+        'the base given is not the one that was quantised (8 tensors differ: blocks.0.attn.',
+    )
+    def _(folder):
+        restore_base(quantize_base(TinyViT()), TinyViT().state_dict())
+
+    @refused(
+        'scores of a base in int8',
+        ScoreError,
+        'is kept in int8, which gets no gradient: score the base in full precision',
+    )
+    def _(folder):
+        estimate_scores(quantize_base(TinyViT()), [images(2)], losses)
+
+    @refused(
+        'a base in half precision that shall be in int8',
+        PlanError,
+        'only fp32 matrices can be kept in int8; load the base in fp32',
+    )
+    def _(folder):
+        quantize_base(TinyViT().half())
 
     @refused('a run that diverged', CheckpointError, 'is not finite, so its run has diverged')
     def _(folder):

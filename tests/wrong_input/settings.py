@@ -62,6 +62,18 @@ with heading('Settings') as (refused, taken):
     def _(folder):
         CDRAHook(score_dtype='float16')
 
+    @refused('a base in int4', ConfigError, "base_dtype='int4': expected None (as it is loaded)")
+    def _(folder):
+        CDRAHook(base_dtype='int4')
+
+    @refused('a base in int8 that is stored', ConfigError, 'no base in full precision to store')
+    def _(folder):
+        CDRAHook(base_dtype='int8', save_base=True)
+
+    @refused('a base in int8 of which all is trained', ConfigError, 'trains the whole backbone')
+    def _(folder):
+        CDRAHook(base_dtype='int8', method=dict(type='full'))
+
     @refused("a method that is no dict: `method='lora'`", ConfigError, 'expected a dict such as')
     def _(folder):
         CDRAHook(method='lora')

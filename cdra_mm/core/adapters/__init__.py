@@ -15,6 +15,7 @@
 `apply`             plan + model: adapters are built and put on
 `adapted`           what an adapted model knows of itself: plan, adapters, base
 `merging`           merge, unmerge, remove
+`small_base`        the frozen matrices in int8, and back
 `sharding`          the base over several processes (FSDP2), the adapters whole on each
 ==================  ==========================================================
 """

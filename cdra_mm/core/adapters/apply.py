@@ -13,6 +13,7 @@ from cdra_mm.errors import PlanError
 
 from ..model.digests import fingerprint_differences, list_differences
 from ..model.old_fingerprints import is_old, old_fingerprint
+from ..model.row_int8 import is_int8
 from ..model.targets import Target, parameter_of, resolve
 from ..planning.plan import Plan, SparseMatrix, Vector
 from .adapted import (
@@ -201,6 +202,11 @@ def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None =
         if target.part:
             raise PlanError(f'also_train names {name}, a part of a parameter: name {target.path}')
         shape = tuple(parameter_of(model, target).shape)
+        if is_int8(parameter_of(model, target)):
+            raise PlanError(
+                f'also_train names {name}, which is kept in int8 and cannot be trained: apply the '
+                'plan before quantize_base, or call restore_base first'
+            )
         if torch.Size(shape).numel() != numel:
             raise PlanError(f'{name} has shape {shape}, the plan says {numel} entries')
     if plan.fingerprint:

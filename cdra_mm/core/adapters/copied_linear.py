@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..model.row_int8 import is_int8
 from .block_ops import adapted_copies, factor_gradients
 from .compact_linear import autocast_type, columns_of, length_of, scaled
 from .joint_blocks import JointBlocks
@@ -180,10 +181,10 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
 def is_remade(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether the copy of a weight is made again in the backward, so that none is kept.
 
-    A base in half precision is there to save memory. One in fp32 is four bytes an entry beside
-    copies of two: autocast keeps them likewise.
+    A base in half precision or in int8 is there to save memory. One in fp32 is four bytes an entry
+    beside copies of two: autocast keeps them likewise.
     """
-    return weight.dtype == dtype and weight.element_size() < 4
+    return is_int8(weight) or (weight.dtype == dtype and weight.element_size() < 4)
 
 
 class _CopiedLinear(torch.autograd.Function):

@@ -14,6 +14,7 @@ from .adapter import Adapter
 from .adapter_set import AdapterSet
 from .copied_weights import detach_copies
 from .sharding import refuse_sharded
+from .small_base import refuse_int8
 
 __all__ = ['merge_adapters', 'remove_adapters', 'unmerge_adapters']
 
@@ -26,9 +27,14 @@ def merge_adapters(model: nn.Module) -> None:
 
     Raises:
         PlanError: If one is of a kind that does not merge, or the weights are spread over
-            processes; the model is then unchanged.
+            processes, or in int8; the model is then unchanged.
     """
     refuse_sharded(model, 'nothing can be merged into a part of a weight')
+    refuse_int8(
+        model,
+        'a merge would be rounded to it',
+        'put the base in full precision back first, cdra_mm.core.restore_base',
+    )
     fixed = [name for name, adapter in adapters(model).items() if not adapter.can_merge]
     if fixed:
         raise PlanError(

@@ -33,6 +33,7 @@ from ..model.own_state import base_state
 from ..model.sharded import is_sharded
 from ..model.transformer_layers import find_layers
 from .adapted import adapters, plan_of, remember_digests
+from .small_base import refuse_int8
 
 __all__ = ['average_gradients', 'refuse_sharded', 'shard_base']
 
@@ -53,10 +54,13 @@ def shard_base(model: nn.Module, **options: Any) -> nn.Module:
 
     Raises:
         ConfigError: If torch cannot, or no group of processes was joined.
-        PlanError: If the model has no adapters yet, merged ones, or is sharded already.
+        PlanError: If the model has no adapters yet, merged ones, is sharded already, or in int8.
     """
     fully_shard = _fully_shard()
     refuse_sharded(model, 'it cannot be sharded again')
+    refuse_int8(
+        model, 'FSDP shards plain weights', 'one of the two saves the memory: leave int8 out'
+    )
     if plan_of(model) is None:
         raise PlanError(
             f'{type(model).__name__} has no adapters: apply a plan before its base is sharded, a '

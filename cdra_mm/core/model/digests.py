@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ctypes
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 
-from cdra_mm.errors import CheckpointError
-
 from ..packed import pack_text, unpack_text
-from .sharded import is_sharded
+from .row_int8 import RowInt8
 from .targets import find_targets
+from .tensor_digest import BYTES, add_bytes, digest_of, form_of
 
 __all__ = [
     'DIGESTS_KEY',
@@ -43,12 +40,12 @@ __all__ = [
 DIGESTS_KEY = 'cdra_digests'
 MARK = b'CDD1'
 SCHEME = '3:'  # begins fingerprints; those of earlier releases begin otherwise
-BYTES, SHORT = 16, 8  # of each digest: in a table, in a fingerprint
+SHORT = 8  # bytes of each digest in a fingerprint; in a table there are `BYTES`
 
 
 def digests_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The table of named tensors: type, shape and digest of each."""
-    return {name: f'{_form(value)} {_digest(value)}' for name, value in tensors.items()}
+    return {name: f'{form_of(value)} {_digest(value)}' for name, value in tensors.items()}
 
 
 def differences(state: Mapping[str, Tensor], digests: Mapping[str, str]) -> Iterator[str]:
@@ -66,8 +63,8 @@ def differences(state: Mapping[str, Tensor], digests: Mapping[str, str]) -> Iter
             yield f'{name} (missing here)'
             continue
         form, _, digest = expected.rpartition(' ')
-        if _form(state[name]) != form:
-            yield f'{name} ({_form(state[name])} here, {form} there)'
+        if form_of(state[name]) != form:
+            yield f'{name} ({form_of(state[name])} here, {form} there)'
         elif _digest(state[name]) != digest:
             yield name
 
@@ -158,7 +155,7 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
-        _update(digest, tensor)
+        add_bytes(digest, tensor)
     return digest.hexdigest()
 
 
@@ -179,24 +176,6 @@ def _short(name: str, text: str) -> bytes:
     return hashlib.sha256(f'{name} {text}'.encode()).digest()[:SHORT]
 
 
-def _form(tensor: Tensor) -> str:
-    """Type and shape, such as ``float32 768x768``."""
-    shape = 'x'.join(map(str, tensor.shape)) or 'scalar'
-    return f'{str(tensor.dtype).removeprefix("torch.")} {shape}'
-
-
 def _digest(tensor: Tensor) -> str:
-    digest = hashlib.sha256()
-    _update(digest, tensor)
-    return digest.digest()[:BYTES].hex()
-
-
-def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
-    if is_sharded(tensor):
-        raise CheckpointError(
-            'a digest is one of a whole weight, this model is spread over processes (FSDP): shard '
-            'it with cdra_mm.core.shard_base, which takes the digests first, or pass digests='
-        )
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    if data.numel():
-        digest.update((ctypes.c_char * data.numel()).from_address(data.data_ptr()))
+    """That of a weight in int8 is that of the weight which it was made of."""
+    return tensor.origin if isinstance(tensor, RowInt8) else digest_of(tensor)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cdra_mm.errors import PlanError
 
 from .families import FAMILIES, GATED, QKV, families_of
+from .row_int8 import is_int8
 from .sharded import is_sharded
 from .transformer_layers import attention_width, find_layers, layer_width
 
@@ -202,7 +203,7 @@ def _refuse_foreign(module: nn.Module, path: str, name: str) -> None:
             'it with cdra_mm.core.shard_base'
         )
     # A wrapper may give itself out as the type that it computes in (torchao's do).
-    if weight.is_floating_point() and type(weight.data) is Tensor:
+    if weight.is_floating_point() and (type(weight.data) is Tensor or is_int8(weight)):
         return
     what = type(weight.data).__name__ if weight.is_floating_point() else str(weight.dtype)
     raise PlanError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cdra_mm.errors import ScoreError
 
+from ..model.row_int8 import is_int8
 from ..model.targets import find_targets, parameter_of, resolve, view_of
 from .score_sums import Combine, ScoreSums
 
@@ -26,7 +27,7 @@ class ScoredParameters:
         unique: The parameters by name; modules that share one share it under the first name.
 
     Raises:
-        ScoreError: If a target is adapted.
+        ScoreError: If a target is adapted, or in int8.
         PlanError: If a name does not fit the model.
     """
 
@@ -42,6 +43,12 @@ class ScoredParameters:
                     'score the model before its plan is applied, or merge and remove the adapters'
                 )
         parameters = {t.path: parameter_of(model, t) for t in self._targets.values()}
+        small = [path for path, parameter in parameters.items() if is_int8(parameter)]
+        if small:
+            raise ScoreError(
+                f'{small[0]} is kept in int8, which gets no gradient: score the base in full '
+                'precision, before quantize_base or after restore_base'
+            )
         first: dict[int, str] = {}
         for path, parameter in parameters.items():
             first.setdefault(id(parameter), path)

@@ -1,7 +1,8 @@
 """A backbone is made ready for a checkpoint that holds what is trained and names the rest.
 
 In this order: the base that the record names is made sure of, the adapters are built by the plan,
-and the base is filled in. A base that cannot be found is an error, never a random backbone.
+the base is quantised where the run's was, and filled in. A base that cannot be found is an error,
+never a random backbone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cdra_mm.errors import CheckpointError
 from .base_weights import is_replaying, load_base
 from .keys import KEYS
 from .record import RECORD_VERSION, Record, read_record, record_of
+from .small_base import make_small
 
 __all__ = ['ensure_base', 'restore']
 
@@ -64,6 +66,8 @@ def restore(backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix
         backbone.__dict__['_cdra_record'] = record
     for key in KEYS:
         state_dict.pop(prefix + key, None)
+    if record is not None:
+        make_small(backbone, record)
     held = base_state(backbone)
     for name in record.left_out if record else ():
         state_dict.setdefault(prefix + name, held[name])

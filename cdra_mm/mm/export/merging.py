@@ -21,6 +21,7 @@ from cdra_mm.spelling import first_of
 from ..backbone import PREFIX, attach_loader, find_backbone
 from ..checkpoints.base_source import named_bases
 from ..checkpoints.record import Record, read_record
+from ..checkpoints.small_base import keep_full
 from ..compatibility import load_checkpoint
 from ..divergence import refuse_diverged
 from ..launch import plain_config
@@ -95,6 +96,7 @@ def open_adapted(cfg: Config, path: str) -> Adapted:
     state, record = _adapted_state(loaded, path)
     model = _build(plain.model)
     backbone = attach_loader(find_backbone(model), named_bases(cfg, model))
+    keep_full(backbone)  # a merge and an export are of the base itself
     _load(model, state, path)
     refuse_diverged(model, path)
     plan = record.plan if record is not None else None
