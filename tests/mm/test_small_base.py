@@ -148,7 +148,7 @@ def test_checkpoint_is_not_gone_on_from_in_another_precision(run):
     folder, _ = run
     path = str(folder / 'run/iter_4.pth')
     there = dict(resume=True, load_from=path, work_dir=str(folder / 'other'))
-    with pytest.raises(CheckpointError, match="made with base_dtype='int8', the config says None"):
+    with pytest.raises(CheckpointError, match="made with base_dtype='int8', the config leaves it"):
         toy.train(config(folder, cdra=dict(base_dtype=None), **there))
 
 
