@@ -29,8 +29,10 @@ from .adapters.merging import merge_adapters, remove_adapters, unmerge_adapters
 from .adapters.sharding import average_gradients, shard_base
 from .artifacts.adapter_saving import save_adapter
 from .artifacts.loading import load_adapter
+from .artifacts.multi_task import MultiTask
 from .artifacts.named_adapters import NamedAdapters
 from .artifacts.state_keys import build_adapters
+from .artifacts.task_files import TaskFile, read_task, save_task
 from .model.digests import digests_of, fingerprint, fingerprint_of
 from .model.own_state import base_state
 from .model.targets import Target, find_targets, resolve
@@ -53,6 +55,7 @@ __all__ = [
     'ConfigError',
     'DataError',
     'DivergedError',
+    'MultiTask',
     'NamedAdapters',
     'ParameterAdapter',
     'Part',
@@ -61,6 +64,7 @@ __all__ = [
     'ScoreError',
     'SparseMatrix',
     'Target',
+    'TaskFile',
     'Vector',
     'adapters',
     'apply_plan',
@@ -85,10 +89,12 @@ __all__ = [
     'merge_adapters',
     'plan_from_masks',
     'plan_of',
+    'read_task',
     'register_kind',
     'remove_adapters',
     'resolve',
     'save_adapter',
+    'save_task',
     'select',
     'shard_base',
     'trained_whole',

@@ -14,11 +14,12 @@ from cdra_mm.errors import PlanError
 from cdra_mm.spelling import did_you_mean
 
 from ..adapters.adapted import adapters, trained_whole
+from ..adapters.adapter import Adapter
 from ..adapters.apply import AdapterSlot, check_fits, planned_adapters
 from ..adapters.fitting import Fitting, record_fitting
 from ..model.own_state import base_buffers, base_state
 from ..planning.plan import Plan
-from .files import read_adapter
+from .files import AdapterFile, read_adapter
 from .loading import build_from_file, put_on, replaced_values
 
 __all__ = ['NamedAdapters']
@@ -96,7 +97,7 @@ class NamedAdapters:
     def add(
         self,
         name: str,
-        source: str | Path | Plan,
+        source: str | Path | AdapterFile | Plan,
         *,
         check_base: bool = True,
         may_differ: str | Iterable[str] = (),
@@ -106,7 +107,8 @@ class NamedAdapters:
 
         Args:
             name: Its name.
-            source: A file of `save_adapter`, or a plan for one to be trained.
+            source: A file of `save_adapter`, also one that was read already, or a plan for one to
+                be trained.
             check_base: Refuse other base weights than those it was made for.
             may_differ: Names of those that may be others; see `load_adapter`.
             seed: Seed of the initial values of a plan's adapters.
@@ -121,7 +123,9 @@ class NamedAdapters:
                 if name
                 else 'the name of an adapter is empty'
             )
-        file = None if isinstance(source, Plan) else read_adapter(source)
+        file = source if isinstance(source, AdapterFile) else None
+        if isinstance(source, str | Path):
+            file = read_adapter(source)
         with self._plain():
             if file is not None:
                 slots = build_from_file(
@@ -182,6 +186,18 @@ class NamedAdapters:
             PlanError: If there is none of that name.
         """
         return self._find(name).plan
+
+    def values_of(self, name: str) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
+        """The adapters of a name, and the values of the base's own tensors that it replaces.
+
+        Raises:
+            PlanError: If there is none of that name, or it is in use: the model has the values.
+        """
+        entry = self._find(name)
+        if name == self._current:
+            raise PlanError(f'{name!r} is in use: its values are the model\'s')
+        built = {f'{path}.{key}'.removeprefix('.'): adapter for path, key, adapter in entry.slots}
+        return built, dict(entry.whole)
 
     def _find(self, name: str) -> _Entry:
         if name not in self._entries:
