@@ -28,7 +28,7 @@ from ..adapters.mixed_weights import (
 from ..adapters.stand_in import standing_in
 from ..model.targets import resolve
 
-__all__ = ['MixedTask', 'run_mixed']
+__all__ = ['MixedTask', 'changes_of', 'run_mixed']
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def run_mixed(
     for _, task in tasks:
         refuse_calls(task.name, task.adapters)
     places = places_of(model)
-    products, values = _changes(model, places, tasks)
+    products, values = changes_of(model, places, tasks)
     counts = [group.stop - group.start for group, _ in tasks]
     which = torch.arange(len(tasks)).repeat_interleave(torch.tensor(counts))
     each = {name: _of_samples(value, counts) for name, value in values.items()}
@@ -104,12 +104,21 @@ def _at(places: Mapping[str, Place], name: str) -> Tensor:
     return tensor
 
 
-def _changes(
+def changes_of(
     model: nn.Module,
     places: Mapping[str, Place],
     tasks: Sequence[tuple[Group, MixedTask]],
 ) -> tuple[dict[str, Updates], dict[str, list[Tensor]]]:
-    """Updates of the weights of products, and the values of all else in each task, by name."""
+    """What tasks change of a base.
+
+    Args:
+        model: The plain base.
+        places: Where its tensors are.
+        tasks: The tasks, each with its samples.
+
+    Returns:
+        Updates of the weights of products, and the values of all else in each task, by name.
+    """
     paths: list[dict[str, list[ParameterAdapter]]] = []
     for _, task in tasks:
         own: dict[str, list[ParameterAdapter]] = {}

@@ -195,7 +195,7 @@ class MultiTask(nn.Module):
             PlanError: If a task is unknown or cannot be mixed, or the model is in training mode.
         """
         if tasks is None:
-            found = self._run(images)
+            found = self.features(images)
             return found if self.current is None else self.heads[self.current](found)
         order, groups = self._grouped(images, tasks)
         before = self.current
@@ -210,7 +210,8 @@ class MultiTask(nn.Module):
             by_sample[place] = output
         return by_sample
 
-    def _run(self, images: Any) -> Any:
+    def features(self, images: Any) -> Any:
+        """What the base gives, with the adapter of the task in use: what its head is given."""
         return (getattr(self.backbone, self._call) if self._call else self.backbone)(images)
 
     def _each(self, images: Any, groups: dict[str, Group]) -> list[Any]:
@@ -218,11 +219,11 @@ class MultiTask(nn.Module):
         if len(groups) == 1:
             (name,) = groups
             self.use(name)
-            features = self._run(images)
+            features = self.features(images)
         else:
             self.use(None)
-            mixed = [(group, self._task(name)) for name, group in groups.items()]
-            features = run_mixed(self.backbone, self._run, images, mixed)
+            mixed = [(group, self.task(name)) for name, group in groups.items()]
+            features = run_mixed(self.backbone, self.features, images, mixed)
         outputs: list[Any] = []
         for name, (start, stop) in groups.items():
             part = tree_map(lambda t, a=start, b=stop: t[a:b], features)
@@ -230,7 +231,12 @@ class MultiTask(nn.Module):
             outputs += [tree_map(lambda t, i=i: t[i], found) for i in range(stop - start)]
         return outputs
 
-    def _task(self, name: str) -> MixedTask:
+    def task(self, name: str) -> MixedTask:
+        """What a task that is not in use changes of the base.
+
+        Raises:
+            PlanError: See `NamedAdapters.values_of`.
+        """
         adapters, whole = self._named.values_of(name)
         return MixedTask(name, adapters, whole)
 
