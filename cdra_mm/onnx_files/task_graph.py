@@ -11,7 +11,7 @@ own name. Each input has a value in the file, zero or the base's: what is not gi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from cdra_mm.core.model.own_state import tensors_in
 from cdra_mm.errors import CheckpointError, ConfigError, PlanError
 from cdra_mm.storage.writing import write_atomically
 
-from .writing import onnx_message, refuse_large, runtime
+from .writing import first_line, onnx_message, refuse_large, runtime
 
 __all__ = ['TaskGraph', 'export_base']
 
@@ -108,19 +108,18 @@ class _FactoredWeight(StandIn):
 class _Base(nn.Module):
     """The base with what a task changes as arguments."""
 
-    def __init__(self, model: MultiTask, graph: TaskGraph) -> None:
+    def __init__(self, model: MultiTask, graph: TaskGraph, names: Sequence[str]) -> None:
         super().__init__()
+        self.names = list(names)
         self.backbone, self._run = model.backbone, model.features
         self.ranks, self.values = graph.ranks, graph.values
 
-    def forward(self, images: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        places = places_of(self.backbone)
+    def forward(self, images: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        places, given = places_of(self.backbone), dict(zip(self.names, inputs, strict=True))
         put: dict[str, Any] = {name: given[name] for name in self.values}
         for name in self.ranks:
             held, key = places[name]
-            put[name] = _FactoredWeight(
-                name, held[key], given[f'{name}.down'], given[f'{name}.up']
-            )
+            put[name] = _FactoredWeight(name, held[key], given[f'{name}.down'], given[f'{name}.up'])
         with standing_in(self.backbone, places, put):
             return tuple(tensors_in(self._run(images)))
 
@@ -166,11 +165,17 @@ def export_base(model: MultiTask, path: str | Path, shape: tuple[int, int, int])
             plain[f'{name}.down'] = state[name].new_zeros(rank, wide)
             plain[f'{name}.up'] = state[name].new_zeros(high, rank)
         images = torch.randn(BATCHES[0], *shape, generator=torch.Generator().manual_seed(0))
-        outputs = _outputs_of(model, images)
-        dynamic = ({0: torch.export.Dim('batch', min=1)}, dict.fromkeys(plain))
+        try:
+            outputs = _outputs_of(model, images)
+        except Exception as error:  # any backbone may be handed in
+            raise ConfigError(
+                f'{type(model.backbone).__name__} cannot be called on {shape[0]} x {shape[1]} x '
+                f'{shape[2]} images ({first_line(error)}): name another shape'
+            ) from None
+        dynamic = ({0: torch.export.Dim('batch', min=1)}, [None] * len(plain))
         proto = onnx_message(
-            _Base(model, graph).eval(),
-            (images, plain),
+            _Base(model, graph, [*plain]).eval(),
+            (images, list(plain.values())),
             [IMAGES, *plain],
             outputs,
             dynamic,
@@ -182,8 +187,12 @@ def export_base(model: MultiTask, path: str | Path, shape: tuple[int, int, int])
     _give_defaults(proto, plain)
     content = proto.SerializeToString()
     graph = replace(graph, outputs=tuple(outputs))
-    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
-    difference = max(_difference(session, model, graph, name, shape) for name in (None, *model.names))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # that defaults can be replaced is meant, not to be warned of
+    session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+    difference = max(
+        _difference(session, model, graph, name, shape) for name in (None, *model.names)
+    )
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f'onnxruntime gives other outputs than the model (a share of {difference:.3g} of the '

@@ -194,9 +194,7 @@ def _attention_forward(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Self-attention by one product for q, k and v; what is not plain by torch's own forward."""
-    is_plain = is_plain_attention(
-        module, query, key, value, key_padding_mask, attn_mask, is_causal
-    )
+    is_plain = is_plain_attention(module, query, key, value, key_padding_mask, attn_mask, is_causal)
     if not (is_plain and torch.is_grad_enabled()):  # without gradients torch has kernels of its own
         own: Callable[..., tuple[Tensor, Tensor | None]] = cast(
             Any, type(module)

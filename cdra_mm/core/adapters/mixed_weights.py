@@ -1,6 +1,8 @@
 """The weights of a batch whose samples belong to different tasks.
 
-    y[s] = x[s] (W + sum_i scale_i * scatter_{R_i, C_i}(up_i down_i))^T + b[s]    i: of sample s' task
+    y[s] = x[s] (W + sum_i scale_i * scatter_{R_i, C_i}(up_i down_i))^T + b[s]
+
+where i are the blocks of sample s' task, and b its bias.
 
 The model runs once for each sample, in torch's ``vmap``: there a batch is always known for what it
 is, wherever a model puts it (windows, tokens first), and a bias, a norm's vectors or a token may be
@@ -26,7 +28,15 @@ from .compact_linear import BlockIndex, add_factored_
 from .low_rank import LowRank
 from .stand_in import StandIn
 
-__all__ = ['FoldedAttention', 'Group', 'MixedWeight', 'Update', 'Updates', 'refuse_calls', 'update_of']
+__all__ = [
+    'FoldedAttention',
+    'Group',
+    'MixedWeight',
+    'Update',
+    'Updates',
+    'refuse_calls',
+    'update_of',
+]
 
 
 class Group(NamedTuple):
@@ -208,7 +218,7 @@ class _Folded(torch.autograd.Function):
         out = F.scaled_dot_product_attention(
             q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, **rest
         )
-        return out.unflatten(0, q.shape[:2]), 0
+        return out.reshape(*q.shape[:2], *out.shape[1:]), 0
 
 
 def refuse_calls(name: str, adapters: Mapping[str, nn.Module]) -> None:

@@ -23,8 +23,8 @@ from .fitting import Place
 __all__ = ['StandIn', 'standing_in']
 
 # What may be asked of a weight without using its values.
-_KNOWN = ('shape', 'dtype', 'device', 'ndim', 'layout', 'is_cuda', 'is_meta', 'requires_grad')
-_KNOWN += ('size', 'dim', 'numel', 'is_floating_point', 'element_size')
+_KNOWN = {'shape', 'dtype', 'device', 'ndim', 'layout', 'is_cuda', 'is_meta', 'requires_grad'}
+_KNOWN |= {'size', 'dim', 'numel', 'is_floating_point', 'element_size'}
 
 
 class StandIn(ABC):
@@ -123,8 +123,7 @@ def _attention(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """``nn.MultiheadAttention`` through ``F.linear``; what is not plain by torch's own forward."""
-    masks = (key_padding_mask, attn_mask, is_causal)
-    if not is_plain_attention(module, query, key, value, *masks):
+    if not is_plain_attention(module, query, key, value, key_padding_mask, attn_mask, is_causal):
         masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         return nn.MultiheadAttention.forward(module, query, key, value, *masks)
 

@@ -50,7 +50,15 @@ from ..planning.packed_plan import unpack_plan
 from ..planning.plan import Plan
 from .state_keys import is_adapter_key
 
-__all__ = ['FORMAT', 'FORMAT_VERSION', 'TEXTS', 'AdapterFile', 'adapter_from', 'digest_of', 'read_adapter']
+__all__ = [
+    'FORMAT',
+    'FORMAT_VERSION',
+    'TEXTS',
+    'AdapterFile',
+    'adapter_from',
+    'digest_of',
+    'read_adapter',
+]
 
 FORMAT = 'cdra_mm.adapter'
 FORMAT_VERSION = '3'

@@ -58,7 +58,7 @@ def run_mixed(
     Args:
         model: The plain base.
         run: Calls it.
-        images: What it is called with; every tensor is ``[B, ...]``, the samples of a task together.
+        images: What it is called with, tensors ``[B, ...]``; the samples of a task are together.
         tasks: The tasks, each with its samples.
 
     Returns:
@@ -174,7 +174,5 @@ def _like(value: Tensor | None, base: Tensor) -> Tensor | None:
 
 def _of_samples(values: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """The value of every sample, ``[B, ...]``."""
-    parts = [
-        value.expand(count, *value.shape) for value, count in zip(values, counts, strict=True)
-    ]
+    parts = [value.expand(count, *value.shape) for value, count in zip(values, counts, strict=True)]
     return torch.cat(parts)

@@ -195,7 +195,7 @@ class NamedAdapters:
         """
         entry = self._find(name)
         if name == self._current:
-            raise PlanError(f'{name!r} is in use: its values are the model\'s')
+            raise PlanError(f"{name!r} is in use: its values are the model's")
         built = {f'{path}.{key}'.removeprefix('.'): adapter for path, key, adapter in entry.slots}
         return built, dict(entry.whole)
 

@@ -123,9 +123,7 @@ def save_task(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f'dtype={dtype!r}: expected one of {", ".join(DTYPES)}, or None')
-    tensors, own = adapter_content(
-        model, metrics=metrics, carry=carry, digests=digests, head=head
-    )
+    tensors, own = adapter_content(model, metrics=metrics, carry=carry, digests=digests, head=head)
     if head is not None:
         if adapters(head):
             raise CheckpointError(

@@ -141,9 +141,10 @@ def test_adapter_file_is_a_task_without_a_head(tmp_path):
     assert torch.equal(outputs(again(tmp_path / 'a.safetensors')), outputs(model))
     save_task(model, tmp_path / 'b.safetensors')
     restored = again(tmp_path / 'b.safetensors')
-    assert torch.equal(outputs(restored), outputs(model)) and read_task(
-        tmp_path / 'b.safetensors'
-    ).head == {}
+    assert (
+        torch.equal(outputs(restored), outputs(model))
+        and read_task(tmp_path / 'b.safetensors').head == {}
+    )
     with pytest.raises(CheckpointError, match='no adapter of cdra_mm'):
         load_adapter(backbone(), tmp_path / 'b.safetensors')
 
