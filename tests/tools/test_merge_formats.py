@@ -104,13 +104,13 @@ def test_task_format_brings_adapter_and_head_to_a_base_of_many(run, merge):
     assert read_task(folder / 'task.safetensors').kind == 'ModelHead'
     backbone = base_backbone(cfg)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(cfg.model)
+        heads = [head_of(MODELS.build(cfg.model)) for _ in range(2)]
     several = MultiTask(backbone)
-    several.add('toy', folder / 'task.safetensors', head_of(model))
+    several.add('toy', folder / 'task.safetensors', heads[0])
     width = backbone.layers[0].ffn.layers[0][0].weight.shape[1]
     first = tuple(range(width))
     block = Block('layers.0.attn.proj.weight', (width, width), first, first, 1, 0)
-    several.add('other', Plan(blocks=(block,)), head_of(MODELS.build(cfg.model)))
+    several.add('other', Plan(blocks=(block,)), heads[1])
     several.eval().use('toy')
     with torch.no_grad():
         assert torch.equal(several(image), outputs['logits'])
