@@ -15,6 +15,9 @@
 `apply`             plan + model: adapters are built and put on
 `adapted`           what an adapted model knows of itself: plan, adapters, base
 `merging`           merge, unmerge, remove
+`fitting`           adapters of a model as one piece: off it, and on it again
+`stand_in`          what stands in the place of a weight while a forward runs
+`mixed_weights`     the weights of a batch whose samples belong to different tasks
 `sharding`          the base over several processes (FSDP2), the adapters whole on each
 ==================  ==========================================================
 """

@@ -35,15 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    'BlockIndex',
-    'Index',
-    'add_factored_',
-    'columns_of',
-    'compact_linear',
-    'length_of',
-    'wide_factors',
-]
+__all__ = ['BlockIndex', 'Index', 'columns_of', 'compact_linear', 'length_of', 'wide_factors']
 
 # A run of rows or columns (LoRA's: all of them) is a slice: it is taken without a copy.
 Index = Tensor | slice
@@ -255,23 +247,6 @@ def _each(
     for i, block in enumerate(blocks):
         x_c = columns_of(kept[0], block[1]) if whole else kept[i]
         yield block, factors[2 * i], factors[2 * i + 1], x_c
-
-
-def add_factored_(
-    y: Tensor, x: Tensor, blocks: Sequence[BlockIndex], factors: Sequence[Tensor]
-) -> None:
-    """Adds to ``y`` what the adapters make of ``x``, in place, without gradients.
-
-    Args:
-        y: ``[T, O]``.
-        x: ``[T, I]``.
-        blocks: See `compact_linear`.
-        factors: See `compact_linear`.
-    """
-    each = zip(blocks, factors[::2], strict=True)
-    hidden = torch.cat([columns_of(x, cols) @ down.t() for (_, cols, _), down in each], 1)
-    wide = y.new_empty(1).expand(y.shape[1], x.shape[1])
-    y.addmm_(hidden, _wide_up(wide, tuple(blocks), factors).t())
 
 
 def wide_factors(

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from cdra_mm.errors import PlanError
 
 from .adapter import CallAdapter, ParameterAdapter
-from .compact_linear import BlockIndex, add_factored_
+from .compact_linear import BlockIndex, columns_of, wide_factors
 from .low_rank import LowRank
 from .stand_in import StandIn
 
@@ -148,10 +148,20 @@ class _AddUpdates(torch.autograd.Function):
                 into = y[start:stop].view(-1, y.shape[-1])
                 if update.blocks:
                     factors = [factor.to(y.dtype) for factor in update.factors]
-                    add_factored_(into, own, update.blocks, factors)
+                    _add_blocks(into, own, update.blocks, factors)
                 if update.rest is not None:
                     into.addmm_(own, update.rest.to(y.dtype).t())
         return y, 0
+
+
+def _add_blocks(
+    y: Tensor, x: Tensor, blocks: Sequence[BlockIndex], factors: Sequence[Tensor]
+) -> None:
+    """Adds to ``y [T, O]`` what blocks make of ``x [T, I]``, in place."""
+    each = zip(blocks, factors[::2], strict=True)
+    hidden = torch.cat([columns_of(x, cols) @ down.t() for (_, cols, _), down in each], 1)
+    _, up = wide_factors(y.new_empty(1).expand(y.shape[1], x.shape[1]), blocks, factors)
+    y.addmm_(hidden, up.t())
 
 
 def _batch_first(tensor: Tensor, dim: int | None, count: int) -> Tensor:
