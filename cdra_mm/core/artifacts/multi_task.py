@@ -17,7 +17,7 @@ from ..model.own_state import tensors_in
 from ..planning.plan import Plan
 from .mixed_batch import MixedTask, run_mixed
 from .named_adapters import NamedAdapters
-from .task_files import TaskFile, fill_head, read_task, save_task
+from .task_files import TaskFile, check_head, fill_head, read_task, save_task
 
 __all__ = ['MultiTask']
 
@@ -108,7 +108,7 @@ class MultiTask(nn.Module):
         elif head is None:
             head = task.build_head()
         elif task.kind:
-            fill_head(head, task)
+            check_head(head, task)
         if any(head is other for other in self.heads.values()):
             raise PlanError(f'the head of {name!r} is that of another task: give each its own')
         before = self.current
@@ -119,6 +119,8 @@ class MultiTask(nn.Module):
             may_differ=may_differ,
             seed=seed,
         )
+        if isinstance(task, TaskFile) and task.kind:
+            fill_head(head, task)
         like = next(self.backbone.parameters(), None)
         self.heads[name] = head if like is None else head.to(like.device)
         self.heads[name].train(self.training)

@@ -40,7 +40,7 @@ from .adapter_saving import adapter_content
 from .files import FORMAT, AdapterFile, adapter_from, digest_of
 from .state_keys import is_adapter_key
 
-__all__ = ['DTYPES', 'TASK_FORMAT', 'TaskFile', 'fill_head', 'read_task', 'save_task']
+__all__ = ['DTYPES', 'TASK_FORMAT', 'TaskFile', 'check_head', 'fill_head', 'read_task', 'save_task']
 
 TASK_FORMAT = 'cdra_mm.task'
 TASK_VERSION = '1'
@@ -129,8 +129,8 @@ def save_task(
             raise CheckpointError(
                 f'the head, a {type(head).__name__}, has adapters itself: merge them first'
             )
-        state = {k: v for k, v in head.state_dict().items() if isinstance(v, Tensor)}
-        tensors |= {HEAD + k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+        state = _state_of(head).items()
+        tensors |= {HEAD + k: v.detach().cpu().contiguous().clone() for k, v in state}
     for key, tensor in tensors.items():
         if dtype is not None and (is_adapter_key(key) or key.startswith(HEAD)):
             tensors[key] = _stored(key, tensor, DTYPES[dtype])
@@ -185,14 +185,13 @@ def read_task(path: str | Path) -> TaskFile:
     return TaskFile(str(path), adapter, head, kind, classes, metadata.get('dtype', ''))
 
 
-@torch.no_grad()
-def fill_head(head: nn.Module, file: TaskFile) -> None:
-    """Gives a head the values of a file, in the head's own types: all or nothing.
+def check_head(head: nn.Module, file: TaskFile) -> None:
+    """Checks that a head has exactly the tensors of a file.
 
     Raises:
-        CheckpointError: If the head has not exactly these tensors.
+        CheckpointError: If it has not.
     """
-    state = {k: v for k, v in head.state_dict().items() if isinstance(v, Tensor)}
+    state = _state_of(head)
     for key in sorted(state.keys() | file.head.keys()):
         there, here = (
             tuple(tensors[key].shape) if key in tensors else None for tensors in (file.head, state)
@@ -202,8 +201,22 @@ def fill_head(head: nn.Module, file: TaskFile) -> None:
                 f'{file.path}: its head has {key} of shape {there}, the {type(head).__name__} that '
                 f'was given {here}: make the head as it was in training'
             )
-    for key, value in state.items():
+
+
+@torch.no_grad()
+def fill_head(head: nn.Module, file: TaskFile) -> None:
+    """Gives a head the values of a file, in the head's own types: all or nothing.
+
+    Raises:
+        CheckpointError: See `check_head`.
+    """
+    check_head(head, file)
+    for key, value in _state_of(head).items():
         value.copy_(file.head[key])
+
+
+def _state_of(head: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in head.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -128,9 +128,11 @@ def test_other_base_is_refused(tmp_path):
     model = backbone()
     with torch.no_grad():
         model.norm.weight[0] += 1
-    several = MultiTask(model)
+    several, head = MultiTask(model), nn.Linear(8, 3).double()
+    before = head.weight.clone()
     with pytest.raises(CheckpointError, match='norm.weight'):
-        several.add('x', path)
+        several.add('x', path, head)
+    assert torch.equal(head.weight, before)
     several.add('x', path, may_differ='norm.weight')
     assert several.names == ('x',)
 
