@@ -38,6 +38,7 @@ FLOORS = {
     'core': 7,
     'methods': 8,
     'sizing': 8,
+    'onnx_files': 8,
     'benchmark': 9,
     'pictures': 9,
     'mm': 10,

@@ -3,6 +3,7 @@
 --format merged    a plain OpenMMLab checkpoint: the model of the config loads it strictly, without
                    this package, and runs at the speed of the base model (the default)
 --format adapter   the adapter file: what is trained of the backbone, for cdra_mm.core.load_adapter
+--format task      adapter and head in one file, for cdra_mm.core.MultiTask
 --format peft      a folder that Hugging Face PEFT loads onto timm's model of the same base
 --format onnx      the merged model, for onnxruntime
 
@@ -25,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='checkpoint with adapters')
     parser.add_argument('out', help='the file to write; of --format peft: the folder')
     parser.add_argument(
-        '--format', choices=['merged', 'adapter', 'peft', 'onnx'], default='merged', dest='to'
+        '--format',
+        choices=['merged', 'adapter', 'task', 'peft', 'onnx'],
+        default='merged',
+        dest='to',
     )
     parser.add_argument(
         '--names',
@@ -40,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=('HEIGHT', 'WIDTH'),
         help='onnx: size of the images (default: the size that the model was made for)',
     )
+    parser.add_argument(
+        '--dtype',
+        choices=['float32', 'float16', 'bfloat16'],
+        help='task: type in which adapters and head are stored (default: as they were trained)',
+    )
     parser.add_argument('--force', action='store_true', help='replace OUT where it exists')
 
 
@@ -53,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = prepare_config(load_config(args.config, args.cfg_options))
     check_weight_file(args.checkpoint)
     shape = tuple(args.shape) if args.shape else None
-    asked = Export(cfg, args.checkpoint, Path(args.out), args.names, shape)
+    asked = Export(cfg, args.checkpoint, Path(args.out), args.names, shape, args.dtype)
     check_options(asked, args.to, args.force)
     for line in FORMATS[args.to](asked):
         print(line)

@@ -30,8 +30,10 @@ from .adapters.sharding import average_gradients, shard_base
 from .adapters.small_base import quantize_base, restore_base
 from .artifacts.adapter_saving import save_adapter
 from .artifacts.loading import load_adapter
+from .artifacts.multi_task import MultiTask
 from .artifacts.named_adapters import NamedAdapters
 from .artifacts.state_keys import build_adapters
+from .artifacts.task_files import TaskFile, read_task, save_task
 from .model.digests import digests_of, fingerprint, fingerprint_of
 from .model.own_state import base_state
 from .model.targets import Target, find_targets, resolve
@@ -54,6 +56,7 @@ __all__ = [
     'ConfigError',
     'DataError',
     'DivergedError',
+    'MultiTask',
     'NamedAdapters',
     'ParameterAdapter',
     'Part',
@@ -62,6 +65,7 @@ __all__ = [
     'ScoreError',
     'SparseMatrix',
     'Target',
+    'TaskFile',
     'Vector',
     'adapters',
     'apply_plan',
@@ -87,11 +91,13 @@ __all__ = [
     'plan_from_masks',
     'plan_of',
     'quantize_base',
+    'read_task',
     'register_kind',
     'remove_adapters',
     'resolve',
     'restore_base',
     'save_adapter',
+    'save_task',
     'select',
     'shard_base',
     'trained_whole',

@@ -266,9 +266,10 @@ def test_onnx_export_that_differs_is_refused(tmp_path, onnx_runtime, monkeypatch
 )
 def test_onnx_refuses_what_cannot_be_exported(change, message, tmp_path, onnx_runtime, monkeypatch):
     from cdra_mm.mm.export import onnx_export
+    from cdra_mm.onnx_files import writing
 
     size = change.pop('size', (SIZE, SIZE))
     for name, value in change.items():
-        monkeypatch.setattr(onnx_export, name, value)
+        monkeypatch.setattr(writing, name, value)
     with pytest.raises(CDRAError, match=message):
         onnx_export.export_onnx(toy_model(tmp_path, 'cls'), tmp_path / 'a.onnx', (3, *size), {})

@@ -12,9 +12,10 @@ pytest.importorskip('mmengine')
 
 from mmengine.registry import MODELS, DefaultScope
 
-from cdra_mm.core import NamedAdapters, load_adapter
+from cdra_mm.core import Block, MultiTask, NamedAdapters, Plan, load_adapter, read_task
 from cdra_mm.core.artifacts.files import read_adapter
 from cdra_mm.mm.export.merging import open_adapted
+from cdra_mm.mm.export.task_head import head_of
 from cdra_mm.mm.weights import read_common
 from tests.mm.toy import CLASSES, SIZE, config, train
 
@@ -95,6 +96,31 @@ def test_adapters_of_runs_are_switched_on_one_backbone(run):
     assert (before - outputs['features']).abs().max() > 1e-3
 
 
+def test_task_format_brings_adapter_and_head_to_a_base_of_many(run, merge):
+    """The checkpoint's outputs come back bit for bit, and in a batch beside another task."""
+    folder, cfg, image, outputs = run
+    code, printed, _ = merge('task.safetensors', '--format', 'task')
+    assert code == 0 and 'MultiTask' in printed and 'a head of' in printed
+    assert read_task(folder / 'task.safetensors').kind == 'ModelHead'
+    backbone = base_backbone(cfg)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        heads = [head_of(MODELS.build(cfg.model)) for _ in range(2)]
+    several = MultiTask(backbone)
+    several.add('toy', folder / 'task.safetensors', heads[0])
+    width = backbone.layers[0].ffn.layers[0][0].weight.shape[1]
+    first = tuple(range(width))
+    block = Block('layers.0.attn.proj.weight', (width, width), first, first, 1, 0)
+    several.add('other', Plan(blocks=(block,)), heads[1])
+    several.eval().use('toy')
+    with torch.no_grad():
+        assert torch.equal(several(image), outputs['logits'])
+    first, _, second = several(image[[0, 0, 1]], tasks=['toy', 'other', 'toy'])
+    torch.testing.assert_close(torch.stack([first, second]), outputs['logits'])
+    code, printed, _ = merge('half.safetensors', '--format', 'task', '--dtype', 'bfloat16')
+    sizes = [(folder / f'{name}.safetensors').stat().st_size for name in ('half', 'task')]
+    assert code == 0 and sizes[0] < sizes[1]
+
+
 def test_peft_format_gives_timm_the_outputs_of_the_run(run, merge):
     peft = pytest.importorskip('peft', reason='peft (extra test) is not installed')
     timm = pytest.importorskip('timm')
@@ -129,6 +155,9 @@ def test_onnx_format_gives_the_outputs_of_the_run(run, merge):
 
 REFUSALS = {
     'names of another format': (['new.pth', '--names', 'timm'], '--names is for --format peft'),
+    'type of another format': (
+        ['new.pth', '--dtype', 'float16'], '--dtype is for --format task',
+    ),
     'shape of another format': (
         ['new', '--format', 'peft', '--shape', '32', '32'], '--shape is for --format onnx',
     ),

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import data, files, models, own, own_data, settings  # noqa: F401  they fill the table
+from . import (  # noqa: F401  they fill the table
+    data,
+    files,
+    models,
+    own,
+    own_data,
+    settings,
+    tasks,
+)
 from .case import CASES
 
 FILE = Path(__file__).resolve().parents[2] / 'docs' / 'wrong_input.md'
@@ -16,6 +24,7 @@ TITLES = (
     'Your own images and masks',
     'Predictions',
     'Checkpoints and adapter files',
+    'Many tasks on one base',
     'Models and export',
     'Archives',
 )

@@ -16,6 +16,9 @@
 `adapted`           what an adapted model knows of itself: plan, adapters, base
 `merging`           merge, unmerge, remove
 `small_base`        the frozen matrices in int8, and back
+`fitting`           adapters of a model as one piece: off it, and on it again
+`stand_in`          what stands in the place of a weight while a forward runs
+`mixed_weights`     the weights of a batch whose samples belong to different tasks
 `sharding`          the base over several processes (FSDP2), the adapters whole on each
 ==================  ==========================================================
 """

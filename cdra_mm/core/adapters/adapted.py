@@ -24,6 +24,7 @@ from .adapter import Adapter
 from .adapter_set import AdapterSet
 
 __all__ = [
+    'NOTES',
     'adapters',
     'changed_buffers',
     'count_parameters',
@@ -41,6 +42,10 @@ __all__ = [
     'same_plan',
     'trained_whole',
 ]
+
+
+# Under these names an adapted model notes its plan, what it is packed as, and its base.
+NOTES = ('_cdra_plan', '_cdra_packed', '_cdra_base', '_cdra_digests')
 
 
 def plan_of(model: nn.Module) -> Plan | None:
@@ -86,7 +91,7 @@ def remember_plan(model: nn.Module, plan: Plan) -> None:
 
 def forget_plan(model: nn.Module) -> None:
     """Takes the notes off a model that is plain again."""
-    for note in ('_cdra_plan', '_cdra_packed', '_cdra_base', '_cdra_digests'):
+    for note in NOTES:
         model.__dict__.pop(note, None)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     'check_product',
     'choose_product',
     'detach_copies',
+    'detach_from',
     'product_of',
 ]
 
@@ -85,11 +86,16 @@ def attach_copies(model: nn.Module) -> None:
 def detach_copies(model: nn.Module) -> None:
     """Undoes `attach_copies` in a model and in all that it holds."""
     for module in model.modules():
-        module.__dict__.pop(_CARRIERS, None)
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (_make_copies, _drop_copies)]:
-                del hooks[key]
-                module._forward_hooks_always_called.pop(key, None)
+        detach_from(module)
+
+
+def detach_from(module: nn.Module) -> None:
+    """Undoes `attach_copies` in one module."""
+    module.__dict__.pop(_CARRIERS, None)
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook in (_make_copies, _drop_copies)]:
+            del hooks[key]
+            module._forward_hooks_always_called.pop(key, None)
 
 
 def _make_copies(model: nn.Module, _: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
 
-from ..model.attention import attend
+from ..model.attention import attend_to_itself, is_plain_attention
 from ..model.sharded import is_sharded
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .adapter_set import AdapterSet
@@ -194,28 +194,15 @@ def _attention_forward(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Self-attention by one product for q, k and v; what is not plain by torch's own forward."""
-    is_plain = (
-        query is key is value
-        and query.dim() == 3
-        and key_padding_mask is attn_mask is module.bias_k is module.bias_v is None
-        and not (is_causal or module.add_zero_attn)
-    )
+    is_plain = is_plain_attention(module, query, key, value, key_padding_mask, attn_mask, is_causal)
     if not (is_plain and torch.is_grad_enabled()):  # without gradients torch has kernels of its own
         own: Callable[..., tuple[Tensor, Tensor | None]] = cast(
             Any, type(module)
         ).base_class.forward
         masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         return own(module, query, key, value, *masks)
-    x = query if module.batch_first else query.transpose(0, 1)
-    q, k, v = _adapted_product(module, 'in_proj_weight', x, module.in_proj_bias).chunk(3, -1)
-    out, weights = attend(
-        q,
-        k,
-        v,
-        module.num_heads,
-        dropout_p=module.dropout if module.training else 0.0,
-        need_weights=need_weights,
-        average_weights=average_attn_weights,
-    )
-    out = cast(Tensor, module.out_proj(out))
-    return out if module.batch_first else out.transpose(0, 1), weights
+
+    def project(x: Tensor) -> Tensor:
+        return _adapted_product(module, 'in_proj_weight', x, module.in_proj_bias)
+
+    return attend_to_itself(module, query, project, need_weights, average_attn_weights)

@@ -7,5 +7,7 @@
 `state_keys`        adapters built by the plan in a state dict
 `old_formats`       what earlier releases wrote
 `named_adapters`    several adapters on one base
+`task_files`        adapter and head of a task
+`multi_task`        many tasks on one base; `mixed_batch`: all of them in one batch
 ==================  ==========================================================
 """

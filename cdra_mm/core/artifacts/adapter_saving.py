@@ -28,7 +28,7 @@ from ..model.own_state import PLAN_KEY, base_state
 from .files import FORMAT, FORMAT_VERSION, TEXTS, digest_of
 from .state_keys import learnt_of
 
-__all__ = ['save_adapter']
+__all__ = ['adapter_content', 'save_adapter']
 
 
 def save_adapter(
@@ -59,6 +59,39 @@ def save_adapter(
         CheckpointError: If the model has no plan, or merged adapters, or lacks what it shall
             carry, or the metadata has a name of the format's own.
     """
+    tensors, own = adapter_content(model, metrics=metrics, carry=carry, digests=digests)
+    own['digest'] = digest_of(own, tensors)
+    names = {name for texts in TEXTS.values() for name in texts}
+    taken = sorted({*own, 'metrics', *names} & set(metadata or {}))
+    if taken:
+        raise CheckpointError(f'metadata {taken[0]!r} is a name of the file format: use another')
+    extra = {**own, **(metadata or {})}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=extra))
+
+
+def adapter_content(
+    model: nn.Module,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    carry: Iterable[str] | None = None,
+    digests: Mapping[str, str] | None = None,
+    head: nn.Module | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and texts of an adapter file, as yet without its digest.
+
+    Args:
+        model: See `save_adapter`, as for the others.
+        metrics: What was measured.
+        carry: Names of the weights and buffers to carry.
+        digests: Table of the frozen weights.
+        head: A part of the model that the plan does not cover, trained or not.
+
+    Returns:
+        The tensors, copies on the CPU, and the metadata.
+
+    Raises:
+        CheckpointError: See `save_adapter`.
+    """
     plan = plan_of(model)
     if plan is None:
         raise CheckpointError(f'{type(model).__name__} has no adapters: apply a plan first')
@@ -67,7 +100,7 @@ def save_adapter(
         raise CheckpointError(f'{len(merged)} adapters are merged: call unmerge_adapters first')
     state = base_state(model)
     whole = set(trained_whole(plan))
-    beside = _beside(model, state) - whole
+    beside = (_beside(model, state) | _names_in(model, head)) & state.keys() - whole
     carried = set(changed_buffers(model) - beside if carry is None else carry) - whole
     foreign = sorted(carried - state.keys())
     if foreign:
@@ -93,13 +126,19 @@ def save_adapter(
     }
     if metrics:
         own['metrics'] = json.dumps(dict(metrics), default=float)  # of numpy's numbers
-    own['digest'] = digest_of(own, tensors)
-    names = {name for texts in TEXTS.values() for name in texts}
-    taken = sorted({*own, 'metrics', *names} & set(metadata or {}))
-    if taken:
-        raise CheckpointError(f'metadata {taken[0]!r} is a name of the file format: use another')
-    extra = {**own, **(metadata or {})}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=extra))
+    return tensors, own
+
+
+def _names_in(model: nn.Module, head: nn.Module | None) -> set[str]:
+    """Names of a model's own tensors that a head holds, where it is a part of the model."""
+    if head is None:
+        return set()
+    held = {id(tensor) for tensor in (*head.parameters(), *head.buffers())}
+    named = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    return {name for name, tensor in named if id(tensor) in held}
 
 
 def _beside(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:

@@ -50,7 +50,15 @@ from ..planning.packed_plan import unpack_plan
 from ..planning.plan import Plan
 from .state_keys import is_adapter_key
 
-__all__ = ['FORMAT', 'FORMAT_VERSION', 'TEXTS', 'AdapterFile', 'digest_of', 'read_adapter']
+__all__ = [
+    'FORMAT',
+    'FORMAT_VERSION',
+    'TEXTS',
+    'AdapterFile',
+    'adapter_from',
+    'digest_of',
+    'read_adapter',
+]
 
 FORMAT = 'cdra_mm.adapter'
 FORMAT_VERSION = '3'
@@ -96,9 +104,25 @@ def read_adapter(path: str | Path) -> AdapterFile:
         PlanError: If its plan is damaged or of another version.
     """
     file = open_safetensors(path, 'adapter file')
-    metadata, tensors = file.metadata, file.tensors()
-    if metadata.get('format') != FORMAT:
+    if file.metadata.get('format') != FORMAT:
         raise CheckpointError(f'{path} is no adapter of cdra_mm: expected what save_adapter wrote')
+    return adapter_from(path, file.metadata, file.tensors())
+
+
+def adapter_from(
+    path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> AdapterFile:
+    """What the texts and tensors of an adapter file say, checked.
+
+    Args:
+        path: Where they are from, for messages.
+        metadata: The texts.
+        tensors: The tensors.
+
+    Raises:
+        CheckpointError: See `read_adapter`.
+        PlanError: See `read_adapter`.
+    """
     version = str(metadata.get('version'))
     if version not in TEXTS:
         raise CheckpointError(

@@ -14,11 +14,12 @@ from cdra_mm.errors import PlanError
 from cdra_mm.spelling import did_you_mean
 
 from ..adapters.adapted import adapters, trained_whole
+from ..adapters.adapter import Adapter
 from ..adapters.apply import AdapterSlot, check_fits, planned_adapters
-from ..adapters.merging import remove_adapters
+from ..adapters.fitting import Fitting, record_fitting
 from ..model.own_state import base_buffers, base_state
 from ..planning.plan import Plan
-from .files import read_adapter
+from .files import AdapterFile, read_adapter
 from .loading import build_from_file, put_on, replaced_values
 
 __all__ = ['NamedAdapters']
@@ -34,20 +35,23 @@ class _Entry:
         whole: Values of the model's own tensors that it replaces, while it is not in use: what it
             trains whole or brings along, and buffers that have changed while it was in use.
         beside: Names of what was trained beside its plan.
+        fitting: What it changes of the model, once it has been put on.
     """
 
     plan: Plan
     slots: list[AdapterSlot]
     whole: dict[str, Tensor]
     beside: tuple[str, ...] = ()
+    fitting: Fitting | None = None
 
 
 class NamedAdapters:
     """Adapters of one base model by name, of which one at a time is on the model.
 
-    Switching takes the adapters off and puts others on: it costs as much as the
-    adapters are large. The base weights are never copied, but for buffers and the parameters that
-    an adapter trains whole (vectors, tokens): their base values come back when it is taken off.
+    The first use of a name fits its adapters to the model; from then on a switch exchanges
+    objects, whatever the adapters weigh. The base weights are never copied, but for buffers and the
+    parameters that an adapter trains whole (vectors, tokens): their base values come back when it
+    is taken off.
     The model computes, bit for bit, what it computes after `load_adapter` of the
     same file on a fresh base.
 
@@ -77,7 +81,8 @@ class NamedAdapters:
         self._entries: dict[str, _Entry] = {}
         self._current: str | None = None
         self._base: dict[str, Tensor] = {}  # of what the current one replaces, and of all buffers
-        self._trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._trainable = [(p, p.requires_grad) for p in model.parameters()]
+        self._modules = list(model.modules())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,7 +97,7 @@ class NamedAdapters:
     def add(
         self,
         name: str,
-        source: str | Path | Plan,
+        source: str | Path | AdapterFile | Plan,
         *,
         check_base: bool = True,
         may_differ: str | Iterable[str] = (),
@@ -102,7 +107,8 @@ class NamedAdapters:
 
         Args:
             name: Its name.
-            source: A file of `save_adapter`, or a plan for one to be trained.
+            source: A file of `save_adapter`, also one that was read already, or a plan for one to
+                be trained.
             check_base: Refuse other base weights than those it was made for.
             may_differ: Names of those that may be others; see `load_adapter`.
             seed: Seed of the initial values of a plan's adapters.
@@ -117,7 +123,9 @@ class NamedAdapters:
                 if name
                 else 'the name of an adapter is empty'
             )
-        file = None if isinstance(source, Plan) else read_adapter(source)
+        file = source if isinstance(source, AdapterFile) else None
+        if isinstance(source, str | Path):
+            file = read_adapter(source)
         with self._plain():
             if file is not None:
                 slots = build_from_file(
@@ -148,14 +156,15 @@ class NamedAdapters:
         self._take_off()
         if name is None or entry is None:
             return
-        state = base_state(self.model)
-        self._base = {k: state[k].clone() for k in {*entry.whole, *base_buffers(self.model)}}
-        for path, _, adapter in entry.slots:
-            # The model may have been moved while this one was not on it.
-            like = next(self.model.get_submodule(path).parameters(), None)
-            if like is not None:
-                adapter.to(like.device)
-        put_on(self.model, entry.plan, entry.slots, entry.whole, entry.beside)
+        fitting = entry.fitting
+        if fitting is None or fitting.model is not self.model:
+            self._put_on_first(entry)
+        else:
+            self._base = {key: fitting.tensor(key).detach().clone() for key in fitting.places}
+            fitting.put_on()
+            with torch.no_grad():
+                for key, value in entry.whole.items():
+                    fitting.tensor(key).copy_(value)
         entry.whole = dict.fromkeys(entry.whole, torch.empty(0))  # the model holds them now
         self._current = name
 
@@ -178,6 +187,18 @@ class NamedAdapters:
         """
         return self._find(name).plan
 
+    def values_of(self, name: str) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
+        """The adapters of a name, and the values of the base's own tensors that it replaces.
+
+        Raises:
+            PlanError: If there is none of that name, or it is in use: the model has the values.
+        """
+        entry = self._find(name)
+        if name == self._current:
+            raise PlanError(f"{name!r} is in use: its values are the model's")
+        built = {f'{path}.{key}'.removeprefix('.'): adapter for path, key, adapter in entry.slots}
+        return built, dict(entry.whole)
+
     def _find(self, name: str) -> _Entry:
         if name not in self._entries:
             known = ', '.join(map(repr, self._entries)) or 'none'
@@ -196,40 +217,53 @@ class NamedAdapters:
         state = base_state(self.model)
         return _Entry(plan, slots, {key: state[key].clone() for key in trained_whole(plan)})
 
+    def _put_on_first(self, entry: _Entry) -> None:
+        state = base_state(self.model)
+        self._base = {k: state[k].clone() for k in {*entry.whole, *base_buffers(self.model)}}
+        for path, _, adapter in entry.slots:
+            # The model may have been moved while this one was not on it.
+            like = next(self.model.get_submodule(path).parameters(), None)
+            if like is not None:
+                adapter.to(like.device)
+        put_on(self.model, entry.plan, entry.slots, entry.whole, entry.beside)
+        entry.fitting = record_fitting(self.model, self._base)
+
     def _check_present(self) -> None:
-        present = adapters(self.model)
-        merged = [name for name, adapter in present.items() if adapter.merged]
+        fitting = self._entries[self._current].fitting if self._current is not None else None
+        merged = [adapter for adapter in fitting.adapters if adapter.merged] if fitting else []
         if merged:
             raise PlanError(
                 f'{len(merged)} adapters of {self._current!r} are merged into the base weights: '
                 'call unmerge_adapters first'
             )
-        entry = self._entries.get(self._current or '')
-        own = {id(adapter) for _, _, adapter in entry.slots} if entry else set()
-        if {id(adapter) for adapter in present.values()} != own:
+        own = {id(module) for module, _, _ in fitting.carried} if fitting else set()
+        if self._modules[0] is not self.model:
+            self._modules = list(self.model.modules())
+        adapted = {id(m) for m in self._modules if hasattr(type(m), 'base_class')}
+        if adapted != own or (fitting and not fitting.is_on()):
             raise PlanError(
                 f'the adapters of {type(self.model).__name__} were changed by other means than '
                 f'this {type(self).__name__}: use one way only'
             )
 
     def _take_off(self) -> None:
-        if self._current is None:
+        entry = self._entries.get(self._current or '')
+        if entry is None or entry.fitting is None:
             return
-        entry = self._entries[self._current]
-        state = base_state(self.model)
+        fitting = entry.fitting
         # They may have been trained while they were in use.
         entry.whole = {
-            key: state[key].clone()
+            key: fitting.tensor(key).detach().clone()
             for key, value in self._base.items()
-            if key in entry.whole or not torch.equal(state[key], value)
+            if key in entry.whole or not torch.equal(fitting.tensor(key), value)
         }
-        remove_adapters(self.model, discard=True)
+        fitting.take_off()
         with torch.no_grad():
             for key, value in self._base.items():
-                state[key].copy_(value)
+                fitting.tensor(key).copy_(value)
         self._base, self._current = {}, None
-        for key, parameter in self.model.named_parameters():
-            parameter.requires_grad_(key in self._trainable)
+        for parameter, trained in self._trainable:
+            parameter.requires_grad_(trained)
 
     @contextmanager
     def _plain(self) -> Iterator[None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ['attend']
+__all__ = ['attend', 'attend_to_itself', 'is_plain_attention']
 
 
 def attend(
@@ -46,3 +48,53 @@ def attend(
     else:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
     return out.transpose(1, 2).flatten(2), weights
+
+
+def is_plain_attention(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+) -> bool:
+    """Whether a call of ``nn.MultiheadAttention`` is what `attend_to_itself` computes."""
+    return (
+        query is key is value
+        and query.dim() == 3
+        and module._parameters['in_proj_weight'] is not None
+        and key_padding_mask is attn_mask is module.bias_k is module.bias_v is None
+        and not (is_causal or module.add_zero_attn)
+    )
+
+
+def attend_to_itself(
+    module: nn.MultiheadAttention,
+    x: Tensor,
+    project: Callable[[Tensor], Tensor],
+    need_weights: bool,
+    average_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """What ``nn.MultiheadAttention`` computes of one input, by one product for q, k and v.
+
+    Args:
+        module: The module.
+        x: ``[B, T, E]``, or ``[T, B, E]`` where it is not ``batch_first``.
+        project: ``[B, T, E]`` to ``[B, T, 3 E]``.
+        need_weights: See `attend`.
+        average_weights: See `attend`.
+    """
+    x = x if module.batch_first else x.transpose(0, 1)
+    q, k, v = project(x).chunk(3, -1)
+    out, weights = attend(
+        q,
+        k,
+        v,
+        module.num_heads,
+        dropout_p=module.dropout if module.training else 0.0,
+        need_weights=need_weights,
+        average_weights=average_weights,
+    )
+    out = cast(Tensor, module.out_proj(out))
+    return out if module.batch_first else out.transpose(0, 1), weights

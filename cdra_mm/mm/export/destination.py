@@ -10,11 +10,20 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from cdra_mm.core.artifacts.files import FORMAT as ADAPTER_FORMAT
+from cdra_mm.core.artifacts.task_files import TASK_FORMAT
 from cdra_mm.errors import CheckpointError
 
 from ..checkpoints.index import holds, is_run_checkpoint, read_index
 
-__all__ = ['check_destination', 'is_adapter', 'is_merged', 'is_onnx', 'is_peft', 'is_weights']
+__all__ = [
+    'check_destination',
+    'is_adapter',
+    'is_merged',
+    'is_onnx',
+    'is_peft',
+    'is_task',
+    'is_weights',
+]
 
 _PEFT_FILES = {'adapter_config.json', 'adapter_model.safetensors'}
 _TAIL = 2**16  # bytes; ONNX keeps its metadata at the end of the file
@@ -72,11 +81,12 @@ def is_merged(path: Path) -> bool:
 
 def is_adapter(path: Path) -> bool:
     """Whether a file is an adapter file."""
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            return (file.metadata() or {}).get('format') == ADAPTER_FORMAT
-    except (OSError, SafetensorError):
-        return False
+    return _format_of(path) == ADAPTER_FORMAT
+
+
+def is_task(path: Path) -> bool:
+    """Whether a file is a task file."""
+    return _format_of(path) == TASK_FORMAT
 
 
 def is_onnx(path: Path) -> bool:
@@ -95,13 +105,18 @@ def is_peft(path: Path) -> bool:
 def is_weights(path: Path) -> bool:
     """Whether a file holds weights and no run that could go on."""
     if path.suffix.lower() == '.safetensors':
-        try:
-            with safe_open(str(path), framework='pt') as file:
-                return (file.metadata() or {}).get('format') != ADAPTER_FORMAT
-        except (OSError, SafetensorError):
-            return False
+        return _format_of(path) not in (None, ADAPTER_FORMAT, TASK_FORMAT)
     index = read_index(path)
     return index is not None and not is_run_checkpoint(index)
+
+
+def _format_of(path: Path) -> str | None:
+    """What a safetensors file says of itself, '' where it says nothing; None where it is none."""
+    try:
+        with safe_open(str(path), framework='pt') as file:
+            return str((file.metadata() or {}).get('format', ''))
+    except (OSError, SafetensorError):
+        return None
 
 
 def _is_same(one: Path, other: Path) -> bool:

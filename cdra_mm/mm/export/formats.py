@@ -13,18 +13,27 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from cdra_mm.core import base_state, digests_of, plan_of, save_adapter, trained_whole
+from cdra_mm.core import (
+    base_state,
+    digests_of,
+    plan_of,
+    save_adapter,
+    save_task,
+    trained_whole,
+)
 from cdra_mm.core.artifacts.files import read_adapter
+from cdra_mm.core.artifacts.task_files import read_task
 from cdra_mm.errors import ConfigError
 from cdra_mm.storage import write_atomically
 
 from ..checkpoints.record import record_of, relied_on, stored_names
 from ..inputs import named_files
-from .destination import check_destination, is_adapter, is_merged, is_onnx, is_peft
+from .destination import check_destination, is_adapter, is_merged, is_onnx, is_peft, is_task
 from .merging import Adapted, Merged, build_backbone, merge_checkpoint, open_adapted
 from .onnx_export import export_onnx
 from .outputs import image_size
 from .peft_format import to_peft, write_peft
+from .task_head import head_of
 
 __all__ = ['FORMATS', 'Export', 'check_options']
 
@@ -39,6 +48,7 @@ class Export:
         out: The file or folder to write.
         names: Of the format ``peft``: whose names the weights get.
         shape: Of the format ``onnx``: height and width of the images, pixels.
+        dtype: Of the format ``task``: type in which adapters and head are stored.
     """
 
     config: Config
@@ -46,6 +56,7 @@ class Export:
     out: Path
     names: str | None = None
     shape: tuple[int, int] | None = None
+    dtype: str | None = None
 
 
 def _write_merged(asked: Export) -> list[str]:
@@ -77,6 +88,26 @@ def _write_adapter(asked: Export) -> list[str]:
         'backbone; the head is not in it; cdra_mm.core.load_adapter puts it on the base'
     ]
     carried = read_adapter(asked.out).carried
+    if carried:
+        lines.append(_along(len(carried), carried[0], 'in the file'))
+    return lines
+
+
+def _write_task(asked: Export) -> list[str]:
+    """The task file: the adapter file and what the model has outside of its backbone."""
+    adapted = open_adapted(asked.config, asked.checkpoint)
+    head = head_of(adapted.model)
+    relied = relied_on(adapted.backbone, record_of(adapted.backbone))
+    classes = (adapted.meta.get('dataset_meta') or {}).get('classes') or ()
+    source = {'source': json.dumps(adapted.provenance)}
+    options = dict(dtype=asked.dtype, classes=list(classes), metadata=source, **relied)
+    save_task(adapted.backbone, asked.out, head, **options)
+    count = sum(parameter.numel() for parameter in head.parameters())
+    lines = [
+        f'{asked.out}: {_mib([asked.out])}, {adapted.provenance["num_adapters"]} adapters of the '
+        f'backbone and a head of {count:,} parameters; cdra_mm.core.MultiTask puts it on the base'
+    ]
+    carried = read_task(asked.out).adapter.carried
     if carried:
         lines.append(_along(len(carried), carried[0], 'in the file'))
     return lines
@@ -124,16 +155,18 @@ def _write_onnx(asked: Export) -> list[str]:
 FORMATS: dict[str, Callable[[Export], list[str]]] = {
     'merged': _write_merged,
     'adapter': _write_adapter,
+    'task': _write_task,
     'peft': _write_peft,
     'onnx': _write_onnx,
 }
 # Which formats take an option.
-OPTIONS = {'names': 'peft', 'shape': 'onnx'}
+OPTIONS = {'names': 'peft', 'shape': 'onnx', 'dtype': 'task'}
 FOLDERS = ('peft',)
 # What --force may replace: what it is called, and how it is told.
 REPLACED: dict[str, tuple[str, Callable[[Path], bool]]] = {
     'merged': ('merged checkpoint', is_merged),
     'adapter': ('adapter file', is_adapter),
+    'task': ('task file', is_task),
     'peft': ('folder of a PEFT adapter alone', is_peft),
     'onnx': ('ONNX model exported here', is_onnx),
 }

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +12,14 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from cdra_mm.errors import CDRAError, CheckpointError, ConfigError
+from cdra_mm.onnx_files.writing import (
+    add_metadata,
+    first_line,
+    onnx_message,
+    refuse_large,
+    runtime,
+)
 from cdra_mm.storage import write_atomically
-
-from .outputs import first_line
 
 __all__ = ['export_onnx']
 
@@ -26,11 +27,8 @@ INPUT, OUTPUT = 'images', 'logits'
 RGB = 3  # channels
 # The two libraries add up in different orders: this share of the largest output.
 TOLERANCE = 1e-4
-LARGEST = 2**31  # bytes; an ONNX file is one message of protobuf
 # What a segmentor's head may ask of an image beside its pixels.
 SHAPES = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
-# Where the exporter notes for each operator the lines of source that it comes from.
-NOTES = ('doc_string', 'metadata_props')
 BATCHES = (2, 1, 3)  # exported with the first; the others prove that the size is free
 
 
@@ -79,12 +77,8 @@ def export_onnx(
             torch cannot trace the model.
         CheckpointError: If the file cannot be written, or gives other outputs.
     """
-    runtime = _packages()
-    weight = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    if weight >= LARGEST:
-        raise ConfigError(
-            f'the model has {weight / 2**30:.1f} GiB of weights: an ONNX file holds less than 2 GiB'
-        )
+    onnxruntime = runtime()
+    refuse_large(model)
     module = _Logits(model, shape[1:]).eval()
     images = torch.randn(BATCHES[0], *shape, generator=torch.Generator().manual_seed(0))
     try:
@@ -99,29 +93,19 @@ def export_onnx(
             f'alone ({first_line(error)}): name another --shape; a model whose head asks for more '
             'than images is not exported'
         ) from None
-    batch = torch.export.Dim('batch', min=1)
-    try:
-        with _quiet():
-            program: Any = torch.onnx.export(
-                module,
-                (images,),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes={'images': {0: batch}},
-                dynamo=True,
-            )
-    except Exception as error:  # the exporter meets code that it cannot trace
-        raise ConfigError(
-            f'torch cannot export {type(model).__name__} to ONNX ({first_line(error)}): its code '
-            'does something that cannot be traced; --format merged works without tracing'
-        ) from error
-    proto = program.model_proto
-    _remove_notes(proto)
-    for key, value in {**_normalisation(model, shape[0]), **metadata}.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, json.dumps(value)
+    proto = onnx_message(
+        module,
+        [images],
+        [INPUT],
+        [OUTPUT],
+        {'images': {0: torch.export.Dim('batch', min=1)}},
+        what=type(model).__name__,
+        hint='--format merged works without tracing',
+    )
+    texts = {**_normalisation(model, shape[0]), **metadata}
+    add_metadata(proto, {key: json.dumps(value) for key, value in texts.items()})
     content = proto.SerializeToString()
-    difference = max(_difference(runtime, content, module, count, shape) for count in BATCHES)
+    difference = max(_difference(onnxruntime, content, module, count, shape) for count in BATCHES)
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f'onnxruntime gives other outputs than the model (a share of {difference:.3g} of the '
@@ -129,34 +113,6 @@ def export_onnx(
         )
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
     return difference
-
-
-def _packages() -> Any:
-    """onnxruntime; torch.onnx imports the others itself."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f'{error.name} is not installed: pip install "cdra-mm[export]" (onnx, onnxscript, '
-            'onnxruntime)'
-        ) from None
-    return onnxruntime
-
-
-def _remove_notes(message: Any) -> None:
-    """Takes the exporter's notes off a message of protobuf and all that it holds.
-
-    They name files of this machine, user and folders included: nothing that whoever gets the file
-    should learn, and nothing that a runtime reads.
-    """
-    for field, value in message.ListFields():
-        if field.name in NOTES:
-            message.ClearField(field.name)
-        elif field.message_type is not None:
-            for part in [value] if hasattr(value, 'ListFields') else value:
-                _remove_notes(part)
 
 
 @torch.no_grad()
@@ -185,20 +141,3 @@ def _normalisation(model: nn.Module, channels: int) -> dict[str, Any]:
         )
         found['channels'] = 'RGB' if swapped else 'BGR'
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter tells of its steps and of its own internals."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.disable(level)

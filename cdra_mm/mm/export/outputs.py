@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cdra_mm.core.model.own_state import tensors_in
 from cdra_mm.errors import CheckpointError, ConfigError
+from cdra_mm.onnx_files.writing import first_line
 
-__all__ = ['Outputs', 'difference', 'first_line', 'image_size', 'outputs_of', 'random_image']
+__all__ = ['Outputs', 'difference', 'image_size', 'outputs_of', 'random_image']
 
 DEFAULT_SIZE = (224, 224)
 CHANNELS = 3  # of a model that has neither a convolution nor a mean to tell
@@ -146,9 +147,3 @@ def _run(call: Any) -> list[Tensor]:
     with torch.random.fork_rng():  # a model may draw some also in evaluation mode
         torch.manual_seed(0)
         return [tensor for tensor in tensors_in(call()) if tensor.is_floating_point()]
-
-
-def first_line(error: Exception) -> str:
-    """An error's kind and the first line of what it says."""
-    text = str(error).strip().partition('\n')[0]
-    return f'{type(error).__name__}: {text}' if text else type(error).__name__
