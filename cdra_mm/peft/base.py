@@ -14,7 +14,7 @@ from cdra_mm.errors import PlanError
 from .config import CdraConfig
 from .layer import CdraLayer
 
-__all__ = ['check_base_of', 'check_places']
+__all__ = ['check_base_of', 'check_places', 'plain_class']
 
 
 def check_places(model: nn.Module, config: CdraConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from typing import Any
 
 import torch
@@ -18,7 +19,14 @@ from .files import plan_in
 
 __all__ = ['PEFT_TYPE', 'CdraConfig', 'in_rising_order']
 
-PEFT_TYPE = 'CDRA'
+
+class CdraType(str, Enum):
+    """Our entry beside those of ``peft.PeftType``, which cannot be added to."""
+
+    CDRA = 'CDRA'
+
+
+PEFT_TYPE = CdraType.CDRA
 # Not in adapter_config.json: the plan is beside the values that it says the places of.
 NOT_JSON = ('plan', 'start')
 
@@ -83,6 +91,17 @@ class CdraConfig(PeftConfig):
         """What goes into adapter_config.json: all but the plan."""
         kept = (f.name for f in fields(self) if f.init and f.name not in NOT_JSON)
         return {name: getattr(self, name) for name in kept}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Writes adapter_config.json; the plan goes into the file of values.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: As ``PeftConfig.save_pretrained`` takes them.
+        """
+        if self.auto_mapping is not None:  # peft would name the class that adapters have made
+            kwargs.pop('auto_mapping_dict', None)
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -63,6 +63,16 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
         """The module that this adapts, for peft."""
         return self.owner
 
+    @property
+    def in_features(self) -> int | None:
+        """That of the module, where it is a linear layer."""
+        return getattr(self.owner, 'in_features', None)
+
+    @property
+    def out_features(self) -> int | None:
+        """That of the module, where it is a linear layer."""
+        return getattr(self.owner, 'out_features', None)
+
     def named(self, name: str) -> nn.ModuleDict:
         """The adapters of one of peft's names."""
         return cast(nn.ModuleDict, self.cdra_adapters[name])

@@ -33,7 +33,7 @@ from cdra_mm.core.adapters.entries import Entries
 from cdra_mm.core.adapters.merging import restore_classes
 from cdra_mm.errors import ConfigError
 
-from .base import check_base_of, check_places
+from .base import check_base_of, check_places, plain_class
 from .config import PEFT_TYPE, CdraConfig
 from .files import pack_adapter, slots_of, unpack_adapter
 from .layer import CdraLayer, put_on
@@ -82,6 +82,10 @@ class CdraModel(BaseTuner):
         check_shapes(model, plan)
         check_base_of(model, config)
         slots = delta_adapters(model, plan)
+        base = plain_class(model)
+        config.auto_mapping = {
+            'base_model_class': base.__name__, 'parent_library': base.__module__,
+        }  # fmt: skip
         if not low_cpu_mem_usage:
             _begin(plan, slots, config)
         before = [] if is_first else [(p, p.requires_grad) for p in model.parameters()]
@@ -108,6 +112,12 @@ class CdraModel(BaseTuner):
         """Not called: no module is replaced (`inject_adapter`)."""
         raise NotImplementedError
 
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        """Puts what was trained whole in its wrapper's place; peft's own asks it for a weight."""
+        setattr(parent, child_name, new_module)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Deletes an adapter; where it was active, all modules go on with the same other one."""
         was_active = adapter_name in self.active_adapters
@@ -118,6 +128,18 @@ class CdraModel(BaseTuner):
             self.active_adapter = left
             for layer in self._layers():
                 layer.set_adapter(left)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Values are fp32 at least beside any base; or, where peft is told so, of its type."""
+        if autocast_adapter_dtype:
+            return
+        for layer in self._layers():
+            if adapter_name in layer.cdra_adapters:
+                for adapter in layer.named(adapter_name).children():
+                    assert isinstance(adapter, ParameterAdapter)
+                    like = layer.owner._parameters[adapter.parameter]
+                    assert like is not None
+                    adapter.to(like.dtype)
 
     def _unload_and_optionally_merge(
         self,
