@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 pytest.importorskip('peft', reason='peft (extra peft) is not installed')
 transformers = pytest.importorskip('transformers')
+accelerate = pytest.importorskip('accelerate')
 
+from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel, get_peft_model
 
 from cdra_mm.peft import cdra_config
 
-from .clients import CLASSES, CLIENTS, SIZE, output
+from .clients import CLASSES, CLIENTS, SIZE, config_of, images, output
 
 
 def data(name, count=16):
@@ -74,56 +74,38 @@ def test_trainer_saves_resumes_and_takes_the_best(name, tmp_path):
         assert torch.equal(value, uncut.model.state_dict()[key]), key
 
 
-TRAINING = """
-import sys
-import torch
-from accelerate import Accelerator
-from peft import PeftModel, get_peft_model
-from torch.utils.data import DataLoader
-from cdra_mm.core import Plan
-from tests.peft.clients import CLIENTS, config_of, images
-
-client = CLIENTS['timm ViT']
-accelerator = Accelerator(cpu=True)
-model = get_peft_model(client.build(), config_of(client, progress=False))
-optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
-samples = list(zip(images(8), torch.arange(8) % 3))
-loader = DataLoader(samples, batch_size=int(sys.argv[2]))
-model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-for _ in range(2):
-    for batch in loader:
-        optimizer.zero_grad()
-        accelerator.backward(client.loss(model, batch).mean())
-        optimizer.step()
-accelerator.wait_for_everyone()
-plain = accelerator.unwrap_model(model)
-state = accelerator.get_state_dict(model)
-plain.save_pretrained(sys.argv[1], is_main_process=accelerator.is_main_process, state_dict=state)
-print('trained by', accelerator.num_processes)
-accelerator.end_training()
-"""
-
-
-def test_two_processes_train_what_one_does(tmp_path, repository):
-    script = tmp_path / 'train.py'
-    script.write_text(TRAINING)
+def train(folder, config, size):
+    """Two passes over eight images, in batches of this size in each process."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a forked process has its parent's
+    GradientState._reset_state()
+    accelerator = accelerate.Accelerator(cpu=True)
     client = CLIENTS['timm ViT']
+    model = get_peft_model(client.build(), config)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    samples = list(zip(images(8), torch.arange(8) % CLASSES, strict=True))
+    model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(samples, size))
+    for _ in range(2):
+        for batch in loader:
+            optimizer.zero_grad()
+            accelerator.backward(client.loss(model, batch).mean())
+            optimizer.step()
+    accelerator.wait_for_everyone()
+    accelerator.unwrap_model(model).save_pretrained(
+        folder / str(accelerator.num_processes),
+        is_main_process=accelerator.is_main_process,
+        state_dict=accelerator.get_state_dict(model),
+    )
+    accelerator.end_training()
 
-    def run(name, size, *launcher):
-        ended = subprocess.run(
-            [sys.executable, *launcher, str(script), str(tmp_path / name), str(size)],
-            capture_output=True, text=True, check=False, cwd=repository, timeout=240,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr[-3000:]
-        return ended.stdout
 
-    launch = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2',
-              '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']  # fmt: skip
-    assert 'trained by 2' in run('two', 2, *launch)
-    assert 'trained by 1' in run('one', 4)
+def test_two_processes_train_what_one_does(tmp_path):
+    client = CLIENTS['timm ViT']
+    config = config_of(client)
+    accelerate.debug_launcher(train, (tmp_path, config, 2), num_processes=2)
+    train(tmp_path, config, 4)
     one, two = (
         output(client, PeftModel.from_pretrained(client.build(), tmp_path / name))
-        for name in ('one', 'two')
+        for name in ('1', '2')
     )
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     assert (one - output(client, client.build())).abs().max() > 1e-3

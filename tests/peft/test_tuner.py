@@ -304,7 +304,7 @@ def test_files_are_no_larger_than_those_of_a_lora(tmp_path):
 def test_another_plan_under_a_name_is_refused(two, tmp_path):
     two.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match='of another plan'):
-        two.load_adapter(tmp_path / 'other', 'default')
+        two.load_adapter(tmp_path, 'other')
 
 
 WEIGHTED = {
