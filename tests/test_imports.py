@@ -1,6 +1,6 @@
 """Imports go down only: a file imports what lies below its room, and its own room.
 
-Tools -> commands -> analysis -> tables -> mm -> benchmark, pictures -> methods -> core -> reading,
+Tools -> commands -> analysis -> tables -> mm -> benchmark, pictures, peft -> methods -> core -> reading,
 data -> storage -> errors. The rooms of core have floors of their own.
 """
 
@@ -40,6 +40,7 @@ FLOORS = {
     'sizing': 8,
     'benchmark': 9,
     'pictures': 9,
+    'peft': 9,
     'mm': 10,
     'tables': 11,
     'analysis': 12,
