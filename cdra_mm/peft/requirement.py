@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 from cdra_mm.errors import ConfigError
@@ -32,5 +33,5 @@ def require_peft() -> None:
 
 def _numbers(release: str) -> tuple[int, int]:
     """The first two numbers of a version."""
-    major, minor, *_ = [*release.split('.'), '0']
-    return int(major), int(minor)
+    found = re.match(r'(\d+)(?:\.(\d+))?', release)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)

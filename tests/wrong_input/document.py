@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import data, files, models, own, own_data, settings  # noqa: F401  they fill the table
+from . import (  # noqa: F401  they fill the table
+    data,
+    files,
+    models,
+    own,
+    own_data,
+    peft_adapters,
+    settings,
+)
 from .case import CASES
 
 FILE = Path(__file__).resolve().parents[2] / 'docs' / 'wrong_input.md'
@@ -17,6 +25,7 @@ TITLES = (
     'Predictions',
     'Checkpoints and adapter files',
     'Models and export',
+    'Adapters of Hugging Face peft',
     'Archives',
 )
 HEAD = """# Wrong input
