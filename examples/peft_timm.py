@@ -101,9 +101,13 @@ def main() -> None:
         read = PeftModel.from_pretrained(fresh, f'{folder}/second').eval()
         images = second.tensors[0]
         with torch.no_grad():
-            print('reloaded, largest difference:', float((read(images) - model(images)).abs().max()))
+            print(
+                'reloaded, largest difference:', float((read(images) - model(images)).abs().max())
+            )
             merged = read.merge_and_unload()
-            print('merged, largest difference:', float((merged(images) - model(images)).abs().max()))
+            print(
+                'merged, largest difference:', float((merged(images) - model(images)).abs().max())
+            )
 
 
 def backbone_state(model: PeftModel) -> dict[str, Tensor]:

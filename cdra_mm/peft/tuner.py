@@ -286,7 +286,9 @@ def _draw(adapter: Adapter, generator: torch.Generator) -> None:
 def _keys(model: nn.Module, plan: Plan, adapter_name: str) -> list[str]:
     """State-dict keys of an adapter's tensors, as `slots_of` names them."""
     # Of a PeftModel, or of a model that adapters were injected into.
-    wrapped = 'base_model.model.' if isinstance(getattr(model, 'base_model', None), BaseTuner) else ''
+    wrapped = (
+        'base_model.model.' if isinstance(getattr(model, 'base_model', None), BaseTuner) else ''
+    )
     keys = []
     for name, tensor, _ in slots_of(plan):
         module, _, suffix = name.rpartition('.')

@@ -183,7 +183,9 @@ def test_peft_cdra_takes_weights_that_are_used_without_calling_their_layer(build
 def test_peft_cdra_refuses_another_base():
     pytest.importorskip('peft', reason='peft (extra peft) is not installed')
     backbone = adapted_backbone(peers.mmpretrain_vit)
-    plan = replace(plan_of(backbone), fingerprint=fingerprint(peers.perturbed(peers.mmpretrain_vit())))
+    plan = replace(
+        plan_of(backbone), fingerprint=fingerprint(peers.perturbed(peers.mmpretrain_vit()))
+    )
     remember_plan(backbone, plan)
     with pytest.raises(CDRAError, match='other base weights'):
         to_cdra(backbone, peers.mmpretrain_vit())

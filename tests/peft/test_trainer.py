@@ -7,9 +7,11 @@ import torch
 from torch.utils.data import DataLoader
 
 pytest.importorskip('peft', reason='peft (extra peft) is not installed')
-transformers = pytest.importorskip('transformers')
-accelerate = pytest.importorskip('accelerate')
+pytest.importorskip('transformers')
+pytest.importorskip('accelerate')
 
+import accelerate
+import transformers
 from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel, get_peft_model
 

@@ -79,7 +79,9 @@ def test_adapters_are_switched(two):
     assert torch.equal(backbone(two), first) and (first - second).abs().max() > 1e-2
     alone = get_peft_model(VIT.build(), replace(two.peft_config['other'])).eval()
     with torch.no_grad():
-        pairs = zip(alone.base_model._tensors('default'), two.base_model._values('other'), strict=True)
+        pairs = zip(
+            alone.base_model._tensors('default'), two.base_model._values('other'), strict=True
+        )
         for own, value in pairs:
             own.copy_(value)
     assert torch.equal(backbone(alone), second)
@@ -249,7 +251,9 @@ def test_weight_that_two_modules_share_is_adapted_in_both():
         return nn.Sequential(layer, twin).eval()
 
     block = Block('0.linear1.weight', (32, 16), (1, 4, 7), (2, 3), 2, 3)
-    model = get_peft_model(copy.deepcopy(build()), CdraConfig(plan=Plan(blocks=(block,)), init_weights=False))
+    model = get_peft_model(
+        copy.deepcopy(build()), CdraConfig(plan=Plan(blocks=(block,)), init_weights=False)
+    )
     x = torch.randn(2, 3, 16)
     with torch.no_grad():
         adapted = model.eval()(x)

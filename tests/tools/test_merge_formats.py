@@ -157,7 +157,9 @@ def test_onnx_format_gives_the_outputs_of_the_run(run, merge):
 
 
 REFUSALS = {
-    'names of another format': (['new.pth', '--names', 'timm'], '--names is for --format peft or peft-cdra'),
+    'names of another format': (
+        ['new.pth', '--names', 'timm'], '--names is for --format peft or peft-cdra',
+    ),
     'shape of another format': (
         ['new', '--format', 'peft', '--shape', '32', '32'], '--shape is for --format onnx',
     ),

@@ -86,9 +86,7 @@ with heading('Adapters of Hugging Face peft') as (refused, taken):
     def _(folder):
         peft_of('1.0rc1')
 
-    @refused(
-        'a config without a plan', ConfigError, 'has no plan, so nothing says what to train'
-    )
+    @refused('a config without a plan', ConfigError, 'has no plan, so nothing says what to train')
     def _(folder):
         put_on(None)
 
@@ -110,16 +108,16 @@ with heading('Adapters of Hugging Face peft') as (refused, taken):
         put_on(Plan())
 
     @refused(
-        'a plan of prompts for peft', PlanError, "the first is layers.0.prompts, of the kind 'prompts'"
+        'a plan of prompts for peft',
+        PlanError,
+        "the first is layers.0.prompts, of the kind 'prompts'",
     )
     def _(folder):
         from cdra_mm.core import Part
 
         put_on(Plan('vpt_deep', parts=(Part('layers.0.prompts', 'prompts', {}, 4),)))
 
-    @refused(
-        'a config of another architecture', PlanError, 'made for another architecture'
-    )
+    @refused('a config of another architecture', PlanError, 'made for another architecture')
     def _(folder):
         put_on(Plan(blocks=(QKV,)), torch.nn.Sequential(torch.nn.Linear(4, 4)))
 
@@ -134,9 +132,7 @@ with heading('Adapters of Hugging Face peft') as (refused, taken):
         model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4))
         put_on(Plan(blocks=(Block('0.weight', (5, 4), (0,), (1,), 1, 1),)), model)
 
-    @refused(
-        'a block on a convolution', PlanError, 'is of a Conv2d, which is no linear layer'
-    )
+    @refused('a block on a convolution', PlanError, 'is of a Conv2d, which is no linear layer')
     def _(folder):
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2))
         put_on(Plan(blocks=(Block('0.weight', (4, 12), (0,), (1,), 1, 1),)), model)
@@ -204,9 +200,7 @@ with heading('Adapters of Hugging Face peft') as (refused, taken):
         save_file({**tensors, key: tensors[key][:-1].clone()}, file)
         peft.PeftModel.from_pretrained(vit(), folder)
 
-    @refused(
-        'a fingerprint that is none', PlanError, 'made for other base weights'
-    )
+    @refused('a fingerprint that is none', PlanError, 'made for other base weights')
     def _(folder):
         _, peft = ours()
         file = saved(folder) / 'adapter_config.json'
