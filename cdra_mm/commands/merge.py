@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--names',
         choices=['timm', 'config'],
-        help="peft, peft-cdra: names of timm's model, or of the backbone of the config (default: timm's where "
-        'they are known)',
+        help="peft, peft-cdra: names of timm's model, or of the backbone of the config (default: "
+        "timm's where they are known)",
     )
     parser.add_argument(
         '--shape',

@@ -177,8 +177,9 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError:
         known = [name for name, _ in model.named_modules() if name]
+        hint = did_you_mean(path, known)
         raise ConfigError(
-            f'backbone={path!r}: {type(model).__name__} has no such module{did_you_mean(path, known)}'
+            f'backbone={path!r}: {type(model).__name__} has no such module{hint}'
         ) from None
 
 

@@ -20,22 +20,16 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from cdra_mm.core import Adapter, ParameterAdapter, Plan
+from cdra_mm.core import ParameterAdapter, Plan
 from cdra_mm.core.adapters.adapted import require_free_name
-from cdra_mm.core.adapters.apply import (
-    AdapterSlot,
-    begin_at,
-    build_adapter,
-    check_shapes,
-    planned_adapters,
-)
-from cdra_mm.core.adapters.entries import Entries
+from cdra_mm.core.adapters.apply import check_shapes
 from cdra_mm.core.adapters.merging import restore_classes
 from cdra_mm.errors import ConfigError
 
 from .base import check_base_of, check_places, plain_class
 from .config import PEFT_TYPE, CdraConfig
 from .files import pack_adapter, slots_of, unpack_adapter
+from .first_values import begin, delta_adapters
 from .layer import CdraLayer, put_on
 from .weighted import weighted_sum
 
@@ -87,7 +81,7 @@ class CdraModel(BaseTuner):
             'base_model_class': base.__name__, 'parent_library': base.__module__,
         }  # fmt: skip
         if not low_cpu_mem_usage:
-            _begin(plan, slots, config)
+            begin(plan, slots, config)
         before = [] if is_first else [(p, p.requires_grad) for p in model.parameters()]
         for path, suffix, adapter in slots:  # nothing fails from here on
             if low_cpu_mem_usage:
@@ -240,20 +234,6 @@ class CdraModel(BaseTuner):
         return [tensor.detach() for tensor in self._tensors(name)]
 
 
-def delta_adapters(model: nn.Module, plan: Plan) -> list[AdapterSlot]:
-    """The adapters of a plan, with every vector and token as what is added to its entries.
-
-    In the order of `slots_of`.
-    """
-    vectors = (
-        replace(v, indices=tuple(range(v.length))) if v.indices is None else v for v in plan.vectors
-    )
-    slots = planned_adapters(model, replace(plan, vectors=tuple(vectors)))
-    for name, numel in plan.also_train.items():
-        slots.append(build_adapter(model, name, Entries, dict(index=torch.arange(numel))))
-    return slots
-
-
 def register() -> None:
     """Makes the config and the tuner known to peft."""
     mappings: list[tuple[Any, Any]] = [
@@ -263,24 +243,6 @@ def register() -> None:
     ]
     for mapping, value in mappings:
         mapping[PEFT_TYPE] = value
-
-
-def _begin(plan: Plan, slots: list[AdapterSlot], config: CdraConfig) -> None:
-    """Gives the adapters their first values."""
-    generator = torch.Generator().manual_seed(config.seed)
-    for _, _, adapter in slots:
-        adapter.reset(generator)
-    named = dict(zip([block.name for block in plan.blocks], slots, strict=False))
-    begin_at(named, config.start or {})
-    if not config.init_weights:
-        for adapter in (adapter for _, _, adapter in slots):
-            _draw(adapter, generator)
-
-
-@torch.no_grad()
-def _draw(adapter: Adapter, generator: torch.Generator) -> None:
-    for parameter in adapter.parameters():
-        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def _keys(model: nn.Module, plan: Plan, adapter_name: str) -> list[str]:

@@ -71,9 +71,7 @@ def exported(backbone, folder, names=None):
 
 
 def peft_model(model, folder):
-    peft = pytest.importorskip('peft', reason='peft (extra peft) is not installed')
-    import cdra_mm.peft  # noqa: F401
-
+    peft = pytest.importorskip('peft', reason='peft (extra test) is not installed')
     return peft.PeftModel.from_pretrained(model, folder)
 
 
@@ -154,7 +152,7 @@ def test_peft_puts_the_adapter_of_a_timm_backbone_on_timm(tmp_path):
 
 @pytest.mark.parametrize('pair', PAIRS)
 def test_peft_cdra_puts_the_adapter_on_timm_and_off_again(pair, tmp_path):
-    pytest.importorskip('peft', reason='peft (extra peft) is not installed')
+    pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
     theirs, ours = PAIRS[pair]
     base = peers.perturbed(theirs())
     weights = base.state_dict()
@@ -172,7 +170,7 @@ def test_peft_cdra_puts_the_adapter_on_timm_and_off_again(pair, tmp_path):
 
 @pytest.mark.parametrize('build', [peers.mmpretrain_swin, peers.mmpretrain_beit])
 def test_peft_cdra_takes_weights_that_are_used_without_calling_their_layer(build, tmp_path):
-    pytest.importorskip('peft', reason='peft (extra peft) is not installed')
+    pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
     backbone, plain = adapted_backbone(build), peers.perturbed(build())
     write_cdra(to_cdra(backbone, plain, 'config'), tmp_path / 'cdra', {'source': '{}'})
     size = peers.SWIN_SIZE if build is peers.mmpretrain_swin else peers.SIZE
@@ -181,7 +179,7 @@ def test_peft_cdra_takes_weights_that_are_used_without_calling_their_layer(build
 
 
 def test_peft_cdra_refuses_another_base():
-    pytest.importorskip('peft', reason='peft (extra peft) is not installed')
+    pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
     backbone = adapted_backbone(peers.mmpretrain_vit)
     plan = replace(
         plan_of(backbone), fingerprint=fingerprint(peers.perturbed(peers.mmpretrain_vit()))

@@ -72,7 +72,7 @@ def timm_client(**options: Any) -> Client:
 
 
 def _transformers(name: str, config: str, **options: Any) -> nn.Module:
-    transformers = pytest.importorskip('transformers')
+    transformers = pytest.importorskip('transformers', '5.24')
     return getattr(transformers, name)(getattr(transformers, config)(**options))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-pytest.importorskip('peft', reason='peft (extra peft) is not installed')
+pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
 
 from peft import PeftModel
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-pytest.importorskip('peft', reason='peft (extra peft) is not installed')
+pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
 pytest.importorskip('timm')
+pytest.importorskip('transformers', '5.24')
 
 RUNS = {
     'peft_timm': ['--count', '16', '--epochs', '1'],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip('peft', reason='peft (extra peft) is not installed')
-pytest.importorskip('transformers')
+pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
+pytest.importorskip('transformers', '5.24')
 
 from peft import get_peft_model
 

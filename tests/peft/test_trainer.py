@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-pytest.importorskip('peft', reason='peft (extra peft) is not installed')
-pytest.importorskip('transformers')
+pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
+pytest.importorskip('transformers', '5.24')
 pytest.importorskip('accelerate')
 
 import accelerate

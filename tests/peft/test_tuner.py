@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip('peft', reason='peft (extra peft) is not installed')
+pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
 pytest.importorskip('timm')
 
 from peft import LoraConfig, PeftModel, get_peft_model

@@ -113,7 +113,7 @@ def test_peft_format_gives_timm_the_outputs_of_the_run(run, merge):
 
 
 def test_peft_cdra_format_gives_timm_the_outputs_of_the_run(run, merge):
-    pytest.importorskip('peft', reason='peft (extra peft) is not installed')
+    pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
     timm = pytest.importorskip('timm')
     from peft import PeftModel
 

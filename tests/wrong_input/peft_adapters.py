@@ -27,7 +27,7 @@ QKV = Block('blocks.0.attn.qkv.weight:q', (12, 12), (0, 3, 5), (1, 2), 1, 3)
 
 def ours():
     """The package and peft, or the test is skipped."""
-    peft = pytest.importorskip('peft', reason='peft (extra peft) is not installed')
+    peft = pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
     import cdra_mm.peft
 
     return cdra_mm.peft, peft
