@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 
@@ -26,3 +27,13 @@ def test_example_ends_with_what_it_has_loaded_again(name, repository, monkeypatc
     assert 'trainable params' in told
     (line,) = [line for line in told.splitlines() if 'loaded, largest difference' in line]
     assert line.endswith(': 0.0')
+
+
+def test_code_of_the_page_runs(repository, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    page = (repository / 'docs' / 'peft.md').read_text(encoding='utf-8')
+    (code,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    exec(compile(code, 'docs/peft.md', 'exec'), {})
+    assert {'adapter_config.json', 'adapter_model.safetensors'} <= {
+        path.name for path in (tmp_path / 'adapter').iterdir()
+    }
