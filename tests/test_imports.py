@@ -1,7 +1,7 @@
 """Imports go down only: a file imports what lies below its room, and its own room.
 
-Tools -> commands -> analysis -> tables -> mm -> benchmark, pictures -> methods -> core -> reading,
-data -> storage -> errors. The rooms of core have floors of their own.
+Tools -> commands -> analysis -> tables -> mm -> benchmark, pictures, peft -> methods -> core ->
+reading, data -> storage -> errors. The rooms of core have floors of their own.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ FLOORS = {
     'onnx_files': 8,
     'benchmark': 9,
     'pictures': 9,
+    'peft': 9,
     'mm': 10,
     'tables': 11,
     'analysis': 12,

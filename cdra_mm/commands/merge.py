@@ -4,7 +4,8 @@
                    this package, and runs at the speed of the base model (the default)
 --format adapter   the adapter file: what is trained of the backbone, for cdra_mm.core.load_adapter
 --format task      adapter and head in one file, for cdra_mm.core.MultiTask
---format peft      a folder that Hugging Face PEFT loads onto timm's model of the same base
+--format peft      a LoRA: a folder that Hugging Face PEFT loads onto timm's model of the same base
+--format peft-cdra the adapters as they are, for Hugging Face PEFT with cdra_mm.peft
 --format onnx      the merged model, for onnxruntime
 
 cdra merge cdra/demo work_dirs/demo/iter_300.pth demo_merged.pth
@@ -24,18 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint with adapters')
-    parser.add_argument('out', help='the file to write; of --format peft: the folder')
+    parser.add_argument('out', help='the file to write; of the formats of PEFT: the folder')
     parser.add_argument(
         '--format',
-        choices=['merged', 'adapter', 'task', 'peft', 'onnx'],
+        choices=['merged', 'adapter', 'task', 'peft', 'peft-cdra', 'onnx'],
         default='merged',
         dest='to',
     )
     parser.add_argument(
         '--names',
         choices=['timm', 'config'],
-        help="peft: names of timm's model, or of the backbone of the config (default: timm's where "
-        'they are known)',
+        help="peft, peft-cdra: names of timm's model, or of the backbone of the config (default: "
+        "timm's where they are known)",
     )
     parser.add_argument(
         '--shape',

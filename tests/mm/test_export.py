@@ -23,12 +23,15 @@ from cdra_mm.core import (
     CheckpointError,
     apply_plan,
     find_targets,
+    fingerprint,
     merge_adapters,
     plan_from_masks,
     plan_of,
 )
+from cdra_mm.core.adapters.adapted import remember_plan
 from cdra_mm.methods import Request, make_method
 from cdra_mm.mm.backbones import TimmViT
+from cdra_mm.mm.export.cdra_format import to_cdra, write_cdra
 from cdra_mm.mm.export.peft_format import to_peft, write_peft
 from cdra_mm.mm.weights import convert
 from tests.core.problems import move, random_masks
@@ -145,6 +148,48 @@ def test_peft_puts_the_adapter_of_a_timm_backbone_on_timm(tmp_path):
     with torch.no_grad():
         ours, theirs = backbone(peers.image())[-1], base(peers.image())[-1]
     assert (ours - theirs).abs().max() < 1e-5 and ours.std() > 0.1
+
+
+@pytest.mark.parametrize('pair', PAIRS)
+def test_peft_cdra_puts_the_adapter_on_timm_and_off_again(pair, tmp_path):
+    pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
+    theirs, ours = PAIRS[pair]
+    base = peers.perturbed(theirs())
+    weights = base.state_dict()
+    plain = peers.perturbed(ours())
+    plain.load_state_dict(convert(weights, plain).weights)
+    backbone = adapted_backbone(ours, weights)
+    with torch.no_grad():
+        before = base(peers.image())
+    write_cdra(to_cdra(backbone, plain), tmp_path / 'cdra', {'source': '{}'})
+    model = peft_model(base, tmp_path / 'cdra')
+    assert peers.difference(backbone, model.base_model.model, peers.image()) < 1e-5
+    with model.disable_adapter(), torch.no_grad():
+        assert torch.equal(model(peers.image()), before)
+
+
+@pytest.mark.parametrize('build', [peers.mmpretrain_swin, peers.mmpretrain_beit])
+def test_peft_cdra_takes_weights_that_are_used_without_calling_their_layer(build, tmp_path):
+    pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
+    backbone, plain = adapted_backbone(build), peers.perturbed(build())
+    write_cdra(to_cdra(backbone, plain, 'config'), tmp_path / 'cdra', {'source': '{}'})
+    size = peers.SWIN_SIZE if build is peers.mmpretrain_swin else peers.SIZE
+    model = peft_model(peers.perturbed(build()), tmp_path / 'cdra')
+    assert peers.difference(backbone, model.base_model.model, peers.image(size)) < 1e-5
+
+
+def test_peft_cdra_refuses_another_base():
+    pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
+    backbone = adapted_backbone(peers.mmpretrain_vit)
+    plan = replace(
+        plan_of(backbone), fingerprint=fingerprint(peers.perturbed(peers.mmpretrain_vit()))
+    )
+    remember_plan(backbone, plan)
+    with pytest.raises(CDRAError, match='other base weights'):
+        to_cdra(backbone, peers.mmpretrain_vit())
+    merge_adapters(backbone)
+    with pytest.raises(CDRAError, match='unmerge_adapters'):
+        to_cdra(backbone, peers.mmpretrain_vit())
 
 
 UNFIT = {

@@ -138,6 +138,35 @@ def test_peft_format_gives_timm_the_outputs_of_the_run(run, merge):
     torch.testing.assert_close(features, outputs['features'], rtol=1e-5, atol=1e-5)
 
 
+def test_peft_cdra_format_gives_timm_the_outputs_of_the_run(run, merge):
+    pytest.importorskip('peft', '0.21', reason='peft (extra peft) is not installed')
+    timm = pytest.importorskip('timm')
+    from peft import PeftModel
+
+    from cdra_mm.peft import CdraConfig
+
+    folder, _, image, outputs = run
+    code, printed, _ = merge('cdra', '--format', 'peft-cdra')
+    assert code == 0 and "timm's model" in printed
+    sizes = dict(img_size=SIZE, patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2)
+    plain = timm.models.VisionTransformer(num_classes=0, **sizes)
+    base = torch.load(folder / 'base.pth', weights_only=True)['state_dict']
+    plain.load_state_dict(read_common(base).weights)
+    plain.eval()
+    with torch.no_grad():
+        before = plain.forward_features(image)[:, 0]
+    own = read_adapter(folder / 'run/cdra_adapter.safetensors').plan
+    config = CdraConfig.from_pretrained(folder / 'cdra')
+    assert config.base_fingerprint and config.plan.num_trainable == own.num_trainable
+    model = PeftModel.from_pretrained(plain, folder / 'cdra').eval()
+    with torch.no_grad():
+        features = model.base_model.model.forward_features(image)[:, 0]
+        torch.testing.assert_close(features, outputs['features'], rtol=1e-5, atol=1e-5)
+        with model.disable_adapter():
+            assert torch.equal(model.base_model.model.forward_features(image)[:, 0], before)
+    assert (features - before).abs().max() > 1e-3
+
+
 def test_onnx_format_gives_the_outputs_of_the_run(run, merge):
     pytest.importorskip('onnxscript', reason='onnxscript (extra export) is not installed')
     runtime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
@@ -154,12 +183,17 @@ def test_onnx_format_gives_the_outputs_of_the_run(run, merge):
 
 
 REFUSALS = {
-    'names of another format': (['new.pth', '--names', 'timm'], '--names is for --format peft'),
+    'names of another format': (
+        ['new.pth', '--names', 'timm'], '--names is for --format peft or peft-cdra',
+    ),
     'type of another format': (
         ['new.pth', '--dtype', 'float16'], '--dtype is for --format task',
     ),
     'shape of another format': (
         ['new', '--format', 'peft', '--shape', '32', '32'], '--shape is for --format onnx',
+    ),
+    'folder of other files, adapters': (
+        ['run', '--format', 'peft-cdra', '--force'], 'no folder of a PEFT',
     ),
     'no pixels': (['new.onnx', '--format', 'onnx', '--shape', '0', '32'], 'expected pixels'),
     'folder for a file': (['run', '--format', 'adapter', '--force'], 'run is a folder, and a file'),

@@ -10,6 +10,7 @@ from . import (  # noqa: F401  they fill the table
     models,
     own,
     own_data,
+    peft_adapters,
     settings,
     tasks,
 )
@@ -26,6 +27,7 @@ TITLES = (
     'Checkpoints and adapter files',
     'Many tasks on one base',
     'Models and export',
+    'Adapters of Hugging Face peft',
     'Archives',
 )
 HEAD = """# Wrong input

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .adapter import CallAdapter, ParameterAdapter
+from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .copied_linear import Copy, Layer, takes_copy
 from .joint_blocks import JointBlocks, join_blocks
 from .low_rank import LowRank
@@ -37,10 +37,14 @@ class AdapterSet(nn.Module):
         """Without copies: who copies or pickles a model within its forward gets none."""
         return {**self.__dict__, 'copies': {}}
 
+    def present(self) -> Iterator[Adapter]:
+        """All adapters that are this module's own."""
+        yield from cast('Iterator[Adapter]', self.children())
+
     def join(self, module: nn.Module) -> None:
         """Takes note of the blocks of each weight, after adapters have come."""
         self._joint = {}
-        own = (a.parameter for a in self._modules.values() if isinstance(a, ParameterAdapter))
+        own = (a.parameter for a in self.present() if isinstance(a, ParameterAdapter))
         for name in dict.fromkeys([*own, *self.borrowed]):
             weight = module._parameters[name]
             found = [a for a in self.of(name, merged=True) if isinstance(a, LowRank)]
@@ -68,7 +72,7 @@ class AdapterSet(nn.Module):
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter, or all."""
-        own = (a for a in self._modules.values() if isinstance(a, ParameterAdapter))
+        own = (a for a in self.present() if isinstance(a, ParameterAdapter))
         mine = (a for a in own if a.parameter == parameter)
         for adapter in (*mine, *self.borrowed.get(parameter, ())):
             if merged or not adapter.merged:
@@ -76,7 +80,7 @@ class AdapterSet(nn.Module):
 
     def calls(self) -> Iterator[CallAdapter]:
         """The unmerged adapters of what the module computes."""
-        for adapter in self._modules.values():
+        for adapter in self.present():
             if isinstance(adapter, CallAdapter) and not adapter.merged:
                 yield adapter
 

@@ -32,8 +32,11 @@ from .masters import with_masters
 __all__ = [
     'AdapterSlot',
     'apply_plan',
+    'begin_at',
     'build_adapter',
+    'check_base',
     'check_fits',
+    'check_shapes',
     'freeze_rest',
     'planned_adapters',
 ]
@@ -76,7 +79,7 @@ def apply_plan(
     slots = planned_adapters(model, plan)
     for _, _, adapter in slots:
         adapter.reset(generator)
-    _begin_at(dict(zip([block.name for block in plan.blocks], slots, strict=False)), start)
+    begin_at(dict(zip([block.name for block in plan.blocks], slots, strict=False)), start)
     for path, suffix, adapter in slots:  # nothing fails from here on
         adapt_module(model, path, suffix, adapter)
     freeze_rest(model, plan, kept)
@@ -84,7 +87,7 @@ def apply_plan(
     return model
 
 
-def _begin_at(slots: Mapping[str, AdapterSlot], start: Mapping[str, Tensor]) -> None:
+def begin_at(slots: Mapping[str, AdapterSlot], start: Mapping[str, Tensor]) -> None:
     """Gives the blocks their first ``down``."""
     for name, down in start.items():
         own = slots[name][2].get_parameter('down') if name in slots else None
@@ -186,6 +189,17 @@ def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None =
             f'{type(model).__name__} is adapted already: merge or remove its adapters first'
         )
     require_free_name(model)
+    check_shapes(model, plan)
+    if plan.fingerprint:
+        check_base(model, plan.fingerprint, digests)
+
+
+def check_shapes(model: nn.Module, plan: Plan) -> None:
+    """Checks that a model has what a plan names, in the shapes that it names.
+
+    Raises:
+        PlanError: See `apply_plan`.
+    """
     for block in plan.blocks:
         _resolve_checked(model, block.name, block.shape)
     for vector in plan.vectors:
@@ -209,17 +223,30 @@ def check_fits(model: nn.Module, plan: Plan, digests: Mapping[str, str] | None =
             )
         if torch.Size(shape).numel() != numel:
             raise PlanError(f'{name} has shape {shape}, the plan says {numel} entries')
-    if plan.fingerprint:
-        _check_base(model, plan.fingerprint, digests)
 
 
-def _check_base(model: nn.Module, given: str, digests: Mapping[str, str] | None) -> None:
-    """Refuses a model of other base weights than those of a fingerprint, by their names."""
+def check_base(
+    model: nn.Module,
+    given: str,
+    digests: Mapping[str, str] | None = None,
+    names: Iterable[str] | None = None,
+) -> None:
+    """Refuses a model of other base weights than those of a fingerprint, by their names.
+
+    Args:
+        model: The model.
+        given: A `fingerprint` of it.
+        digests: Table of the model's weights, where it is known already.
+        names: What the fingerprint covers, where that is not all that competes.
+
+    Raises:
+        PlanError: If any is another.
+    """
     if is_old(given):
         here = old_fingerprint(given, model, digests)
         found = f'fingerprint {given[:12]}, this model has {here[:12]}' if here != given else ''
     else:
-        differ = fingerprint_differences(given, model, digests)
+        differ = fingerprint_differences(given, model, digests, names)
         found = list_differences(differ) if differ else ''
     if found:
         raise PlanError(

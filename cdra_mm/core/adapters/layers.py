@@ -30,7 +30,7 @@ from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
 from .low_rank import LowRank
 
-__all__ = ['PLAIN_LINEAR', 'adapt_module']
+__all__ = ['PLAIN_LINEAR', 'adapt_module', 'choose_class', 'sharing']
 
 # Linear classes whose forward is nothing but F.linear: they take the fast path. Other subclasses
 # keep their own forward and read the effective weight. A framework adds its own here.
@@ -48,20 +48,24 @@ def adapt_module(model: nn.Module, path: str, suffix: str, adapter: Adapter) -> 
     _adapter_set(module).add_module(suffix, adapter)
     touched = [module]
     if isinstance(adapter, ParameterAdapter):
-        shared = module._parameters[adapter.parameter]
-        for other in model.modules():
-            if other is module or isinstance(other, Adapter | AdapterSet):
-                continue
-            for name in [name for name, value in other._parameters.items() if value is shared]:
-                _adapter_set(other).borrowed.setdefault(name, []).append(adapter)
-                touched.append(other)
+        for other, name in sharing(model, module, adapter.parameter):
+            _adapter_set(other).borrowed.setdefault(name, []).append(adapter)
+            touched.append(other)
     for one in touched:
-        _choose_class(one)
+        choose_class(one)
         adapters = cast(AdapterSet, one.cdra)
         adapters.product = product_of(model)
         adapters.join(one)
     attach_copies(model)
     adapter.attach(model)
+
+
+def sharing(model: nn.Module, module: nn.Module, parameter: str) -> list[tuple[nn.Module, str]]:
+    """The other modules of a model that have a module's parameter, each with its name there."""
+    shared = module._parameters[parameter]
+    others = (m for m in model.modules() if m is not module)
+    plain = (m for m in others if not isinstance(m, Adapter | AdapterSet))
+    return [(m, name) for m in plain for name, value in m._parameters.items() if value is shared]
 
 
 def _adapter_set(module: nn.Module) -> AdapterSet:
@@ -70,10 +74,10 @@ def _adapter_set(module: nn.Module) -> AdapterSet:
     return cast(AdapterSet, module.cdra)
 
 
-def _choose_class(module: nn.Module) -> None:
+def choose_class(module: nn.Module) -> None:
     """Gives a module the class that its adapters ask for."""
     adapters = cast(AdapterSet, module.cdra)
-    children = list(adapters.children())
+    children = list(adapters.present())
     names = {a.parameter for a in children if isinstance(a, ParameterAdapter)}
     calls = any(isinstance(a, CallAdapter) for a in children)
     base = getattr(type(module), 'base_class', type(module))

@@ -16,7 +16,7 @@ from .copied_weights import detach_copies
 from .sharding import refuse_sharded
 from .small_base import refuse_int8
 
-__all__ = ['merge_adapters', 'remove_adapters', 'unmerge_adapters']
+__all__ = ['merge_adapters', 'remove_adapters', 'restore_classes', 'unmerge_adapters']
 
 
 def merge_adapters(model: nn.Module) -> None:
@@ -77,13 +77,18 @@ def remove_adapters(model: nn.Module, *, discard: bool = False) -> None:
         )
     for _, adapter in _carried(model):
         adapter.detach(model)
+    restore_classes(model)
+    forget_plan(model)
+
+
+def restore_classes(model: nn.Module) -> None:
+    """Gives every adapted module its plain class back, without its adapters."""
     for module in list(model.modules()):
         if hasattr(type(module), 'base_class'):
             base = cast('type[nn.Module]', type(module).base_class)  # type: ignore[attr-defined]
             del module.cdra
             module.__class__ = base
     detach_copies(model)
-    forget_plan(model)
 
 
 def _carried(model: nn.Module) -> Iterator[tuple[nn.Module, Adapter]]:

@@ -122,7 +122,10 @@ def fingerprint(
 
 
 def fingerprint_differences(
-    given: str, model: nn.Module, digests: Mapping[str, str] | None = None
+    given: str,
+    model: nn.Module,
+    digests: Mapping[str, str] | None = None,
+    names: Iterable[str] | None = None,
 ) -> list[str]:
     """What of the weights that compete in a model is other than a fingerprint says.
 
@@ -130,11 +133,12 @@ def fingerprint_differences(
         given: A `fingerprint` of them.
         model: The model; adapters do not count.
         digests: The table of its weights, where it is known already.
+        names: What the fingerprint covers; default: what competes.
 
     Returns:
         Names, or one text where the fingerprint is of other names.
     """
-    table = _table(model, None, digests)
+    table = _table(model, names, digests)
     try:
         known = base64.b64decode(given.removeprefix(SCHEME), b'-_', validate=True)
     except (binascii.Error, ValueError):

@@ -28,6 +28,7 @@ from cdra_mm.storage import write_atomically
 
 from ..checkpoints.record import record_of, relied_on, stored_names
 from ..inputs import named_files
+from .cdra_format import to_cdra, write_cdra
 from .destination import check_destination, is_adapter, is_merged, is_onnx, is_peft, is_task
 from .merging import Adapted, Merged, build_backbone, merge_checkpoint, open_adapted
 from .onnx_export import export_onnx
@@ -46,7 +47,7 @@ class Export:
         config: Config of the model.
         checkpoint: The checkpoint with adapters.
         out: The file or folder to write.
-        names: Of the format ``peft``: whose names the weights get.
+        names: Of the formats of peft: whose names the weights get.
         shape: Of the format ``onnx``: height and width of the images, pixels.
         dtype: Of the format ``task``: type in which adapters and head are stored.
     """
@@ -136,6 +137,27 @@ def _write_peft(asked: Export) -> list[str]:
     return lines
 
 
+def _write_cdra(asked: Export) -> list[str]:
+    """A folder that `cdra_mm.peft` makes known to Hugging Face PEFT."""
+    adapted = open_adapted(asked.config, asked.checkpoint)
+    carried = _not_of_the_base(adapted)
+    plain = build_backbone(adapted.config)
+    plain.init_weights()
+    adapter = to_cdra(adapted.backbone, plain, asked.names, carried)
+    write_cdra(adapter, asked.out, {'source': json.dumps(adapted.provenance)})
+    plan = adapter.config.require_plan()
+    what = "timm's model" if adapter.names == 'timm' else 'the backbone of the config'
+    lines = [
+        f'{asked.out}: {_mib(asked.out.iterdir())}, {plan.num_trainable:,} trained values in '
+        f'{len(plan.blocks)} blocks and {len(plan.vectors) + len(plan.also_train)} vectors and '
+        'tokens; after import cdra_mm.peft, peft.PeftModel.from_pretrained puts it on '
+        f'{what} with the base weights'
+    ]
+    if carried:
+        lines.append(_along(len(carried), carried[0], 'in the folder, and PEFT copies them'))
+    return lines
+
+
 def _write_onnx(asked: Export) -> list[str]:
     """The merged model in ONNX."""
     merged = merge_checkpoint(asked.config, asked.checkpoint)
@@ -157,17 +179,19 @@ FORMATS: dict[str, Callable[[Export], list[str]]] = {
     'adapter': _write_adapter,
     'task': _write_task,
     'peft': _write_peft,
+    'peft-cdra': _write_cdra,
     'onnx': _write_onnx,
 }
 # Which formats take an option.
-OPTIONS = {'names': 'peft', 'shape': 'onnx', 'dtype': 'task'}
-FOLDERS = ('peft',)
+OPTIONS = {'names': ('peft', 'peft-cdra'), 'shape': ('onnx',), 'dtype': ('task',)}
+FOLDERS = ('peft', 'peft-cdra')
 # What --force may replace: what it is called, and how it is told.
 REPLACED: dict[str, tuple[str, Callable[[Path], bool]]] = {
     'merged': ('merged checkpoint', is_merged),
     'adapter': ('adapter file', is_adapter),
     'task': ('task file', is_task),
     'peft': ('folder of a PEFT adapter alone', is_peft),
+    'peft-cdra': ('folder of a PEFT adapter alone', is_peft),
     'onnx': ('ONNX model exported here', is_onnx),
 }
 
@@ -179,9 +203,9 @@ def check_options(asked: Export, to: str, force: bool) -> None:
         ConfigError: If an option belongs to another format.
         CheckpointError: If OUT is read, or is there and may not be replaced, or cannot be written.
     """
-    for option, owner in OPTIONS.items():
-        if getattr(asked, option) is not None and to != owner:
-            raise ConfigError(f'--{option} is for --format {owner}, not {to}')
+    for option, owners in OPTIONS.items():
+        if getattr(asked, option) is not None and to not in owners:
+            raise ConfigError(f'--{option} is for --format {" or ".join(owners)}, not {to}')
     if asked.shape is not None and min(asked.shape) < 1:
         raise ConfigError(f'--shape {asked.shape[0]} {asked.shape[1]}: expected pixels, 1 or more')
     what, is_own = REPLACED[to]

@@ -40,7 +40,7 @@ from cdra_mm.storage import write_folder
 from ..weights.destinations import destination_of
 from ..weights.layouts import MMSEG_VIT, OPENMMLAB_VIT, TIMM_VIT, Layout
 
-__all__ = ['NAMES', 'PeftAdapter', 'to_peft', 'write_peft']
+__all__ = ['NAMES', 'PREFIX', 'PeftAdapter', 'renaming', 'to_peft', 'write_peft']
 
 NAMES = ('timm', 'config')
 PREFIX = 'base_model.model.'
@@ -92,7 +92,7 @@ def to_peft(
         raise PlanError(f'{type(backbone).__name__} has no adapters: apply a plan first')
     present = adapters(backbone)
     _check_kinds(backbone, present)
-    rename, same_modules, names = _renaming(backbone, names)
+    rename, same_modules, names = renaming(backbone, names)
     matrices: dict[str, list[LowRank]] = {}
     copied: dict[str, Tensor] = {}
     for name, adapter in present.items():
@@ -202,7 +202,7 @@ def _check_called(
             )
 
 
-def _renaming(backbone: nn.Module, names: str | None) -> tuple[Callable[[str], str], bool, str]:
+def renaming(backbone: nn.Module, names: str | None) -> tuple[Callable[[str], str], bool, str]:
     """What gives the destination's names, whether its modules are these, and whose they are."""
     if names not in (None, *NAMES):
         raise ConfigError(f'names={names!r}: expected one of {", ".join(NAMES)}')

@@ -1,0 +1,102 @@
+"""Whether a model is the one that an adapter was made for: its weights, and what they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from cdra_mm.core import Plan, digests_of, find_targets, fingerprint, resolve
+from cdra_mm.core.adapters.apply import check_base
+from cdra_mm.core.model.own_state import base_state
+from cdra_mm.errors import PlanError
+
+from .config import CdraConfig
+from .layer import CdraLayer
+
+__all__ = ['check_base_of', 'check_places', 'plain_class']
+
+
+def check_places(model: nn.Module, config: CdraConfig) -> None:
+    """Refuses blocks on what is no linear layer, and changes inside of what is trained whole.
+
+    Raises:
+        PlanError: Names the first.
+    """
+    plan = config.require_plan()
+    competing = _competing(model)
+    for block in plan.blocks:
+        target = resolve(model, block.name)
+        module = model.get_submodule(target.module)
+        linear = isinstance(module, nn.Linear | nn.MultiheadAttention)
+        if not linear and target.path not in competing:
+            shape = tuple(module.get_parameter(target.parameter).shape)
+            raise PlanError(
+                f'{block.name} {shape} is of a {plain_class(module).__name__}, which is no linear '
+                'layer: a block changes a matrix [O, I] that tokens are multiplied by; leave it '
+                'out of the plan'
+            )
+    for name in _names(plan):
+        inside = _saved(name, config.modules_to_save or ())
+        if inside:
+            raise PlanError(
+                f'{name} lies in {inside}, which modules_to_save trains whole: take it out of the '
+                'plan, or out of modules_to_save'
+            )
+
+
+def check_base_of(model: nn.Module, config: CdraConfig) -> None:
+    """Refuses other base weights than those of the config, and notes them where it has none.
+
+    What competes counts, without what `modules_to_save` brings along: a head is another one in
+    every new model. Of a model without transformer blocks it is what the plan changes.
+
+    Raises:
+        PlanError: If they differ.
+    """
+    state = base_state(model)
+    for path, module in model.named_modules():
+        if isinstance(module, CdraLayer):  # the base is what it was before adapters were merged
+            owner = path.removesuffix('cdra')
+            state |= {owner + name: value for name, value in module.kept.items()}
+    plan = config.require_plan()
+    competing = _competing(model) or {name.partition(':')[0] for name in _names(plan)}
+    names = sorted(n for n in competing if not _saved(n, config.modules_to_save or ()))
+    if not names or any(state[name].is_meta for name in names):
+        return
+    table = digests_of({name: state[name] for name in names})
+    if config.base_fingerprint:
+        check_base(model, config.base_fingerprint, table, names)
+    else:
+        config.base_fingerprint = fingerprint(model, names, digests=table)
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module without its adapters."""
+    found: type[nn.Module] = getattr(type(module), 'base_class', type(module))
+    return found
+
+
+def _competing(model: nn.Module) -> set[str]:
+    """Paths of the parameters that compete; none where there is no transformer block."""
+    try:
+        return {target.path for target in find_targets(model).values()}
+    except PlanError:
+        return set()
+
+
+def _names(plan: Plan) -> Iterator[str]:
+    yield from (block.name for block in plan.blocks)
+    yield from (vector.name for vector in plan.vectors)
+    yield from (matrix.name for matrix in plan.sparse)
+    yield from plan.also_train
+
+
+def _saved(name: str, modules_to_save: Sequence[str]) -> str:
+    """The entry of `modules_to_save` that means a module around a parameter, '' if none does.
+
+    As peft takes it: by the end of the module's path.
+    """
+    parts = name.partition(':')[0].split('.')
+    paths = ['.'.join(parts[:end]) for end in range(1, len(parts))]
+    return next((e for e in modules_to_save if any(path.endswith(e) for path in paths)), '')
