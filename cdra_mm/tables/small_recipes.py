@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdra_mm.core import Plan, apply_plan, save_adapter
+from cdra_mm.core import Plan, apply_plan, quantize_base, save_adapter
 from cdra_mm.core.planning.energy import EnergyRules, plan_by_energy, start_of
 from cdra_mm.data.optional import optional_module
 from cdra_mm.errors import ConfigError
@@ -74,6 +74,7 @@ class Recipe:
             method.
         head_iterations: Steps that fit the head alone before scores and training; 0 leaves it as
             it was drawn.
+        base_dtype: ``'int8'`` keeps the frozen matrices in int8 while it trains and is validated.
     """
 
     method: Mapping[str, Any] = field(default_factory=dict)
@@ -81,6 +82,11 @@ class Recipe:
     rules: EnergyRules | None = None
     start: bool = False
     head_iterations: int = 0
+    base_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_dtype not in (None, 'int8'):
+            raise ConfigError(f"base_dtype={self.base_dtype!r}: expected 'int8' or None")
 
     def attach(self, backbone: nn.Module, scores: Scores, seed: int) -> Attached:
         """Decides what is trained of a backbone, which stays as it is.
@@ -94,7 +100,7 @@ class Recipe:
         if plan is None:
             return Attached(_whole, _save_whole, sum(p.numel() for p in backbone.parameters()))
         return Attached(
-            partial(_apply, plan, seed, start),
+            partial(_apply, plan, seed, start, self.base_dtype),
             lambda put, folder: save_adapter(put, folder / 'adapter.safetensors'),
             plan.num_trainable,
             blocks=len(plan.blocks),
@@ -120,8 +126,16 @@ class Recipe:
         return plan, method.first_factors(plan, scores('mean_gradient'))
 
 
-def _apply(plan: Plan, seed: int, start: Mapping[str, Tensor], backbone: nn.Module) -> nn.Module:
+def _apply(
+    plan: Plan,
+    seed: int,
+    start: Mapping[str, Tensor],
+    base_dtype: str | None,
+    backbone: nn.Module,
+) -> nn.Module:
     apply_plan(backbone, plan, seed=seed, start=start)
+    if base_dtype is not None:
+        quantize_base(backbone)
     return backbone
 
 

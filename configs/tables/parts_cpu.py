@@ -5,7 +5,7 @@ Data, weights, model, training: as in study_cpu.
 Rows: ``_start`` begins the factors along the mean gradient; ``_whole`` takes whole matrices, not
     blocks of a half, a quarter and an eighth as well; ``_novec`` trains no vectors; ``_rank24``
     allows ranks to 24, not 8; ``_fitted`` scores and begins with a head that was fitted alone for
-    100 steps on the features of the frozen backbone.
+    100 steps on the features of the frozen backbone; ``_int8`` keeps the frozen matrices in int8.
 Search: the two rates that were best in study_cpu, so a best rate lies at an edge: differences
     between the rows count, not their heights.
 Result: docs/results.md.
@@ -29,6 +29,7 @@ methods = dict(
     energy_start_fitted=dict(method=ENERGY, start=True, head_iterations=100),
     count=dict(method=COUNT),
     count_start=dict(method=COUNT, start=True),
+    count_int8=dict(method=COUNT, base_dtype='int8'),
     lora=dict(method=LORA),
     lora_start=dict(method=LORA, start=True),
     lora_fitted=dict(method=LORA, head_iterations=100),

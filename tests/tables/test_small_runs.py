@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import SmallModel, sample_losses, small_loss
 from cdra_mm.core import ConfigError
+from cdra_mm.core.model.row_int8 import is_int8
 from cdra_mm.core.planning.energy import EnergyRules
 from cdra_mm.tables.small_memory import Remembered
 from cdra_mm.tables.small_recipes import Recipe
@@ -60,6 +61,7 @@ def test_the_head_is_fitted_on_frozen_features(setting):
             start=True,
             head_iterations=3,
         ),
+        Recipe(dict(type='cdra', budget_percent=0.5, rank_rule='count'), base_dtype='int8'),
         Recipe(dict(type='spt_lora', rank=1, budget_percent=0.5)),
         Recipe(dict(type='vpt_deep', num_prompts=2)),
         Recipe(peft=dict(peft_type='LORA', r=1, target_modules=['qkv'])),
@@ -115,6 +117,16 @@ def test_losses_of_samples_are_means_over_what_has_a_label():
         for n in range(2):
             alone = small_loss(model(images[n : n + 1]), labels[n : n + 1])
             torch.testing.assert_close(found[n], alone)
+
+
+def test_a_base_in_int8_is_trained_over(setting):
+    count = dict(type='cdra', budget_percent=0.5, rank_rule='count')
+    put = setting.attach(Recipe(count, base_dtype='int8')).put(
+        copy.deepcopy(setting.model()).backbone
+    )
+    assert any(is_int8(parameter) for parameter in put.parameters())
+    plain = setting.attach(Recipe(count)).put(copy.deepcopy(setting.model()).backbone)
+    assert not any(is_int8(parameter) for parameter in plain.parameters())
 
 
 def test_tuners_of_peft_are_put_on_and_saved(setting):
