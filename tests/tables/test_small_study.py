@@ -69,7 +69,7 @@ def test_runs_go_on_where_they_broke_off(study, tmp_path, monkeypatch):
     assert [r['seed'] for r in found][-1] == 1 and [r['seed'] for r in found].count(1) == 1
     lines = (out / 'a.jsonl').read_text().splitlines()
     (out / 'a.jsonl').write_text('\n'.join(lines[1:]) + '\n')
-    run(study, '--out', out, '--jobs', 2)  # each task in a process of its own
+    run(study, '--out', out)
     again = read(out / 'a.jsonl')
     # The lost one gets the same figures to the last digit, whatever ran before it; others stay.
     assert again[: len(found) - 1] == found[1:] and found[0] in again
@@ -80,6 +80,12 @@ def test_runs_go_on_where_they_broke_off(study, tmp_path, monkeypatch):
     monkeypatch.setattr(small_study, 'Setting', None)
     run(study, '--out', out, '--report')
     assert read(out / 'a.jsonl') == again
+
+
+def test_tasks_are_shared_between_processes(study, tmp_path):
+    out = tmp_path / 'out'
+    run(study, '--out', out, '--jobs', 2, '--methods', 'linear')
+    assert {r['task'] for task in ('a', 'b') for r in read(out / f'{task}.jsonl')} == {'a', 'b'}
 
 
 def test_the_tables_command_takes_a_study(study, tmp_path, capsys):
