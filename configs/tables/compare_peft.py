@@ -10,7 +10,7 @@ Rows: each of peft's tuners trains about as many parameters as LoRA of rank 3 on
 Search: the backbone's rate, as in study_cpu. One seed.
 Forgetting: of 500 test photographs of Caltech-101 those that the pretrained ImageNet head on the
     tuned backbone still calls what it called them before, whatever the task was.
-Result: docs/peft_comparison.md; runs in docs/records.
+Result: costs in docs/peft.md; accuracies have not been run yet (an hour of a core for each task).
 """
 
 _base_ = './study_cpu.py'
