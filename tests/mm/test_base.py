@@ -17,6 +17,7 @@ from torch import nn
 from cdra_mm.core import CheckpointError, ConfigError, load_adapter, plan_of
 from cdra_mm.core.artifacts.files import read_adapter
 from cdra_mm.core.model import digests as fingerprints
+from cdra_mm.core.model import tensor_digest
 from cdra_mm.mm.backbone import attach_loader, keep_base
 from cdra_mm.mm.checkpoints.base_source import named_bases
 from cdra_mm.mm.checkpoints.record import base_state, read_record
@@ -195,13 +196,14 @@ def test_a_name_that_is_no_parameter_is_refused_before_scoring(tmp_path):
 
 
 def test_a_run_hashes_its_base_once_and_so_does_a_load(tmp_path, monkeypatch):
-    hashed, real = [], fingerprints._update
+    hashed, real = [], tensor_digest.add_bytes
 
     def update(digest, tensor):
         hashed.append(tensor.numel())
         real(digest, tensor)
 
-    monkeypatch.setattr(fingerprints, '_update', update)
+    for module in (fingerprints, tensor_digest):
+        monkeypatch.setattr(module, 'add_bytes', update)
     toy.train(toy.config(tmp_path))
     base = base_of(toy.config(tmp_path))
     size = sum(value.numel() for value in base_state(base).values())

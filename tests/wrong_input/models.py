@@ -170,7 +170,11 @@ with heading('Models and export') as (refused, taken):
         last = said.getvalue().splitlines()[-1]
         assert "invalid choice: 'tflite'" in last and all(name in last for name in FORMATS)
 
-    @refused('an option of another format', ConfigError, '--names is for --format peft, not merged')
+    @refused(
+        'an option of another format',
+        ConfigError,
+        '--names is for --format peft or peft-cdra, not merged',
+    )
     def _(folder):
         export(folder, 'out.pth', names='timm')
 

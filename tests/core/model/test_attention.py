@@ -90,7 +90,7 @@ ODD = {
 def test_attention_out_of_the_ordinary_is_left_to_torch(kind):
     attention = adapted_attention(batch_first=True)
     args, options = ODD[kind](torch.randn(2, 5, E, dtype=torch.float64))
-    with patch.object(layers, 'attend', side_effect=AssertionError('our own attention')):
+    with patch.object(layers, 'attend_to_itself', side_effect=AssertionError('our own attention')):
         actual = outcome(attention(*args, **options), attention)
     torch.testing.assert_close(actual, outcome(by_torch(attention, *args, **options), attention))
 
@@ -99,7 +99,7 @@ def test_attention_out_of_the_ordinary_is_left_to_torch(kind):
 def test_attention_with_further_tokens_is_left_to_torch(option):
     attention = adapted_attention(**{option: True})
     x = torch.randn(5, 2, E, dtype=torch.float64)
-    with patch.object(layers, 'attend', side_effect=AssertionError('our own attention')):
+    with patch.object(layers, 'attend_to_itself', side_effect=AssertionError('our own attention')):
         out, weights = attention(x, x, x)
     assert out.shape == x.shape
     assert weights.shape == (2, 5, 6)
