@@ -44,6 +44,10 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _see(self, tensor: Tensor, *, counts: bool) -> None:
+        if tensor.layout is torch.sparse_coo:  # two tensors that have storages
+            for part in (tensor._indices(), tensor._values()):
+                self._see(part, counts=counts)
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:

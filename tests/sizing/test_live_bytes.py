@@ -52,3 +52,13 @@ def test_fused_attention_makes_no_map_of_tokens():
         out.sum().backward()
     assert query.grad.shape == query.shape
     assert live.peak < 4 * 2 * tokens * tokens
+
+
+def test_sparse_tensors_count_by_their_parts():
+    indices, values = torch.arange(8).view(2, 4), torch.ones(4)
+    with LiveBytes() as live:
+        made = torch.sparse_coo_tensor(indices, values, (10, 10), is_coalesced=True)
+        double = made * 2
+    assert 16 <= live.now <= live.peak < 10 * 10 * 4  # new values, never the whole
+    del made, double
+    assert live.now == 0
