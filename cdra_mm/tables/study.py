@@ -17,7 +17,6 @@ from mmengine.config import DictAction
 from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.mm.checkpoints.own_files import OwnFiles
 from cdra_mm.mm.launch import load_config
-from cdra_mm.storage import write_text
 
 from . import small_study, warm_start
 from .edges import Edge, edges_of
@@ -25,15 +24,11 @@ from .grid import Grid, Row, Task, narrow, pick
 from .grid_file import find_grid, read_grid
 from .jobs import Commands, Job, choose, final_jobs, search_jobs
 from .processes import Start, start_cold
-from .report import make_report
-from .report_files import write_report
-from .report_text import report_text
 from .results import Result, State, foreign_folders, locked, open_folder, read_result
 from .runner import next_command, run_jobs
+from .showing import show
 from .slots import find_slots
 from .small_file import is_small_study
-from .table import make_table
-from .text_formats import FORMATS, SUFFIXES
 
 __all__ = ['main']
 
@@ -95,15 +90,7 @@ def main(arguments: argparse.Namespace, tools: Path) -> None:
                 finished=_drop_checkpoints if arguments.drop_checkpoints else None,
             )  # fmt: skip
             failed = work.run(run)
-    done = work.done()
-    table = make_table(grid, done)
-    report = make_report(grid, done, work.edges(), against=arguments.against)
-    if not look:
-        for name, write in FORMATS.items():
-            write_text(out / f'table.{SUFFIXES[name]}', write(table))
-        write_report(report, out)
-    text = report_text(report) if arguments.report else FORMATS[arguments.format](table)
-    say(text, end='')
+    show(grid, work.done(), work.edges(), arguments, None if look else out)
     if failed:
         raise ConfigError(
             f'{failed} of the runs failed, see above; the same command runs them again'

@@ -11,7 +11,8 @@ from cdra_mm.tables import small_study
 from cdra_mm.tables import study as tables
 from cdra_mm.tables.report import make_report
 from cdra_mm.tables.small_file import read_small_study
-from cdra_mm.tables.small_study import Runs, results_of, search
+from cdra_mm.tables.small_records import Runs, search
+from cdra_mm.tables.small_study import results_of
 from cdra_mm.tables.study_options import parser
 from tests.benchmark.test_rounding import picture, tiny_vit, vtab  # noqa: F401
 
