@@ -40,7 +40,7 @@ from cdra_mm.columns import aligned
 from cdra_mm.core import MultiTask, estimate_scores, make_plan
 
 SCORED, SCORED_AT_A_TIME = 100, 20
-HEAD_STEPS = 100
+HEAD_STEPS, HEAD_RATE = 100, 1e-2
 
 
 class TaskHead(nn.Module):
@@ -70,7 +70,7 @@ def learn(several: MultiTask, name: str, task: Task, options: argparse.Namespace
     torch.manual_seed(options.seed)
     model = SmallModel(several.backbone, task.classes, task.dense)
     fit_small_head(
-        model, task, iterations=HEAD_STEPS, batch=options.batch, rate=1e-2, seed=options.seed
+        model, task, iterations=HEAD_STEPS, batch=options.batch, rate=HEAD_RATE, seed=options.seed
     )
     chosen, generator = drawn_order(len(images), options.seed)
     batches = [(images[c], labels[c]) for c in chosen[:SCORED].split(SCORED_AT_A_TIME)]
@@ -86,7 +86,7 @@ def learn(several: MultiTask, name: str, task: Task, options: argparse.Namespace
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [options.rate, 10 * options.rate], total_steps=options.iterations, pct_start=0.1
+        optimizer, [options.rate, HEAD_RATE], total_steps=options.iterations, pct_start=0.1
     )
     order = batches_of(len(images), options.batch, options.iterations, generator)
     train_small(model, images, labels, order, optimizer, schedule)
@@ -155,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--percent', type=float, default=0.5, help='of the backbone (0.5)')
     parser.add_argument('--iterations', type=int, default=200)
     parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--rate', type=float, default=1e-3)
+    parser.add_argument('--rate', type=float, default=5e-3, help='of the backbone (5e-3)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--dtype', default=None, help='of the files: float16, bfloat16')
     parser.add_argument('--out', type=Path, default=Path('many_tasks'), metavar='FOLDER')

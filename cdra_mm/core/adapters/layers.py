@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear  # of nn.MultiheadAttention
 
-from ..model.attention import attend_to_itself, is_plain_attention
+from ..model.attention import attention_forward
 from ..model.sharded import is_sharded
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .adapter_set import AdapterSet
@@ -186,27 +186,8 @@ def _low_rank_product(
     return compact_linear(x, weight, bias, blocks, factors, dropouts)
 
 
-def _attention_forward(
-    module: nn.MultiheadAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Self-attention by one product for q, k and v; what is not plain by torch's own forward."""
-    is_plain = is_plain_attention(module, query, key, value, key_padding_mask, attn_mask, is_causal)
-    if not (is_plain and torch.is_grad_enabled()):  # without gradients torch has kernels of its own
-        own: Callable[..., tuple[Tensor, Tensor | None]] = cast(
-            Any, type(module)
-        ).base_class.forward
-        masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
-        return own(module, query, key, value, *masks)
+def _project(module: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    return _adapted_product(module, 'in_proj_weight', x, module.in_proj_bias)
 
-    def project(x: Tensor) -> Tensor:
-        return _adapted_product(module, 'in_proj_weight', x, module.in_proj_bias)
 
-    return attend_to_itself(module, query, project, need_weights, average_attn_weights)
+_attention_forward = attention_forward(_project, without_gradients=False)

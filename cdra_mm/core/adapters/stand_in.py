@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from ..model.attention import attend_to_itself, is_plain_attention
+from ..model.attention import attention_forward
 from .fitting import Place
 
 __all__ = ['StandIn', 'standing_in']
@@ -111,23 +111,8 @@ def standing_in(
             module.__dict__.pop('forward', None)
 
 
-def _attention(
-    module: nn.MultiheadAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """``nn.MultiheadAttention`` through ``F.linear``; what is not plain by torch's own forward."""
-    if not is_plain_attention(module, query, key, value, key_padding_mask, attn_mask, is_causal):
-        masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
-        return nn.MultiheadAttention.forward(module, query, key, value, *masks)
+def _project(module: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    return F.linear(x, module.in_proj_weight, module.in_proj_bias)
 
-    def project(x: Tensor) -> Tensor:
-        return F.linear(x, module.in_proj_weight, module.in_proj_bias)
 
-    return attend_to_itself(module, query, project, need_weights, average_attn_weights)
+_attention = attention_forward(_project, without_gradients=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ['attend', 'attend_to_itself', 'is_plain_attention']
+__all__ = ['attend', 'attend_to_itself', 'attention_forward', 'is_plain_attention']
+
+# A module and its input ``[..., E]`` to the projected q, k and v, ``[..., 3 E]``.
+Projection = Callable[[nn.MultiheadAttention, Tensor], Tensor]
 
 
 def attend(
@@ -98,3 +102,40 @@ def attend_to_itself(
     )
     out = cast(Tensor, module.out_proj(out))
     return out if module.batch_first else out.transpose(0, 1), weights
+
+
+def attention_forward(
+    project: Projection, *, without_gradients: bool
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """A forward of ``nn.MultiheadAttention``: of one input by one product for q, k and v.
+
+    What is not plain (`is_plain_attention`) goes through torch's own forward.
+
+    Args:
+        project: See `Projection`.
+        without_gradients: Whether it is used without gradients too, where torch has kernels of its
+            own.
+    """
+
+    def forward(
+        module: nn.MultiheadAttention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        is_plain = is_plain_attention(
+            module, query, key, value, key_padding_mask, attn_mask, is_causal
+        )
+        if not is_plain or not (without_gradients or torch.is_grad_enabled()):
+            own = cast(Any, nn.MultiheadAttention.forward)
+            masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return cast('tuple[Tensor, Tensor | None]', own(module, query, key, value, *masks))
+        product = functools.partial(project, module)
+        return attend_to_itself(module, query, product, need_weights, average_attn_weights)
+
+    return forward

@@ -10,6 +10,7 @@ from torch import nn
 
 from cdra_mm.core import apply_plan, plan_from_masks
 from cdra_mm.core.adapters import layers
+from cdra_mm.core.model import attention as attentions
 from cdra_mm.core.model.attention import attend
 from tests.core.problems import move
 
@@ -78,6 +79,9 @@ def test_attention_drops_weights_while_training_only(need_weights):
     assert bool(((drawn.mean(0) - kept[0]).abs() < 6 * deviation / 4000**0.5).all())
 
 
+NOT_OURS = patch.object(
+    attentions, 'attend_to_itself', side_effect=AssertionError('our own attention')
+)
 ODD = {
     'cross attention': lambda x: ((x, x * 2, x * 3), {}),
     'a mask': lambda x: ((x, x, x), {'attn_mask': torch.ones(5, 5).tril() == 0}),
@@ -90,7 +94,7 @@ ODD = {
 def test_attention_out_of_the_ordinary_is_left_to_torch(kind):
     attention = adapted_attention(batch_first=True)
     args, options = ODD[kind](torch.randn(2, 5, E, dtype=torch.float64))
-    with patch.object(layers, 'attend_to_itself', side_effect=AssertionError('our own attention')):
+    with NOT_OURS:
         actual = outcome(attention(*args, **options), attention)
     torch.testing.assert_close(actual, outcome(by_torch(attention, *args, **options), attention))
 
@@ -99,7 +103,7 @@ def test_attention_out_of_the_ordinary_is_left_to_torch(kind):
 def test_attention_with_further_tokens_is_left_to_torch(option):
     attention = adapted_attention(**{option: True})
     x = torch.randn(5, 2, E, dtype=torch.float64)
-    with patch.object(layers, 'attend_to_itself', side_effect=AssertionError('our own attention')):
+    with NOT_OURS:
         out, weights = attention(x, x, x)
     assert out.shape == x.shape
     assert weights.shape == (2, 5, 6)
