@@ -12,7 +12,8 @@ Training: 150 iterations of AdamW, batch 16 (dense 4), one cycle, no augmentatio
     ten times the iterations, on all tasks but Caltech-101 (36.5 against 40 %) and CamVid (32.6
     against 34 mIoU), validation, features held in memory.
 Rows: every method trains about as many parameters of the backbone, 0.3 to 0.6 percent; what has no
-    such size (Full, Partial-1, VPT-Shallow, RLRR, GPS, MLP) has its own.
+    such size (Full, Partial-1, VPT-Shallow, RLRR, GPS, MLP) has its own. Rows that end in ``_own``
+    are of their papers' sizes, as is spt_lora_16.
 Search: the backbone's rate on the validation images with the first seed, from ``rate`` up and down
     the ladder ``rates`` until a worse one stands on each side. The other seeds take it.
 Result: docs/results.md; runs in docs/records.
@@ -44,12 +45,15 @@ methods = dict(
     gps=dict(method=dict(loss='task')),
     linear=dict(rate=None),
     lora=dict(method=dict(rank=3)),
+    **{
+        f'{name}_own': dict(_base_.methods[name], title=f'{_base_.methods[name].title}, own size')
+        for name in ('adapter', 'apla', 'dora', 'lora', 'mona', 'soma', 'vpt_deep')
+    },
     mona=dict(method=dict(bottleneck=1)),
     noah=dict(_delete_=True),
     partial=dict(rate=3e-4),
     soma=dict(method=dict(rank=1, frozen_blocks=6)),
     spt_adapter=dict(method=dict(budget_percent=0.5)),
-    spt_lora_16=dict(_delete_=True),
     spt_lora_8=dict(method=dict(budget_percent=0.5)),
     vpt_deep=dict(method=dict(num_prompts=12)),
 )
