@@ -107,6 +107,12 @@ def _check_sets(backbone: nn.Module) -> None:
     known = {target.path for target in find_targets(backbone).values()}
     for path in find_layers(backbone):
         block = backbone.get_submodule(path)
+        if isinstance(block, nn.ModuleList):
+            raise PlanError(
+                f'{path}: the blocks of this {type(backbone).__name__} are lists of parts, which '
+                'are called one by one, and nothing is called with the tokens of a block: use '
+                'another method than prompts for it'
+            )
         tables = [name for name, _ in block.named_parameters(path) if name not in known]
         tables += [name for name, buffer in block.named_buffers(path) if buffer.dim() > 1]
         if tables:

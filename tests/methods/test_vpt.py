@@ -292,3 +292,12 @@ def test_vpt_does_not_merge_and_says_so(config):
 def test_vpt_refuses_settings_out_of_range(config, setting, value, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         make_method(config | {setting: value})
+
+
+@BOTH
+def test_vpt_refuses_blocks_that_are_lists(config):
+    """Nothing calls a list, so prompts in front of one would never be seen."""
+    model = tiny()
+    model.blocks = nn.ModuleList(nn.ModuleList([b.attn, b.mlp]) for b in model.blocks)
+    with pytest.raises(PlanError, match=r'blocks\.0: .* lists of parts'):
+        plan_for(model, config)

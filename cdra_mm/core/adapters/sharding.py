@@ -77,8 +77,15 @@ def shard_base(model: nn.Module, **options: Any) -> nn.Module:
     trained = _trained(model)
     for parameter in trained:
         torch.distributed.broadcast(parameter.detach(), 0)
-    for layer in (*find_layers(model), ''):
-        fully_shard(model.get_submodule(layer), ignored_params=set(trained), **options)
+    layers = [model.get_submodule(path) for path in find_layers(model)]
+    # FSDP2 gathers a unit when it is called, which a list never is: there the parts are units.
+    units = [
+        unit
+        for layer in layers
+        for unit in (layer.children() if isinstance(layer, nn.ModuleList) else [layer])
+    ]
+    for unit in (*units, model):
+        fully_shard(unit, ignored_params=set(trained), **options)
     return model
 
 

@@ -73,9 +73,22 @@ def _linears(*names: str) -> Callable[[nn.Module], bool]:
     return lambda module: all(_linear(module, name) is not None for name in names)
 
 
-def _q_and_kv(module: nn.Module) -> bool:
-    q, kv = _linear(module, 'q'), _linear(module, 'kv')
-    return q is not None and kv is not None and kv.out_features == 2 * q.out_features
+def _q_and_kv(q_name: str, kv_name: str) -> Callable[[nn.Module], bool]:
+    def owns(module: nn.Module) -> bool:
+        q, kv = _linear(module, q_name), _linear(module, kv_name)
+        return q is not None and kv is not None and kv.out_features == 2 * q.out_features
+
+    return owns
+
+
+def _in_three(name: str) -> Callable[[nn.Module], bool]:
+    """A fused matrix whose parts need not be as wide as the tokens."""
+
+    def owns(module: nn.Module) -> bool:
+        fused = _linear(module, name)
+        return fused is not None and fused.out_features % 3 == 0
+
+    return owns
 
 
 def _gated(first: str, last: str) -> Callable[[nn.Module], bool]:
@@ -120,9 +133,26 @@ FAMILIES: list[Family] = [
     Family(
         # Keys and values are those of a smaller map.
         'PVT and Twins of mmpretrain and timm',
-        owns=_q_and_kv,
+        owns=_q_and_kv('q', 'kv'),
         width=_in_features('q'),
         fused={'kv.weight': QKV[1:]},
+    ),
+    Family(
+        'vit-pytorch and what follows it, CROMA of torchgeo',
+        owns=_in_three('to_qkv'),
+        width=_in_features('to_qkv'),
+        fused={'to_qkv.weight': QKV},
+    ),
+    Family(
+        'cross attention of CROMA and MONAI; attention of diffusers',
+        owns=_linears('to_q', 'to_k', 'to_v'),
+        width=_in_features('to_q'),
+    ),
+    Family(
+        'cross attention of vit-pytorch',
+        owns=_q_and_kv('to_q', 'to_kv'),
+        width=_in_features('to_q'),
+        fused={'to_kv.weight': QKV[1:]},
     ),
     Family(
         # Joined around zeros into the bias of a functional product with qkv.weight.

@@ -271,7 +271,8 @@ def _role(model: nn.Module, path: str, parameter: str, block: str) -> str:
     parent, _, attribute = path.rpartition('.')
     owner = model.get_submodule(parent)
     if attention_width(owner):
-        return attribute.removesuffix('_proj') if attribute.removesuffix('_proj') in QKV else 'proj'
+        bare = attribute.removesuffix('_proj').removeprefix('to_')
+        return bare if bare in QKV else 'proj'
     if any(GATED in family.fused.values() for family in families_of(owner)):
         return 'w3'
     # Two linear layers that widen and narrow again are an FFN, however they are called.

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from cdra_mm.core import (
     ConfigError,
@@ -116,3 +117,19 @@ def test_torch_that_cannot_leave_adapters_whole_is_named(monkeypatch):
     monkeypatch.setattr('torch.distributed.fsdp.fully_shard', lambda module, *, mesh=None: module)
     with pytest.raises(ConfigError, match='ignored_params.*2.7 or newer'):
         shard_base(adapted('fused')[1])
+
+
+def test_sharding_of_layers_that_are_lists_takes_their_parts(monkeypatch):
+    """A list is never called, so torch refuses it as a unit."""
+    units = []
+
+    def fully_shard(module, *, ignored_params=None):
+        units.append(module)
+
+    monkeypatch.setattr(sharding, '_require_group', lambda: None)
+    monkeypatch.setattr('torch.distributed.broadcast', lambda *given: None)
+    monkeypatch.setattr('torch.distributed.fsdp.fully_shard', fully_shard)
+    model = adapted('fused')[1]
+    model.blocks = nn.ModuleList(nn.ModuleList([b.attn, b.mlp]) for b in model.blocks)
+    shard_base(model)
+    assert units == [*model.blocks[0], *model.blocks[1], model]

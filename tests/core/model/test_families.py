@@ -259,3 +259,33 @@ def test_families_separate_projections_are_an_attention():
     roles = {name: target.role for name, target in find_targets(model).items()}
     assert roles['0.attn.q.weight'] == 'q' and roles['0.attn.proj.weight'] == 'proj'
     assert roles['0.fc1.weight'] == 'fc1'
+
+
+class NamedTo(nn.Module):
+    """The way of vit-pytorch, here with heads that are wider together than the tokens."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            parts = len(name.removeprefix('to_'))
+            self.add_module(name, nn.Linear(8, 12 * parts, bias=False))
+        self.to_out = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([getattr(self, name)(x) for name in self.names], -1)
+        q, k, v = joined.chunk(3, -1)
+        return self.to_out(torch.softmax(q @ k.transpose(1, 2), -1) @ v)
+
+
+@pytest.mark.parametrize(
+    'names', [('to_qkv',), ('to_q', 'to_kv'), ('to_q', 'to_k', 'to_v')], ids='-'.join
+)
+def test_families_of_projections_named_to(names):
+    model = Model(attention=lambda dim: NamedTo(names)).double()
+    targets = find_targets(model)
+    inside = [t for t in targets.values() if '.attn.' in t.name and len(t.shape) == 2]
+    assert [t.role for t in inside] == ['q', 'k', 'v', 'proj'] * 2
+    assert [t.shape for t in inside[:4]] == [(12, 8)] * 3 + [(8, 12)]
+    if 'to_kv' not in names:  # the oracle knows thirds of a matrix, no halves
+        assert_exact(model)

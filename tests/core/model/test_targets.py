@@ -194,6 +194,47 @@ def test_find_blocks_are_the_innermost_list_members_in_order():
     assert find_layers(nn.Linear(2, 2)) == []
 
 
+def part_lists(*stages, owner=None):
+    """Layers that are lists of their parts, each a string of letters.
+
+    a: an attention; n: the same below a norm; f: a feed-forward; c: one of convolutions.
+    """
+    parts = dict(
+        a=lambda: nn.MultiheadAttention(8, 2),
+        n=lambda: nn.ModuleDict(dict(norm=nn.LayerNorm(8), attn=nn.MultiheadAttention(8, 2))),
+        f=lambda: nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
+        c=lambda: nn.Conv2d(8, 8, 1),
+        b=lambda: nn.TransformerEncoderLayer(8, 2, 16),
+    )
+    lists = [nn.ModuleList(parts[letter]() for letter in stage) for stage in stages]
+    return nn.ModuleList([nn.ModuleDict({owner: each}) for each in lists] if owner else lists)
+
+
+@pytest.mark.parametrize(
+    ('stages', 'owner', 'expected'),
+    [
+        (('af', 'af'), None, ['0', '1']),  # vit-pytorch, CROMA
+        (('nf', 'nf'), None, ['0', '1']),  # with a norm in front of each
+        (('aaf',), None, ['0']),  # attention to itself, then to another sequence
+        (('af', 'af'), 'layer', ['0', '1']),  # T5
+        (('fa', 'af'), 'parts', ['0', '1']),
+        (('bbf', 'bbf'), None, ['0.0', '0.1', '1.0', '1.1']),  # stages of whole layers
+        (('abf',), None, ['0.0', '0.1']),
+        (('aa', 'aa'), None, ['0.0', '0.1', '1.0', '1.1']),  # layers without a feed-forward
+        (('ac',), None, ['0.0']),  # what would be added does not compete
+        (('af', 'f'), None, ['0.0']),  # no stack of layers
+    ],
+)
+def test_find_layers_of_parts_in_lists(stages, owner, expected):
+    """A layer written as a list of its parts is one layer, its feed-forward with it."""
+    assert find_layers(part_lists(*stages, owner=owner)) == expected
+
+
+def test_find_targets_of_parts_in_lists_have_the_feed_forward():
+    roles = [target.role for target in find_targets(part_lists('nf', 'nf')).values()]
+    assert [roles.count(role) for role in ('q', 'proj', 'fc1', 'fc2')] == [2, 2, 2, 2]
+
+
 def test_find_targets_names_a_module_of_several_blocks_once():
     model = TinyViT()
     model.blocks[1].mlp = model.blocks[0].mlp
