@@ -149,6 +149,13 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
         self.kept.clear()
         self.merged_adapters.clear()
 
+    def drop(self, name: str) -> None:
+        """Takes the adapters of one of peft's names off, merged or not."""
+        if name in self.cdra_adapters:
+            if name in self.merged_adapters:
+                self.unmerge()
+            del self.cdra_adapters[name]
+
     def supports_lora_conversion(self, adapter_name: str = 'default') -> bool:
         """Whether peft can make a LoRA of it: `tools/merge.py --format peft` writes one."""
         return False
@@ -158,7 +165,8 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
     ) -> None:
         """Moves an adapter where the module is; its values keep their type."""
         like = next((p for p in self.owner._parameters.values() if p is not None), None)
-        if adapter_name in self.cdra_adapters and like is not None:
+        # On meta there is no memory yet: values that were read would be gone.
+        if adapter_name in self.cdra_adapters and like is not None and not like.is_meta:
             named = self.named(adapter_name)
             if not any(tensor.is_meta for tensor in named.parameters()):
                 named.to(device or like.device)

@@ -311,6 +311,55 @@ def test_another_plan_under_a_name_is_refused(two, tmp_path):
         two.load_adapter(tmp_path, 'other')
 
 
+def test_refused_name_leaves_the_model_as_it_was(config):
+    model = VIT.build()
+    with pytest.raises(ConfigError, match='without a dot'):
+        get_peft_model(model, copy.deepcopy(config), adapter_name='a.b')
+    with pytest.raises(ConfigError, match='has no module that ends with'):
+        get_peft_model(model, replace(copy.deepcopy(config), modules_to_save=['classifier']))
+    assert model.state_dict().keys() == VIT.build().state_dict().keys()
+    assert not any(hasattr(type(module), 'base_class') for module in model.modules())
+
+
+@pytest.mark.filterwarnings('ignore:You are trying to modify')
+@pytest.mark.filterwarnings('ignore:Already found')
+def test_second_peft_model_of_a_model_has_nothing_of_the_first(model, other):
+    """As where a cell of a notebook is run twice, with another plan."""
+    base = model.base_model.model
+    model.merge_adapter()
+    again = get_peft_model(base, replace(copy.deepcopy(other), init_weights=False)).eval()
+    alone = get_peft_model(VIT.build(), replace(copy.deepcopy(other), init_weights=False)).eval()
+    assert torch.equal(backbone(again), backbone(alone))
+    own = again.peft_config['default'].plan.num_trainable
+    assert sum(t.numel() for n, t in again.named_parameters() if '.cdra.' in n) == own
+
+
+def test_values_stay_in_memory_where_the_base_is_on_meta(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    read = PeftModel.from_pretrained(VIT.build().to('meta'), tmp_path, low_cpu_mem_usage=True)
+    pairs = zip(
+        read.base_model._values('default'), model.base_model._values('default'), strict=True
+    )
+    assert all(torch.equal(own, value) for own, value in pairs)
+
+
+def test_process_that_has_no_state_dict_writes_nothing(model, tmp_path):
+    """A state dict that is gathered on one process is empty on the others."""
+    model.save_pretrained(tmp_path, state_dict={}, is_main_process=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_base_weight_that_comes_along_unchanged_is_no_harm(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(tmp_path)
+    file = tmp_path / 'adapter_model.safetensors'
+    along = {'base_model.model.norm.weight': VIT.build().norm.weight.detach()}
+    save_file({**load_file(file), **along}, file)
+    read = PeftModel.from_pretrained(VIT.build(), tmp_path)
+    assert torch.equal(output(VIT, read), output(VIT, model))
+
+
 WEIGHTED = {
     'no adapter': (dict(adapters=['third'], weights=[1]), "'third'"),
     'weights': (dict(adapters=['default'], weights=[1, 2]), '2 weights for 1'),
