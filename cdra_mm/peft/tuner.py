@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from cdra_mm.core import ParameterAdapter, Plan
 from cdra_mm.core.adapters.adapted import require_free_name
 from cdra_mm.core.adapters.apply import check_shapes
-from cdra_mm.core.adapters.merging import restore_classes
+from cdra_mm.core.adapters.merging import NOT_INTO_INT8, restore_classes
+from cdra_mm.core.adapters.small_base import refuse_int8
 from cdra_mm.errors import CheckpointError, ConfigError
 
 from .base import check_base_of, check_places, plain_class
@@ -163,6 +164,7 @@ class CdraModel(BaseTuner):
     ) -> None:
         """See ``BaseTuner.merge_adapter``; a name that is none is refused."""
         require_names(self.peft_config, adapter_names)
+        refuse_int8(self.model, *NOT_INTO_INT8)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(
@@ -174,6 +176,7 @@ class CdraModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             require_names(self.peft_config, adapter_names)
+            refuse_int8(self.model, *NOT_INTO_INT8)
             self._check_merge_allowed()
             for layer in self._layers():
                 layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)

@@ -113,6 +113,18 @@ def test_copies_of_the_weights_follow_what_is_in_use(two):
             layer.product = 'copied'
 
 
+def test_forward_does_not_ask_again_what_is_in_use(two, monkeypatch):
+    """Which would break the graph of a compiled one."""
+
+    def fail(*_):
+        raise AssertionError('joined in a forward')
+
+    two.set_adapter('other')
+    two.set_adapter('default')
+    monkeypatch.setattr('cdra_mm.core.adapters.adapter_set.join_blocks', fail)
+    backbone(two)
+
+
 def test_sum_of_adapters_in_use_is_the_weighted_adapter(two):
     two.base_model.set_adapter(['default', 'other'])
     together = backbone(two)
@@ -343,8 +355,9 @@ def test_values_stay_in_memory_where_the_base_is_on_meta(model, tmp_path):
     assert all(torch.equal(own, value) for own, value in pairs)
 
 
-def test_process_that_has_no_state_dict_writes_nothing(model, tmp_path):
+def test_process_that_has_no_state_dict_writes_nothing(other, tmp_path):
     """A state dict that is gathered on one process is empty on the others."""
+    model = get_peft_model(VIT.build(), copy.deepcopy(other))
     model.save_pretrained(tmp_path, state_dict={}, is_main_process=False)
     assert not list(tmp_path.iterdir())
 

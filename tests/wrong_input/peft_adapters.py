@@ -17,6 +17,7 @@ from cdra_mm.core import (
     SparseMatrix,
     Vector,
     plan_from_masks,
+    quantize_base,
 )
 from tests.models import TinyViT
 
@@ -393,3 +394,13 @@ with heading('Adapters of Hugging Face peft') as (refused, taken):
     )
     def _(folder):
         load(saved(folder), vit().bfloat16())
+
+    @refused(
+        'an adapter of peft to be merged into int8', PlanError, 'a merge would be rounded to it'
+    )
+    def _(folder):
+        put_on(plan(), quantize_base(vit())).merge_adapter()
+
+    @refused('the same for good', PlanError, 'put the base in full precision back first')
+    def _(folder):
+        put_on(plan(), quantize_base(vit())).merge_and_unload()
