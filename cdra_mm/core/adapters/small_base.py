@@ -78,8 +78,8 @@ def quantize_base(
         The model.
 
     Raises:
-        PlanError: If one is no frozen fp32 matrix of finite values, adapters are merged, or the weights are spread
-            over processes; the model is then unchanged.
+        PlanError: If one is no frozen fp32 matrix of finite values, adapters are merged, or the
+            weights are spread over processes; the model is then unchanged.
     """
     merged = [name for name, adapter in adapters(model).items() if adapter.merged]
     if merged:
