@@ -183,5 +183,11 @@ def _check_kinds(plan: Plan) -> None:
             f'{part.name}, of the kind {part.kind!r}): cdra_mm.peft takes blocks, vectors and '
             "single entries; use the method 'cdra'"
         )
+    single = (block.name for block in (*plan.blocks, *plan.vectors, *plan.sparse))
+    twice = [name for name in single if name in plan.also_train]
+    if twice:
+        raise PlanError(
+            f'{twice[0]} is trained in part and whole by one plan: take it out of one of the two'
+        )
     if not plan.num_trainable:
         raise PlanError(f'the plan of {plan.method!r} trains nothing: give it a larger budget')

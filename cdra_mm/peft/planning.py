@@ -148,6 +148,7 @@ def cdra_config(
             f'{list(modules_to_save or ())!r} trains all of its blocks'
         )
     whole = {name: parameter_of(part, resolve(part, name)).numel() for name in also_train}
+    targets = {n: t for n, t in targets.items() if t.path not in whole}
     if method.budget_percent is not None:
         total = sum(p.numel() for p in part.parameters() if id(p) not in saved)
         share = int(total * method.budget_percent / 100)

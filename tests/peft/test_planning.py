@@ -131,6 +131,13 @@ def test_wrong_settings_are_refused(case):
         cdra_config(VIT.build(), **settings)
 
 
+def test_what_is_trained_whole_does_not_compete():
+    name = 'blocks.0.attn.qkv.weight'
+    config = config_of(VIT, also_train=[name], budget_percent=40)
+    assert list(config.plan.also_train) == [name] and config.plan.blocks
+    assert not any(block.name.startswith(name) for block in config.plan.blocks)
+
+
 def test_start_of_columns_in_another_order_follows_them():
     block = Block('blocks.0.attn.proj.weight', (32, 32), (7, 1, 4), (9, 2, 5), 2, 3)
     start = torch.arange(6.0).reshape(2, 3)

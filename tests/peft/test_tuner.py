@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 
 from cdra_mm.core import Block, Plan, Vector, plan_from_masks
 from cdra_mm.core.adapters import compact_linear
+from cdra_mm.core.adapters.adapter_set import AdapterSet
 from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.errors import CheckpointError, ConfigError
 from cdra_mm.peft import CdraConfig
@@ -121,7 +122,7 @@ def test_forward_does_not_ask_again_what_is_in_use(two, monkeypatch):
 
     two.set_adapter('other')
     two.set_adapter('default')
-    monkeypatch.setattr('cdra_mm.core.adapters.adapter_set.join_blocks', fail)
+    monkeypatch.setattr(AdapterSet, 'join', fail)
     backbone(two)
 
 

@@ -404,3 +404,12 @@ with heading('Adapters of Hugging Face peft') as (refused, taken):
     @refused('the same for good', PlanError, 'put the base in full precision back first')
     def _(folder):
         put_on(plan(), quantize_base(vit())).merge_and_unload()
+
+    @refused(
+        'a plan that trains a bias in part and whole',
+        PlanError,
+        '0.bias is trained in part and whole by one plan',
+    )
+    def _(folder):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        put_on(Plan(also_train={'0.bias': 4}, vectors=(Vector('0.bias', 4, (1,), 1),)), model)
