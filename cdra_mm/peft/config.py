@@ -183,7 +183,8 @@ def _check_kinds(plan: Plan) -> None:
             f'{part.name}, of the kind {part.kind!r}): cdra_mm.peft takes blocks, vectors and '
             "single entries; use the method 'cdra'"
         )
-    single = (block.name for block in (*plan.blocks, *plan.vectors, *plan.sparse))
+    single = [block.name for block in plan.blocks]
+    single += [record.name for record in plan.vectors] + [record.name for record in plan.sparse]
     twice = [name for name in single if name in plan.also_train]
     if twice:
         raise PlanError(

@@ -118,8 +118,9 @@ def check_rest(
         if isinstance(module, AuxiliaryTrainingWrapper):
             keys = module.adapter_state_dict_load_map(adapter_name).values()
             saved |= {f'{name}.{key}' for key in keys}
-    own = dict(model.named_parameters(remove_duplicate=False))
-    own |= dict(model.named_buffers(remove_duplicate=False))
+    own: dict[str, Tensor] = {}
+    own.update(model.named_parameters(remove_duplicate=False))
+    own.update(model.named_buffers(remove_duplicate=False))
     for key, value in tensors.items():
         if key in saved:
             if value.is_floating_point() and bool(value.float().isnan().any()):

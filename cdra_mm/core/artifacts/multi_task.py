@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,7 +67,7 @@ class MultiTask(nn.Module):
         self._named = NamedAdapters(backbone)
         self._classes: dict[str, tuple[str, ...]] = {}
         self._turn = threading.RLock()  # a mixed batch and a switch change the base meanwhile
-        self.register_state_dict_post_hook(tell_what_is_left_out)
+        cast(Any, self).register_state_dict_post_hook(tell_what_is_left_out)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the lock, which cannot be copied."""
@@ -74,7 +75,7 @@ class MultiTask(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """With a lock of its own."""
-        super().__setstate__(state)
+        cast(Any, super()).__setstate__(state)
         self._turn = threading.RLock()
 
     @property
@@ -126,7 +127,7 @@ class MultiTask(nn.Module):
             if head is None and isinstance(task, TaskFile):
                 head = task.build_head(None if like is None else like.dtype)
             head = nn.Identity() if head is None else head
-        check_own_head(name, head, self.backbone, self.heads)
+        check_own_head(name, head, self.backbone, dict(self.heads.items()))
         if isinstance(task, TaskFile) and task.kind:
             check_head(head, task)
         before = self.current
@@ -255,9 +256,9 @@ class MultiTask(nn.Module):
             features = run_mixed(self.backbone, self.features, images, mixed)
         outputs: list[Any] = []
         for name, (start, stop) in groups.items():
-            part = map_samples(lambda t, a=start, b=stop: t[a:b], features)
+            part = map_samples(itemgetter(slice(start, stop)), features)
             found = self.heads[name](part)
-            outputs += [map_samples(lambda t, i=i: t[i], found) for i in range(stop - start)]
+            outputs += [map_samples(itemgetter(i), found) for i in range(stop - start)]
         return outputs
 
     def task(self, name: str) -> MixedTask:
