@@ -138,12 +138,13 @@ def export_base(model: MultiTask, path: str | Path, shape: tuple[int, int, int])
         shape: Channels, H and W, pixels.
 
     Raises:
-        ConfigError: If the packages of the extra ``export`` are missing, or torch cannot trace the
-            base.
+        ConfigError: If the packages of the extra ``export`` are missing, the model or the shape is
+            none, or torch cannot trace the base.
         PlanError: If a task changes a weight otherwise than by low rank, or what a module computes.
         CheckpointError: If the file cannot be written, or gives other outputs.
     """
     onnxruntime = runtime()
+    _check_given(model, shape)
     refuse_large(model.backbone)
     if model.training or model.backbone.training:
         raise ConfigError('the model is in training mode: call eval() before it is exported')
@@ -159,7 +160,8 @@ def export_base(model: MultiTask, path: str | Path, shape: tuple[int, int, int])
     model.use(None)
     try:
         state = model.backbone.state_dict()
-        plain = {name: state[name] for name in values}
+        # Copies: the task that is in use again below puts its own values there.
+        plain = {name: state[name].clone() for name in values}
         for name, rank in ranks.items():
             high, wide = state[name].shape
             plain[f'{name}.down'] = state[name].new_zeros(rank, wide)
@@ -200,6 +202,23 @@ def export_base(model: MultiTask, path: str | Path, shape: tuple[int, int, int])
         )
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
     return replace(graph, difference=difference)
+
+
+def _check_given(model: MultiTask, shape: tuple[int, int, int]) -> None:
+    """Refuses what cannot be exported, before any of the work is done."""
+    if not isinstance(model, MultiTask):
+        raise ConfigError(
+            f'the model is a {type(model).__name__}: expected a cdra_mm.core.MultiTask around it'
+        )
+    sizes = tuple(shape) if isinstance(shape, list | tuple) else ()
+    if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
+        raise ConfigError(f'shape={shape!r}: expected channels, height and width, three counts')
+    others = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if others:
+        raise ConfigError(
+            f'the model is in {str(others.pop()).removeprefix("torch.")}: an ONNX file is written '
+            'of fp32, call float() first'
+        )
 
 
 def _changes(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import nn
 
 from cdra_mm.core import Plan, digests_of, find_targets, fingerprint, resolve
 from cdra_mm.core.adapters.apply import check_base
 from cdra_mm.core.model.own_state import base_state
-from cdra_mm.errors import PlanError
+from cdra_mm.errors import ConfigError, PlanError
 
 from .config import CdraConfig
 from .layer import CdraLayer
 
-__all__ = ['check_base_of', 'check_places', 'plain_class']
+__all__ = ['check_base_of', 'check_places', 'plain_class', 'saved_modules']
+
+# What peft's wrapper of `modules_to_save` does not take: they have no forward.
+CONTAINERS = nn.ModuleDict | nn.ModuleList | nn.ParameterDict | nn.ParameterList
 
 
 def check_places(model: nn.Module, config: CdraConfig) -> None:
@@ -22,8 +26,10 @@ def check_places(model: nn.Module, config: CdraConfig) -> None:
 
     Raises:
         PlanError: Names the first.
+        ConfigError: If `modules_to_save` names nothing that can be trained whole.
     """
     plan = config.require_plan()
+    saved_modules(model, config.modules_to_save or ())
     competing = _competing(model)
     for block in plan.blocks:
         target = resolve(model, block.name)
@@ -43,6 +49,30 @@ def check_places(model: nn.Module, config: CdraConfig) -> None:
                 f'{name} lies in {inside}, which modules_to_save trains whole: take it out of the '
                 'plan, or out of modules_to_save'
             )
+
+
+def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> list[nn.Module]:
+    """What peft takes `modules_to_save` to mean: all modules whose path ends with an entry.
+
+    Raises:
+        ConfigError: If an entry means none, or one that peft cannot train whole.
+    """
+    found: list[nn.Module] = []
+    for entry in modules_to_save:
+        modules = [(p, m) for p, m in model.named_modules() if entry and p.endswith(entry)]
+        if not modules:
+            raise ConfigError(
+                f'modules_to_save: {plain_class(model).__name__} has no module that ends with '
+                f'{entry!r}: name its head as the model does, or take it out of the config'
+            )
+        for path, module in modules:
+            if isinstance(module, CONTAINERS):
+                raise ConfigError(
+                    f'modules_to_save: {path} is a {type(module).__name__}, which has no forward '
+                    'that could be another one: name the modules in it'
+                )
+        found += [module for _, module in modules]
+    return found
 
 
 def check_base_of(model: nn.Module, config: CdraConfig) -> None:
@@ -65,10 +95,20 @@ def check_base_of(model: nn.Module, config: CdraConfig) -> None:
     if not names or any(state[name].is_meta for name in names):
         return
     table = digests_of({name: state[name] for name in names})
-    if config.base_fingerprint:
-        check_base(model, config.base_fingerprint, table, names)
-    else:
+    if not config.base_fingerprint:
         config.base_fingerprint = fingerprint(model, names, digests=table)
+        return
+    try:
+        check_base(model, config.base_fingerprint, table, names)
+    except PlanError as error:
+        halves = {state[name].dtype for name in names} & {torch.float16, torch.bfloat16}
+        if not halves:
+            raise
+        here = ' and '.join(sorted(str(dtype).removeprefix('torch.') for dtype in halves))
+        raise PlanError(
+            f'{error}; they are in {here} here: where it was made on them in float32, load them '
+            "so and convert the peft model afterwards, or set base_fingerprint='' in its config"
+        ) from None
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:

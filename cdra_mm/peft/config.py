@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.utils import load_peft_weights
 from torch import Tensor
 
 from cdra_mm.core import Block, Plan
 from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.settings import check_types
 
-from .files import plan_in
+from .files import plan_in, tensors_of
 
 __all__ = ['PEFT_TYPE', 'CdraConfig', 'in_rising_order']
 
@@ -29,6 +29,15 @@ class CdraType(str, Enum):
 PEFT_TYPE = CdraType.CDRA
 # Not in adapter_config.json: the plan is beside the values that it says the places of.
 NOT_JSON = ('plan', 'start')
+# Whoever edits that file by hand may write anything.
+TYPES = {
+    'base_fingerprint': str,
+    'modules_to_save': Sequence[str] | None,
+    'seed': int,
+    'init_weights': bool,
+    'inference_mode': bool,
+    'start': Mapping | None,
+}
 
 
 @dataclass
@@ -47,8 +56,9 @@ class CdraConfig(PeftConfig):
         start: First ``down`` of blocks by name, ``[r, |C|]``, in the order of the plan's columns.
 
     Raises:
-        ConfigError: If what is given as plan or start is none.
-        PlanError: If the plan trains what cannot be switched off again, or nothing.
+        ConfigError: If a value is of another type.
+        PlanError: If the plan trains what cannot be switched off again, or nothing, or a start
+            fits no block of it.
     """
 
     plan: Plan | None = field(default=None, repr=False)
@@ -62,6 +72,7 @@ class CdraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+        check_types({name: getattr(self, name) for name in TYPES}, TYPES)
         if self.plan is None:
             return
         if not isinstance(self.plan, Plan):
@@ -115,14 +126,17 @@ class CdraConfig(PeftConfig):
             **kwargs: As ``PeftConfig.from_pretrained`` takes them.
 
         Raises:
-            CheckpointError: If the file of values has no plan, or a damaged one.
+            CheckpointError: If the file of values is missing or damaged, or has no plan.
+            ConfigError: If the adapter is of another method.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        if not isinstance(config, CdraConfig):
+            raise ConfigError(
+                f'{pretrained_model_name_or_path} is an adapter of the method '
+                f'{str(config.peft_type)}, not of CDRA: read it by PeftConfig.from_pretrained'
+            )
         given, _, _ = cls._split_kwargs(kwargs)
-        tensors = load_peft_weights(
-            pretrained_model_name_or_path, device='cpu', subfolder=subfolder, **given
-        )
-        assert isinstance(config, CdraConfig)
+        tensors = tensors_of(pretrained_model_name_or_path, subfolder, **given)
         config.plan = plan_in(tensors, pretrained_model_name_or_path)
         _check_kinds(config.plan)
         return config
@@ -135,8 +149,19 @@ def in_rising_order(
 
     The order of the rows and columns of a block means nothing to its update. Rising they take a
     fifth of the bytes.
+
+    Raises:
+        PlanError: If a start fits no block.
     """
     first = dict(start)
+    shapes = {block.name: (block.rank, len(block.cols)) for block in plan.blocks}
+    for name, down in first.items():
+        given = tuple(down.shape) if isinstance(down, Tensor) else type(down).__name__
+        if given != shapes.get(name):
+            raise PlanError(
+                f'start: {name} has a first factor of {given}, expected '
+                + (f'a tensor {shapes[name]}' if name in shapes else 'the name of a block')
+            )
     for block in plan.blocks:
         if block.name in first:
             order = sorted(range(len(block.cols)), key=block.cols.__getitem__)
@@ -157,6 +182,13 @@ def _check_kinds(plan: Plan) -> None:
             f'the plan of {plan.method!r} has {len(plan.parts)} parts of other kinds (the first is '
             f'{part.name}, of the kind {part.kind!r}): cdra_mm.peft takes blocks, vectors and '
             "single entries; use the method 'cdra'"
+        )
+    single = [block.name for block in plan.blocks]
+    single += [record.name for record in plan.vectors] + [record.name for record in plan.sparse]
+    twice = [name for name in single if name in plan.also_train]
+    if twice:
+        raise PlanError(
+            f'{twice[0]} is trained in part and whole by one plan: take it out of one of the two'
         )
     if not plan.num_trainable:
         raise PlanError(f'the plan of {plan.method!r} trains nothing: give it a larger budget')

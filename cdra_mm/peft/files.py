@@ -10,20 +10,29 @@ flat tensor makes up for the places, which LoRA does not have to store.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
 
 from cdra_mm.core import Plan
 from cdra_mm.core.planning.packed_plan import pack_plan, unpack_plan
 from cdra_mm.errors import CheckpointError, PlanError
+from cdra_mm.reading.safetensors_file import read_safetensors
 
-__all__ = ['pack_adapter', 'plan_in', 'slots_of', 'unpack_adapter']
+__all__ = ['check_rest', 'pack_adapter', 'plan_in', 'slots_of', 'tensors_of', 'unpack_adapter']
 
 PREFIX = 'base_model.model.'
 VALUES, PLAN = PREFIX + 'cdra_values', PREFIX + 'cdra_plan'
+
+# What values may be of.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # A target's name, the name of a tensor of its adapter, its shape.
 Slot = tuple[str, str, tuple[int, ...]]
@@ -75,7 +84,7 @@ def unpack_adapter(tensors: Mapping[str, Tensor], plan: Plan, path: str) -> list
     flat = tensors[VALUES]
     shapes = [shape for _, _, shape in slots_of(plan)]
     sizes = [torch.Size(shape).numel() for shape in shapes]
-    if flat.dim() != 1 or len(flat) != sum(sizes) or not flat.is_floating_point():
+    if flat.dim() != 1 or len(flat) != sum(sizes) or flat.dtype not in FLOATS:
         raise CheckpointError(
             f'{path} is damaged: {VALUES} is {flat.dtype} {tuple(flat.shape)}, its plan trains '
             f'{sum(sizes):,} values'
@@ -87,6 +96,78 @@ def unpack_adapter(tensors: Mapping[str, Tensor], plan: Plan, path: str) -> list
         )
     parts = torch.split(flat, sizes)
     return [part.reshape(shape).clone() for part, shape in zip(parts, shapes, strict=True)]
+
+
+def check_rest(
+    model: nn.Module, tensors: Mapping[str, Tensor], adapter_name: str, path: str
+) -> None:
+    """Looks at what an adapter brings along beside its values: peft would load all of it.
+
+    Args:
+        model: The model, with the adapter on it.
+        tensors: What is brought along, by the model's names.
+        adapter_name: The adapter.
+        path: The file, or what it belongs to, for messages.
+
+    Raises:
+        CheckpointError: If modules that are trained whole hold values that are no numbers, or a
+            weight of the base would be another.
+    """
+    saved: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            keys = module.adapter_state_dict_load_map(adapter_name).values()
+            saved |= {f'{name}.{key}' for key in keys}
+    own: dict[str, Tensor] = {}
+    own.update(model.named_parameters(remove_duplicate=False))
+    own.update(model.named_buffers(remove_duplicate=False))
+    for key, value in tensors.items():
+        if key in saved:
+            if value.is_floating_point() and bool(value.float().isnan().any()):
+                raise CheckpointError(
+                    f'{path} holds values of {key} that are no numbers: the training has diverged, '
+                    'or the file is damaged; use an earlier checkpoint'
+                )
+            continue
+        there = own.get(key, own.get(key.removeprefix(PREFIX)))
+        if there is not None and (there.is_meta or not torch.equal(there.cpu(), value.cpu())):
+            raise CheckpointError(
+                f'{path} holds other values of {key.removeprefix(PREFIX)}, which its plan does not '
+                'train: name the module in modules_to_save, or take the tensor out of the file'
+            )
+
+
+def tensors_of(source: str, subfolder: str | None = None, **options: Any) -> Mapping[str, Tensor]:
+    """The tensors of a saved adapter, on the CPU.
+
+    Args:
+        source: Folder or name on the Hub.
+        subfolder: Of that folder.
+        **options: Of the Hub, as ``load_peft_weights`` takes them.
+
+    Raises:
+        CheckpointError: If a folder has no file of values, or a damaged one.
+    """
+    folder = Path(source, subfolder or '')
+    file, pickled = folder / SAFETENSORS_WEIGHTS_NAME, folder / WEIGHTS_NAME
+    if file.exists():
+        return read_safetensors(file, 'file of values')
+    if folder.is_dir() and not pickled.exists():
+        raise CheckpointError(
+            f'{folder} has no {SAFETENSORS_WEIGHTS_NAME}: copy it from where the adapter was saved'
+        )
+    try:
+        tensors: Mapping[str, Tensor] = load_peft_weights(
+            source, device='cpu', subfolder=subfolder, **options
+        )
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        if not pickled.exists():
+            raise
+        raise CheckpointError(
+            f'{pickled} is damaged, or holds more than tensors: nothing in it was executed; save '
+            f'the adapter as {SAFETENSORS_WEIGHTS_NAME}'
+        ) from error
+    return tensors
 
 
 def plan_in(tensors: Mapping[str, Tensor], path: str) -> Plan:

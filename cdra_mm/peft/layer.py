@@ -13,7 +13,7 @@ child is what peft knows as a tuner layer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from cdra_mm.core import Adapter, ParameterAdapter
 from cdra_mm.core.adapters.adapter_set import AdapterSet
-from cdra_mm.core.adapters.copied_linear import Layer
 from cdra_mm.core.adapters.copied_weights import attach_copies
 from cdra_mm.core.adapters.layers import choose_class, sharing
 
@@ -38,6 +37,7 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
         cdra_adapters: Core's adapters by peft's name, then by the target's name in the module.
         lenders: Of parameters that this module shares with another one, which holds their
             adapters: the other's layer and the parameter's name there.
+        borrowers: The layers of which this one is a lender.
         kept: The module's own parameters as they were before adapters were merged into them.
     """
 
@@ -48,11 +48,11 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
         self._owner = (owner,)  # in a tuple, or it would be a child
         self.cdra_adapters = nn.ModuleDict()
         self.lenders: dict[str, list[tuple[CdraLayer, str]]] = {}
+        self.borrowers: list[CdraLayer] = []
         self.kept: dict[str, Tensor] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
-        self._joined_for: Any = None
 
     @property
     def owner(self) -> nn.Module:
@@ -99,20 +99,30 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
         for lender, theirs in self.lenders.get(parameter, ()):
             yield from lender.of(theirs)
 
-    def layer(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
-        """See `AdapterSet.layer`; what is in use may have changed since it was called last."""
-        lenders = [lender for lent in self.lenders.values() for lender, _ in lent]
-        now = [(id(layer), layer.in_use(), len(layer.cdra_adapters)) for layer in (self, *lenders)]
-        if now != self._joined_for:
-            self.join(self.owner)
-            self._joined_for = now
-        return super().layer(parameter, weight, bias)
+    def joined(self) -> None:
+        """Takes note of what is in use now: a forward does not ask again (nor does a compiled one).
+
+        Called where that changes.
+        """
+        for layer in (self, *self.borrowers):
+            layer.join(layer.owner)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """See ``BaseTunerLayer.set_adapter``."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self.joined()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """See ``BaseTunerLayer.delete_adapter``."""
+        super().delete_adapter(adapter_name)
+        self.joined()
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switches all adapters on or off; off, the module has the base's values bit for bit."""
         if not enabled:
             self.unmerge()
         super().enable_adapters(enabled)
+        self.joined()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Puts adapters into the module's own parameters.
@@ -140,6 +150,7 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
                         'broken'
                     )
             self.merged_adapters.append(name)
+        self.joined()
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -148,6 +159,15 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
             cast(nn.Parameter, self.owner._parameters[parameter]).copy_(value)
         self.kept.clear()
         self.merged_adapters.clear()
+        self.joined()
+
+    def drop(self, name: str) -> None:
+        """Takes the adapters of one of peft's names off, merged or not."""
+        if name in self.cdra_adapters:
+            if name in self.merged_adapters:
+                self.unmerge()
+            del self.cdra_adapters[name]
+            self.joined()
 
     def supports_lora_conversion(self, adapter_name: str = 'default') -> bool:
         """Whether peft can make a LoRA of it: `tools/merge.py --format peft` writes one."""
@@ -158,7 +178,8 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
     ) -> None:
         """Moves an adapter where the module is; its values keep their type."""
         like = next((p for p in self.owner._parameters.values() if p is not None), None)
-        if adapter_name in self.cdra_adapters and like is not None:
+        # On meta there is no memory yet: values that were read would be gone.
+        if adapter_name in self.cdra_adapters and like is not None and not like.is_meta:
             named = self.named(adapter_name)
             if not any(tensor.is_meta for tensor in named.parameters()):
                 named.to(device or like.device)
@@ -186,10 +207,12 @@ def put_on(model: nn.Module, path: str, suffix: str, adapter: ParameterAdapter, 
         lent = borrower.lenders.setdefault(theirs, [])
         if not any(lender is layer for lender, _ in lent):
             lent.append((layer, adapter.parameter))
+            layer.borrowers.append(borrower)
         borrower.borrowed.setdefault(theirs, [])  # so its class reads the parameter through us
         touched.append(other)
     for one in touched:
         choose_class(one)
+    layer.joined()
     attach_copies(model)
 
 

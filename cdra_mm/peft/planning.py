@@ -19,11 +19,25 @@ from cdra_mm.core.scoring.scores import STATISTICS
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import CDRA, Request, make_method
 from cdra_mm.progress import progress_line
+from cdra_mm.settings import check_types
 from cdra_mm.spelling import did_you_mean
 
+from .base import saved_modules
 from .config import CdraConfig
 
 __all__ = ['cdra_config', 'mean_loss']
+
+# Of the arguments of `cdra_config` beside those that are called.
+TYPES = {
+    'model': nn.Module,
+    'modules_to_save': Sequence[str] | None,
+    'backbone': str,
+    'exclude': Sequence[str],
+    'also_train': Sequence[str],
+    'num_samples': int,
+    'seed': int,
+    'progress': bool,
+}
 
 
 def mean_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
@@ -104,6 +118,18 @@ def cdra_config(
         >>> config.plan.num_trainable <= 217
         True
     """
+    check_types(
+        dict(
+            model=model, modules_to_save=modules_to_save, backbone=backbone, exclude=exclude,
+            also_train=also_train, num_samples=num_samples, seed=seed, progress=progress,
+        ),
+        TYPES,
+    )  # fmt: skip
+    if isinstance(batches, Mapping | Tensor) or not isinstance(batches, Iterable):
+        raise ConfigError(
+            f'batches is a {type(batches).__name__}: expected a data loader or a list of batches '
+            '(one batch alone: put it into a list)'
+        )
     method = make_method({'type': CDRA.name, **settings})
     assert isinstance(method, CDRA)
     statistic = statistic or method.statistic
@@ -112,7 +138,8 @@ def cdra_config(
         raise ConfigError(f'statistic={statistic!r}: expected one of {", ".join(known)}')
     part = _submodule(model, backbone)
     prefix = f'{backbone}.' if backbone else ''
-    saved = _saved_parameters(model, modules_to_save or ())
+    heads = saved_modules(model, modules_to_save or ())
+    saved = {id(parameter) for module in heads for parameter in module.parameters()}
     targets = exclude_targets(find_targets(part), exclude)
     targets = {n: t for n, t in targets.items() if id(parameter_of(part, t)) not in saved}
     if not targets:
@@ -121,6 +148,7 @@ def cdra_config(
             f'{list(modules_to_save or ())!r} trains all of its blocks'
         )
     whole = {name: parameter_of(part, resolve(part, name)).numel() for name in also_train}
+    targets = {n: t for n, t in targets.items() if t.path not in whole}
     if method.budget_percent is not None:
         total = sum(p.numel() for p in part.parameters() if id(p) not in saved)
         share = int(total * method.budget_percent / 100)
@@ -181,19 +209,6 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         raise ConfigError(
             f'backbone={path!r}: {type(model).__name__} has no such module{hint}'
         ) from None
-
-
-def _saved_parameters(model: nn.Module, modules_to_save: Sequence[str]) -> set[int]:
-    """Parameters of what peft takes `modules_to_save` to mean: by the end of a module's path."""
-    found: set[int] = set()
-    for entry in modules_to_save:
-        modules = [m for path, m in model.named_modules() if path and path.endswith(entry)]
-        if not modules:
-            raise ConfigError(
-                f'modules_to_save: {type(model).__name__} has no module that ends with {entry!r}'
-            )
-        found |= {id(p) for module in modules for p in module.parameters()}
-    return found
 
 
 def _below(plan: Plan, prefix: str) -> Plan:

@@ -6,7 +6,8 @@ it, so that the base is there all the time, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -23,14 +24,16 @@ from torch import Tensor, nn
 from cdra_mm.core import ParameterAdapter, Plan
 from cdra_mm.core.adapters.adapted import require_free_name
 from cdra_mm.core.adapters.apply import check_shapes
-from cdra_mm.core.adapters.merging import restore_classes
-from cdra_mm.errors import ConfigError
+from cdra_mm.core.adapters.merging import NOT_INTO_INT8, restore_classes
+from cdra_mm.core.adapters.small_base import refuse_int8
+from cdra_mm.errors import CheckpointError, ConfigError
 
 from .base import check_base_of, check_places, plain_class
 from .config import PEFT_TYPE, CdraConfig
-from .files import pack_adapter, slots_of, unpack_adapter
+from .files import check_rest, pack_adapter, slots_of, unpack_adapter
 from .first_values import begin, delta_adapters
 from .layer import CdraLayer, put_on
+from .names import check_name, check_sum, require_names
 from .weighted import weighted_sum
 
 __all__ = ['CdraModel', 'register']
@@ -64,11 +67,12 @@ class CdraModel(BaseTuner):
             state_dict: Not used: the plan says what there is.
 
         Raises:
-            ConfigError: If the config has no plan.
+            ConfigError: If the config has no plan, or the name cannot be one.
             PlanError: If it does not fit the model, or its base weights are others.
         """
         config = self._config(adapter_name)
         plan = config.require_plan()
+        check_name(adapter_name)
         is_first = not any(isinstance(module, CdraLayer) for module in model.modules())
         if is_first:
             require_free_name(model)
@@ -83,6 +87,8 @@ class CdraModel(BaseTuner):
         if not low_cpu_mem_usage:
             begin(plan, slots, config)
         before = [] if is_first else [(p, p.requires_grad) for p in model.parameters()]
+        for layer in self._layers():  # of a peft model that this one is made on the model of
+            layer.drop(adapter_name)
         for path, suffix, adapter in slots:  # nothing fails from here on
             if low_cpu_mem_usage:
                 for name, value in list(adapter.named_parameters()):
@@ -135,6 +141,32 @@ class CdraModel(BaseTuner):
                     assert like is not None
                     adapter.to(like.dtype)
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuses what peft would leave out without a word."""
+        if kwargs.get('adapter_names') is not None:
+            raise ConfigError(
+                'adapter_names: a batch of several CDRA adapters is not there; call set_adapter '
+                'and one batch after another, or use cdra_mm.core.MultiTask'
+            )
+        yield
+
+    def set_adapter(
+        self, adapter_name: str | Sequence[str], inference_mode: bool = False, **kwargs: Any
+    ) -> None:
+        """See ``BaseTuner.set_adapter``; a name that is none is refused."""
+        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        require_names(self.peft_config, names)
+        super().set_adapter(adapter_name, inference_mode=inference_mode, **kwargs)
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """See ``BaseTuner.merge_adapter``; a name that is none is refused."""
+        require_names(self.peft_config, adapter_names)
+        refuse_int8(self.model, *NOT_INTO_INT8)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
     def _unload_and_optionally_merge(
         self,
         merge: bool = True,
@@ -143,6 +175,8 @@ class CdraModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         if merge:
+            require_names(self.peft_config, adapter_names)
+            refuse_int8(self.model, *NOT_INTO_INT8)
             self._check_merge_allowed()
             for layer in self._layers():
                 layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
@@ -170,7 +204,7 @@ class CdraModel(BaseTuner):
             ConfigError: If the names, weights or the type are none, or two of the adapters bring
                 modules of their own along, of which there is no sum.
         """
-        _check_sum(self.peft_config, adapters, weights, adapter_name, combination_type)
+        check_sum(self.peft_config, adapters, weights, adapter_name, combination_type)
         configs = [self._config(name) for name in adapters]
         values = [self._values(name) for name in adapters]
         plans = [config.require_plan() for config in configs]
@@ -198,8 +232,17 @@ class CdraModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """What is saved of an adapter; peft adds what `modules_to_save` names."""
+        if not state_dict:  # as processes have it that write nothing
+            return {}
         plan = config.require_plan()
-        return pack_adapter(plan, [state_dict[key] for key in _keys(model, plan, adapter_name)])
+        keys = _keys(model, plan, adapter_name)
+        lacking = [key for key in keys if key not in state_dict]
+        if lacking:
+            raise CheckpointError(
+                f'the state dict lacks {len(lacking)} of the {len(keys)} tensors of the adapter '
+                f'{adapter_name!r} (the first is {lacking[0]}): give that of the whole peft model'
+            )
+        return pack_adapter(plan, [state_dict[key] for key in keys])
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -215,9 +258,11 @@ class CdraModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """The reverse of `_get_adapter_state_dict`."""
         plan = config.require_plan()
-        values = unpack_adapter(state_dict, plan, f'the adapter {adapter_name!r}')
+        what = f'the adapter {adapter_name!r}'
+        values = unpack_adapter(state_dict, plan, what)
         packed = pack_adapter(plan, values).keys()
         rest = {key: value for key, value in state_dict.items() if key not in packed}
+        check_rest(model, rest, adapter_name, what)
         return {**rest, **dict(zip(_keys(model, plan, adapter_name), values, strict=True))}
 
     def _config(self, name: str) -> CdraConfig:
@@ -258,32 +303,3 @@ def _keys(model: nn.Module, plan: Plan, adapter_name: str) -> list[str]:
         inside = f'cdra.cdra_adapters.{adapter_name}.{suffix}.{tensor}'
         keys.append(wrapped + f'{module}.{inside}'.lstrip('.'))
     return keys
-
-
-def _check_sum(
-    known: Mapping[str, Any],
-    adapters: Sequence[str],
-    weights: Sequence[float],
-    adapter_name: str,
-    combination_type: str,
-) -> None:
-    if combination_type != 'cat':
-        raise ConfigError(
-            f"combination_type={combination_type!r}: expected 'cat', the exact sum; blocks of "
-            'other rows and columns have no other'
-        )
-    unknown = [name for name in adapters if name not in known]
-    if unknown or not adapters:
-        raise ConfigError(
-            f'adapters={list(adapters)!r}: expected some of {", ".join(map(repr, known))}'
-        )
-    if len(weights) != len(adapters):
-        raise ConfigError(f'{len(weights)} weights for {len(adapters)} adapters: give one for each')
-    if adapter_name in known:
-        raise ConfigError(f'there is an adapter {adapter_name!r} already: use another name')
-    heads = [name for name in adapters if known[name].modules_to_save]
-    if len(heads) > 1:
-        raise ConfigError(
-            f'the adapters {heads[0]!r} and {heads[1]!r} bring modules_to_save along, of which '
-            'there is no weighted sum'
-        )

@@ -106,3 +106,34 @@ def test_refusals(tmp_path, monkeypatch):
         export_base(several, path, SHAPE)
     assert not list(tmp_path.iterdir()) and several.current is None
     assert torch.equal(outputs(several, torch.float32), outputs(model, torch.float32))
+
+
+def test_base_is_exported_while_a_task_is_in_use(tmp_path):
+    """One that puts values of its own in the place of the base's."""
+    model = backbone(dtype=torch.float32)
+    token = Plan(also_train={'cls_token': model.cls_token.numel()})
+    several = many(plans=[token], dtype=torch.float32)
+    base = features(several, None)
+    several.use('t0')
+    graph = export_base(several, tmp_path / 'base.onnx', SHAPE)
+    assert several.current == 't0' and graph.difference < 1e-5
+    torch.testing.assert_close(run(graph.path, {}), base, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'change, shape, match',
+    [
+        (
+            lambda model: model.bfloat16(),
+            SHAPE,
+            'the model is in bfloat16: an ONNX file is written',
+        ),
+        (lambda model: model, (8, 8), r'shape=\(8, 8\): expected channels, height and width'),
+        (lambda model: model, (3, -8, 8), 'three counts'),
+        (lambda model: model.backbone, SHAPE, 'expected a cdra_mm.core.MultiTask around it'),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_at_once(change, shape, match, tmp_path):
+    model = change(many(plans=[lora_plan(backbone())], dtype=torch.float32))
+    with pytest.raises(ConfigError, match=match):
+        export_base(model, tmp_path / 'base.onnx', shape)

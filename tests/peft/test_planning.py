@@ -10,11 +10,11 @@ pytest.importorskip('transformers', '5.24')
 
 from peft import get_peft_model
 
-from cdra_mm.core import estimate_scores, find_targets
+from cdra_mm.core import Block, Plan, estimate_scores, find_targets
 from cdra_mm.core.scoring.mean_gradients import mean_gradients
 from cdra_mm.errors import ConfigError, PlanError, ScoreError
 from cdra_mm.methods import Request, make_method
-from cdra_mm.peft import cdra_config, mean_loss
+from cdra_mm.peft import CdraConfig, cdra_config, mean_loss
 from cdra_mm.peft.config import in_rising_order
 
 from .clients import CLIENTS, config_of
@@ -114,6 +114,11 @@ WRONG = {
     'samples': (dict(num_samples=0), ConfigError, 'num_samples=0'),
     'all saved': (dict(modules_to_save=['blocks']), PlanError, 'nothing competes'),
     'no batch': (dict(batches=[]), ScoreError, 'no sample to score'),
+    'head as text': (dict(modules_to_save='head'), ConfigError, 'expected a list of texts'),
+    'samples as text': (dict(num_samples='4'), ConfigError, "num_samples='4': expected an int"),
+    'seed': (dict(seed='a'), ConfigError, "seed='a': expected an integer"),
+    'one batch': (dict(batches=dict(a=1)), ConfigError, 'batches is a dict: expected a data'),
+    'no batches': (dict(batches=4), ConfigError, 'batches is a int: expected a data loader'),
     'batch': (dict(batches=[[1]], loss_fn=mean_loss), ConfigError, 'a batch is a list'),
 }
 
@@ -124,6 +129,25 @@ def test_wrong_settings_are_refused(case):
     settings = {'batches': [VIT.batch()], 'loss_fn': VIT.loss, **given}
     with pytest.raises(error, match=message):
         cdra_config(VIT.build(), **settings)
+
+
+def test_what_is_trained_whole_does_not_compete():
+    name = 'blocks.0.attn.qkv.weight'
+    config = config_of(VIT, also_train=[name], budget_percent=40)
+    assert list(config.plan.also_train) == [name] and config.plan.blocks
+    assert not any(block.name.startswith(name) for block in config.plan.blocks)
+
+
+def test_start_of_columns_in_another_order_follows_them():
+    block = Block('blocks.0.attn.proj.weight', (32, 32), (7, 1, 4), (9, 2, 5), 2, 3)
+    start = torch.arange(6.0).reshape(2, 3)
+    config = CdraConfig(plan=Plan(blocks=(block,)), start={block.name: start})
+    model = get_peft_model(VIT.build(), config)
+    (adapter,) = model.base_model.model.blocks[0].attn.proj.cdra.named('default').children()
+    full = torch.zeros(2, 32)
+    full[:, torch.tensor(block.cols)] = start
+    assert torch.equal(adapter.down, full[:, [2, 5, 9]])
+    assert config.plan.blocks[0].cols == (2, 5, 9)
 
 
 def test_model_without_a_loss_is_refused():

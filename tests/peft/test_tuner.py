@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 
 from cdra_mm.core import Block, Plan, Vector, plan_from_masks
 from cdra_mm.core.adapters import compact_linear
+from cdra_mm.core.adapters.adapter_set import AdapterSet
 from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.errors import CheckpointError, ConfigError
 from cdra_mm.peft import CdraConfig
@@ -111,6 +112,18 @@ def test_copies_of_the_weights_follow_what_is_in_use(two):
         torch.testing.assert_close(copied, backbone(two), rtol=1e-4, atol=1e-5)
         for layer in two.base_model._layers():
             layer.product = 'copied'
+
+
+def test_forward_does_not_ask_again_what_is_in_use(two, monkeypatch):
+    """Which would break the graph of a compiled one."""
+
+    def fail(*_):
+        raise AssertionError('joined in a forward')
+
+    two.set_adapter('other')
+    two.set_adapter('default')
+    monkeypatch.setattr(AdapterSet, 'join', fail)
+    backbone(two)
 
 
 def test_sum_of_adapters_in_use_is_the_weighted_adapter(two):
@@ -309,6 +322,56 @@ def test_another_plan_under_a_name_is_refused(two, tmp_path):
     two.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match='of another plan'):
         two.load_adapter(tmp_path, 'other')
+
+
+def test_refused_name_leaves_the_model_as_it_was(config):
+    model = VIT.build()
+    with pytest.raises(ConfigError, match='without a dot'):
+        get_peft_model(model, copy.deepcopy(config), adapter_name='a.b')
+    with pytest.raises(ConfigError, match='has no module that ends with'):
+        get_peft_model(model, replace(copy.deepcopy(config), modules_to_save=['classifier']))
+    assert model.state_dict().keys() == VIT.build().state_dict().keys()
+    assert not any(hasattr(type(module), 'base_class') for module in model.modules())
+
+
+@pytest.mark.filterwarnings('ignore:You are trying to modify')
+@pytest.mark.filterwarnings('ignore:Already found')
+def test_second_peft_model_of_a_model_has_nothing_of_the_first(model, other):
+    """As where a cell of a notebook is run twice, with another plan."""
+    base = model.base_model.model
+    model.merge_adapter()
+    again = get_peft_model(base, replace(copy.deepcopy(other), init_weights=False)).eval()
+    alone = get_peft_model(VIT.build(), replace(copy.deepcopy(other), init_weights=False)).eval()
+    assert torch.equal(backbone(again), backbone(alone))
+    own = again.peft_config['default'].plan.num_trainable
+    assert sum(t.numel() for n, t in again.named_parameters() if '.cdra.' in n) == own
+
+
+def test_values_stay_in_memory_where_the_base_is_on_meta(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    read = PeftModel.from_pretrained(VIT.build().to('meta'), tmp_path, low_cpu_mem_usage=True)
+    pairs = zip(
+        read.base_model._values('default'), model.base_model._values('default'), strict=True
+    )
+    assert all(torch.equal(own, value) for own, value in pairs)
+
+
+def test_process_that_has_no_state_dict_writes_nothing(other, tmp_path):
+    """A state dict that is gathered on one process is empty on the others."""
+    model = get_peft_model(VIT.build(), copy.deepcopy(other))
+    model.save_pretrained(tmp_path, state_dict={}, is_main_process=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_base_weight_that_comes_along_unchanged_is_no_harm(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(tmp_path)
+    file = tmp_path / 'adapter_model.safetensors'
+    along = {'base_model.model.norm.weight': VIT.build().norm.weight.detach()}
+    save_file({**load_file(file), **along}, file)
+    read = PeftModel.from_pretrained(VIT.build(), tmp_path)
+    assert torch.equal(output(VIT, read), output(VIT, model))
 
 
 WEIGHTED = {

@@ -18,6 +18,7 @@ from .adapted import NOTES
 from .adapter import Adapter
 from .adapter_set import AdapterSet
 from .copied_weights import attach_copies, carriers, detach_from, product_of
+from .layers import adapted_class
 
 __all__ = ['Fitting', 'Place', 'places_of', 'record_fitting']
 
@@ -42,6 +43,16 @@ class Fitting:
     notes: dict[str, Any]
     places: dict[str, Place]
     trainable: tuple[tuple[Place, bool], ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With what the adapted classes are made of: they cannot be found by their names."""
+        carried = tuple((m, cast(Any, adapted).made_of, own) for m, adapted, own in self.carried)
+        return {**self.__dict__, 'carried': carried}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With the classes made again."""
+        carried = tuple((m, adapted_class(*made_of), own) for m, made_of, own in state['carried'])
+        self.__dict__.update({**state, 'carried': carried})
 
     @property
     def adapters(self) -> list[Adapter]:

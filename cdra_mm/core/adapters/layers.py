@@ -30,7 +30,7 @@ from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
 from .low_rank import LowRank
 
-__all__ = ['PLAIN_LINEAR', 'adapt_module', 'choose_class', 'sharing']
+__all__ = ['PLAIN_LINEAR', 'adapt_module', 'adapted_class', 'choose_class', 'sharing']
 
 # Linear classes whose forward is nothing but F.linear: they take the fast path. Other subclasses
 # keep their own forward and read the effective weight. A framework adds its own here.
@@ -82,14 +82,15 @@ def choose_class(module: nn.Module) -> None:
     calls = any(isinstance(a, CallAdapter) for a in children)
     base = getattr(type(module), 'base_class', type(module))
     names |= set(adapters.borrowed)
-    module.__class__ = _adapted_class(cast(Hashable, base), tuple(sorted(names)), calls)
+    module.__class__ = adapted_class(cast(Hashable, base), tuple(sorted(names)), calls)
 
 
 @functools.cache
-def _adapted_class(base: type[nn.Module], names: tuple[str, ...], calls: bool) -> type[nn.Module]:
+def adapted_class(base: type[nn.Module], names: tuple[str, ...], calls: bool) -> type[nn.Module]:
     """The subclass of `base` whose `names` read as effective parameters."""
     namespace: dict[str, Any] = {name: _effective_parameter(name) for name in names}
     namespace['base_class'] = base
+    namespace['made_of'] = base, names, calls
     namespace['products'] = _products(base)
     namespace['__module__'] = base.__module__
     # A class made at run time cannot be found by name: copy and pickle rebuild it.
@@ -118,7 +119,7 @@ def _products(base: type[nn.Module]) -> tuple[tuple[str, str], ...]:
 
 
 def _new_adapted(base: type[nn.Module], names: tuple[str, ...], calls: bool) -> nn.Module:
-    cls = _adapted_class(cast(Hashable, base), names, calls)
+    cls = adapted_class(cast(Hashable, base), names, calls)
     return cls.__new__(cls)
 
 

@@ -16,7 +16,19 @@ from .copied_weights import detach_copies
 from .sharding import refuse_sharded
 from .small_base import refuse_int8
 
-__all__ = ['merge_adapters', 'remove_adapters', 'restore_classes', 'unmerge_adapters']
+__all__ = [
+    'NOT_INTO_INT8',
+    'merge_adapters',
+    'remove_adapters',
+    'restore_classes',
+    'unmerge_adapters',
+]
+
+# Consequence and advice, see `refuse_int8`.
+NOT_INTO_INT8 = (
+    'a merge would be rounded to it',
+    'put the base in full precision back first, cdra_mm.core.restore_base',
+)
 
 
 def merge_adapters(model: nn.Module) -> None:
@@ -30,11 +42,7 @@ def merge_adapters(model: nn.Module) -> None:
             processes, or in int8; the model is then unchanged.
     """
     refuse_sharded(model, 'nothing can be merged into a part of a weight')
-    refuse_int8(
-        model,
-        'a merge would be rounded to it',
-        'put the base in full precision back first, cdra_mm.core.restore_base',
-    )
+    refuse_int8(model, *NOT_INTO_INT8)
     fixed = [name for name, adapter in adapters(model).items() if not adapter.can_merge]
     if fixed:
         raise PlanError(

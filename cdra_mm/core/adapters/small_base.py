@@ -78,8 +78,8 @@ def quantize_base(
         The model.
 
     Raises:
-        PlanError: If one is no frozen fp32 matrix, adapters are merged, or the weights are spread
-            over processes; the model is then unchanged.
+        PlanError: If one is no frozen fp32 matrix of finite values, adapters are merged, or the
+            weights are spread over processes; the model is then unchanged.
     """
     merged = [name for name, adapter in adapters(model).items() if adapter.merged]
     if merged:
@@ -91,6 +91,8 @@ def quantize_base(
     if names is None:
         chosen = {target.path for target in find_targets(model).values() if len(target.shape) == 2}
         chosen -= _trained(model)
+    elif isinstance(names, str):
+        raise PlanError(f'names={names!r}: expected a list of the paths of parameters')
     else:
         chosen = set(names)
     made: dict[int, nn.Parameter] = {}
@@ -98,7 +100,9 @@ def quantize_base(
         parameter = _checked(model, own, name)
         if not is_int8(parameter):
             known = (digests or {}).get(name, '').rpartition(' ')[2]
-            made[id(parameter)] = nn.Parameter(quantize(parameter, known), requires_grad=False)
+            with torch.inference_mode(False):  # adapters over it are trained later
+                small = nn.Parameter(quantize(parameter, known), requires_grad=False)
+            made[id(parameter)] = small
     _replace(model, made)
     return model
 
@@ -129,7 +133,8 @@ def restore_base(model: nn.Module, state: Mapping[str, Tensor], prefix: str = ''
         if is_int8(full) or full.shape != parameter.shape or digest_of(full) != parameter.origin:
             differ.append(name)
         else:
-            made[id(parameter)] = nn.Parameter(full, requires_grad=False)
+            # A model that was cast meanwhile has it in the type that it computes in.
+            made[id(parameter)] = nn.Parameter(full.to(parameter.dtype), requires_grad=False)
     if differ:
         raise PlanError(
             f'the base given is not the one that was quantised ({list_differences(differ)}): give '
@@ -193,6 +198,13 @@ def _checked(model: nn.Module, own: Mapping[str, nn.Parameter], name: str) -> nn
             f'{name} is {str(parameter.dtype).removeprefix("torch.")} '
             f'{list(parameter.shape)}: only fp32 matrices can be kept in int8; load the base in '
             'fp32, or leave it as it is'
+        )
+    if parameter.is_meta:
+        raise PlanError(f'{name} is on meta, without values: load the base before it is quantised')
+    if not is_int8(parameter) and not bool(parameter.isfinite().all()):
+        raise PlanError(
+            f'{name} holds values that are no finite numbers, and its rows would hold nothing else '
+            'in int8: load other weights, or leave it out of names'
         )
     return parameter
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from cdra_mm.errors import PlanError
 
@@ -27,6 +27,7 @@ from ..adapters.mixed_weights import (
 )
 from ..adapters.stand_in import standing_in
 from ..model.targets import resolve
+from .sample_groups import has_samples
 
 __all__ = ['MixedTask', 'changes_of', 'run_mixed']
 
@@ -76,17 +77,27 @@ def run_mixed(
     which = torch.arange(len(tasks)).repeat_interleave(torch.tensor(counts))
     each = {name: _of_samples(value, counts) for name, value in values.items()}
 
-    def one(which: Tensor, image: Any, own: dict[str, Tensor]) -> Any:
+    given, form = tree_flatten(images)
+    kept: list[
+        tuple[list[tuple[bool, Any]], TreeSpec]
+    ] = []  # what is no tensor, and the form of the outputs
+
+    def one(which: Tensor, sample: list[Tensor], own: dict[str, Tensor]) -> list[Tensor]:
+        parts = iter(sample)
+        image = [next(parts).unsqueeze(0) if has_samples(value) else value for value in given]
         weights = {
             name: MixedWeight(name, _at(places, name), updates, which)
             for name, updates in products.items()
         }
         with standing_in(model, places, {**own, **weights}):
-            return run(tree_map(lambda tensor: tensor.unsqueeze(0), image))
+            found, found_form = tree_flatten(run(tree_unflatten(image, form)))
+        kept.append(([(isinstance(v, Tensor), v) for v in found], found_form))
+        return [value for value in found if isinstance(value, Tensor)]
 
     try:
         with FoldedAttention():
-            found = torch.vmap(one, randomness='different')(which, images, each)
+            samples = [value for value in given if has_samples(value)]
+            made = torch.vmap(one, randomness='different')(which, samples, each)
     except RuntimeError as error:
         first = str(error).partition('\n')[0]
         if not first.startswith('vmap:'):
@@ -95,7 +106,10 @@ def run_mixed(
             f'{type(model).__name__} does with a batch what cannot be done for each sample by '
             f'itself ({first[:200]}): call the tasks one after another with use()'
         ) from error
-    return tree_map(lambda tensor: tensor.flatten(0, 1), found)
+    rest, found_form = kept[-1]
+    tensors = iter(tensor.flatten(0, 1) if tensor.dim() > 1 else tensor for tensor in made)
+    found = [next(tensors) if is_tensor else value for is_tensor, value in rest]
+    return tree_unflatten(found, found_form)
 
 
 def _at(places: Mapping[str, Place], name: str) -> Tensor:

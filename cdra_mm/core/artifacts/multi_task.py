@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
 from cdra_mm.errors import ConfigError, PlanError
 
 from ..adapters.mixed_weights import Group
 from ..model.own_state import tensors_in
+from ..model.row_int8 import RowInt8
 from ..planning.plan import Plan
 from .mixed_batch import MixedTask, run_mixed
 from .named_adapters import NamedAdapters
+from .sample_groups import grouped, map_samples
+from .task_checks import check_own_head, check_task_name, refuse_training, tell_what_is_left_out
 from .task_files import TaskFile, check_head, fill_head, read_task, save_task
 
 __all__ = ['MultiTask']
@@ -62,6 +66,17 @@ class MultiTask(nn.Module):
         self.heads = nn.ModuleDict()
         self._named = NamedAdapters(backbone)
         self._classes: dict[str, tuple[str, ...]] = {}
+        self._turn = threading.RLock()  # a mixed batch and a switch change the base meanwhile
+        cast(Any, self).register_state_dict_post_hook(tell_what_is_left_out)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock, which cannot be copied."""
+        return {key: value for key, value in self.__dict__.items() if key != '_turn'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of its own."""
+        cast(Any, super()).__setstate__(state)
+        self._turn = threading.RLock()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,17 +115,21 @@ class MultiTask(nn.Module):
             CheckpointError: If the file is missing, damaged, of other base weights, or its head is
                 another than the one given.
         """
-        if '.' in name:
-            raise PlanError(f'the name {name!r} of a task has a dot: use another')
+        check_task_name(name)
         task = read_task(source) if isinstance(source, str | Path) else source
-        if isinstance(task, Plan):
+        if not isinstance(task, Plan | TaskFile):
+            raise PlanError(
+                f'the source of {name!r} is a {type(task).__name__}: expected the path of a task '
+                'file, or a plan'
+            )
+        like = next(self.backbone.parameters(), None)
+        with torch.inference_mode(False):  # what is trained later cannot be made in it
+            if head is None and isinstance(task, TaskFile):
+                head = task.build_head(None if like is None else like.dtype)
             head = nn.Identity() if head is None else head
-        elif head is None:
-            head = task.build_head()
-        elif task.kind:
+        check_own_head(name, head, self.backbone, dict(self.heads.items()))
+        if isinstance(task, TaskFile) and task.kind:
             check_head(head, task)
-        if any(head is other for other in self.heads.values()):
-            raise PlanError(f'the head of {name!r} is that of another task: give each its own')
         before = self.current
         self._named.add(
             name,
@@ -121,8 +140,8 @@ class MultiTask(nn.Module):
         )
         if isinstance(task, TaskFile) and task.kind:
             fill_head(head, task)
-        like = next(self.backbone.parameters(), None)
-        self.heads[name] = head if like is None else head.to(like.device)
+        with torch.inference_mode(False):
+            self.heads[name] = head if like is None else head.to(like.device)
         self.heads[name].train(self.training)
         self._classes[name] = () if isinstance(task, Plan) else task.classes
         self.use(name)  # what the first use looks for is known from then on
@@ -136,10 +155,11 @@ class MultiTask(nn.Module):
         Raises:
             PlanError: See `NamedAdapters.use`.
         """
-        self._named.use(name)
-        for other, head in self.heads.items():
-            for parameter in head.parameters():
-                parameter.requires_grad_(other == name)
+        with self._turn:
+            self._named.use(name)
+            for other, head in self.heads.items():
+                for parameter in head.parameters():
+                    parameter.requires_grad_(other == name)
 
     def remove(self, name: str) -> None:
         """Drops a task; none is in use afterwards where it was this one.
@@ -199,14 +219,20 @@ class MultiTask(nn.Module):
         if tasks is None:
             found = self.features(images)
             return found if self.current is None else self.heads[self.current](found)
-        order, groups = self._grouped(images, tasks)
-        before = self.current
-        try:
-            with torch.no_grad():
-                given = tree_map(lambda tensor: tensor[order.to(tensor.device)], images)
-                outputs = self._each(given, groups)
-        finally:
-            self.use(before)
+        order, groups = grouped(images, tasks)
+        for name in groups:
+            self._named.plan_of(name)
+        refuse_training(
+            {'': self.backbone} | {f'heads.{name}': self.heads[name] for name in groups}
+        )
+        with self._turn:
+            before = self.current
+            try:
+                with torch.no_grad():
+                    given = map_samples(lambda tensor: tensor[order.to(tensor.device)], images)
+                    outputs = self._each(given, groups)
+            finally:
+                self.use(before)
         by_sample: list[Any] = [None] * len(order)
         for place, output in zip(order.tolist(), outputs, strict=True):
             by_sample[place] = output
@@ -218,6 +244,8 @@ class MultiTask(nn.Module):
 
     def _each(self, images: Any, groups: dict[str, Group]) -> list[Any]:
         """What each sample gives; the samples of a task follow each other."""
+        if not groups:
+            return []
         if len(groups) == 1:
             (name,) = groups
             self.use(name)
@@ -228,9 +256,9 @@ class MultiTask(nn.Module):
             features = run_mixed(self.backbone, self.features, images, mixed)
         outputs: list[Any] = []
         for name, (start, stop) in groups.items():
-            part = tree_map(lambda t, a=start, b=stop: t[a:b], features)
+            part = map_samples(itemgetter(slice(start, stop)), features)
             found = self.heads[name](part)
-            outputs += [tree_map(lambda t, i=i: t[i], found) for i in range(stop - start)]
+            outputs += [map_samples(itemgetter(i), found) for i in range(stop - start)]
         return outputs
 
     def task(self, name: str) -> MixedTask:
@@ -241,34 +269,6 @@ class MultiTask(nn.Module):
         """
         adapters, whole = self._named.values_of(name)
         return MixedTask(name, adapters, whole)
-
-    def _grouped(self, images: Any, tasks: Sequence[str]) -> tuple[Tensor, dict[str, Group]]:
-        """The order in which the samples of a task follow each other, and where each begins."""
-        if isinstance(tasks, str):
-            raise PlanError(
-                f'tasks={tasks!r}: expected the task of every sample; for one task call use()'
-            )
-        given = list(tasks)
-        counts = {len(tensor) for tensor in tree_leaves(images) if isinstance(tensor, Tensor)}
-        if counts != {len(given)} or not given:
-            raise PlanError(
-                f'{len(given)} tasks for {", ".join(map(str, sorted(counts))) or "no"} samples: '
-                'expected the task of every sample'
-            )
-        for name in dict.fromkeys(given):
-            self._named.plan_of(name)
-        if self.training or self.backbone.training:
-            raise PlanError(
-                'a batch of several tasks has no gradients: call eval() first, and train one task '
-                'at a time with use()'
-            )
-        groups: dict[str, Group] = {}
-        order: list[int] = []
-        for name in dict.fromkeys(given):
-            own = [place for place, other in enumerate(given) if other == name]
-            groups[name] = Group(len(order), len(order) + len(own))
-            order += own
-        return torch.tensor(order), groups
 
     def num_bytes(self) -> dict[str | None, int]:
         """Bytes of the base's tensors (under None) and of what each task adds, by name."""
@@ -289,8 +289,12 @@ class MultiTask(nn.Module):
 
 def _bytes(values: Any) -> int:
     """Of the memory that tensors have, each once."""
+    found = tensors_in(cast(Any, values))
+    parts = (
+        part for t in found for part in ((t.codes, t.scales) if isinstance(t, RowInt8) else (t,))
+    )
     storages = {
         storage.data_ptr(): storage.nbytes()
-        for storage in (tensor.untyped_storage() for tensor in tensors_in(cast(Any, values)))
+        for storage in (part.untyped_storage() for part in parts)
     }
     return sum(storages.values())

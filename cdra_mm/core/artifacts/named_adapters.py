@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.apply import AdapterSlot, check_fits, planned_adapters
 from ..adapters.fitting import Fitting, record_fitting
 from ..model.own_state import base_buffers, base_state
+from ..model.row_int8 import is_int8
 from ..planning.plan import Plan
 from .files import AdapterFile, read_adapter
 from .loading import build_from_file, put_on, replaced_values
@@ -35,6 +36,7 @@ class _Entry:
         whole: Values of the model's own tensors that it replaces, while it is not in use: what it
             trains whole or brings along, and buffers that have changed while it was in use.
         beside: Names of what was trained beside its plan.
+        grads: Gradients of what it trains whole, while it is not in use.
         fitting: What it changes of the model, once it has been put on.
     """
 
@@ -42,6 +44,7 @@ class _Entry:
     slots: list[AdapterSlot]
     whole: dict[str, Tensor]
     beside: tuple[str, ...] = ()
+    grads: dict[str, Tensor] = field(default_factory=dict)
     fitting: Fitting | None = None
 
 
@@ -123,10 +126,15 @@ class NamedAdapters:
                 if name
                 else 'the name of an adapter is empty'
             )
+        if not isinstance(name, str) or not isinstance(source, str | Path | AdapterFile | Plan):
+            raise PlanError(
+                f'{name!r} from a {type(source).__name__}: expected a name, and the path of an '
+                'adapter file or a plan'
+            )
         file = source if isinstance(source, AdapterFile) else None
         if isinstance(source, str | Path):
             file = read_adapter(source)
-        with self._plain():
+        with self._plain(), torch.inference_mode(False):  # what is trained cannot be made in it
             if file is not None:
                 slots = build_from_file(
                     self.model, file, check_base=check_base, may_differ=may_differ
@@ -153,6 +161,8 @@ class NamedAdapters:
         self._check_present()
         if name == self._current:
             return
+        if entry is not None:
+            self._check_trainable(name, entry)
         self._take_off()
         if name is None or entry is None:
             return
@@ -165,6 +175,9 @@ class NamedAdapters:
             with torch.no_grad():
                 for key, value in entry.whole.items():
                     fitting.tensor(key).copy_(value)
+            for key, grad in entry.grads.items():
+                fitting.tensor(key).grad = grad.to(fitting.tensor(key))
+            entry.grads = {}
         entry.whole = dict.fromkeys(entry.whole, torch.empty(0))  # the model holds them now
         self._current = name
 
@@ -228,6 +241,21 @@ class NamedAdapters:
         put_on(self.model, entry.plan, entry.slots, entry.whole, entry.beside)
         entry.fitting = record_fitting(self.model, self._base)
 
+    def _check_trainable(self, name: str | None, entry: _Entry) -> None:
+        """Refuses to replace what was quantised since the adapter was added."""
+        if not entry.whole:
+            return
+        if entry.fitting is not None and entry.fitting.model is self.model:
+            own = {key: entry.fitting.tensor(key) for key in entry.whole}
+        else:
+            own = dict(base_state(self.model))
+        small = [key for key in entry.whole if is_int8(own[key])]
+        if small:
+            raise PlanError(
+                f'{name!r} trains {small[0]} whole, which is kept in int8 and cannot be trained: '
+                'call restore_base first'
+            )
+
     def _check_present(self) -> None:
         fitting = self._entries[self._current].fitting if self._current is not None else None
         merged = [adapter for adapter in fitting.adapters if adapter.merged] if fitting else []
@@ -257,6 +285,10 @@ class NamedAdapters:
             for key, value in self._base.items()
             if key in entry.whole or not torch.equal(fitting.tensor(key), value)
         }
+        for key in entry.whole:  # the next one trains the same parameter
+            grad, fitting.tensor(key).grad = fitting.tensor(key).grad, None
+            if grad is not None:
+                entry.grads[key] = grad
         fitting.take_off()
         with torch.no_grad():
             for key, value in self._base.items():

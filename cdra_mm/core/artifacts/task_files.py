@@ -69,8 +69,11 @@ class TaskFile:
     classes: tuple[str, ...]
     dtype: str
 
-    def build_head(self) -> nn.Module:
+    def build_head(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The head, where it is a linear layer; `nn.Identity` where there is none.
+
+        Args:
+            dtype: Its type, that of what it is given; default: torch's own.
 
         Raises:
             CheckpointError: If it is anything else: a file says which values, not which program.
@@ -84,7 +87,8 @@ class TaskFile:
                 f'{self.path}: its head is a {self.kind[:40]}, and only a Linear is built from a '
                 'file alone: make the head as it was in training and pass it as head=...'
             )
-        head = nn.Linear(weight.shape[1], weight.shape[0], bias='bias' in self.head)
+        has_bias = 'bias' in self.head
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=has_bias, dtype=dtype)
         fill_head(head, self)
         return head
 
@@ -123,6 +127,7 @@ def save_task(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f'dtype={dtype!r}: expected one of {", ".join(DTYPES)}, or None')
+    _check_classes(classes, head)
     tensors, own = adapter_content(model, metrics=metrics, carry=carry, digests=digests, head=head)
     if head is not None:
         if adapters(head):
@@ -213,6 +218,16 @@ def fill_head(head: nn.Module, file: TaskFile) -> None:
     check_head(head, file)
     for key, value in _state_of(head).items():
         value.copy_(file.head[key])
+
+
+def _check_classes(classes: Sequence[str], head: nn.Module | None) -> None:
+    """Refuses names that are not those of the classes of a head."""
+    if isinstance(classes, str):
+        raise ConfigError(f'classes={classes!r}: expected a list of names')
+    if classes and type(head) is nn.Linear and len(classes) != head.out_features:
+        raise ConfigError(
+            f'{len(classes)} names of classes for a head of {head.out_features}: give one for each'
+        )
 
 
 def _state_of(head: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from cdra_mm.errors import ScoreError
@@ -27,7 +28,7 @@ class ScoredParameters:
         unique: The parameters by name; modules that share one share it under the first name.
 
     Raises:
-        ScoreError: If a target is adapted, or in int8.
+        ScoreError: If a target is adapted, in int8 or on meta, or gradients are ruled out.
         PlanError: If a name does not fit the model.
     """
 
@@ -43,6 +44,17 @@ class ScoredParameters:
                     'score the model before its plan is applied, or merge and remove the adapters'
                 )
         parameters = {t.path: parameter_of(model, t) for t in self._targets.values()}
+        if torch.is_inference_mode_enabled():
+            raise ScoreError(
+                'torch.inference_mode() is on, in which there are no gradients to score by: call '
+                'this outside of it (torch.no_grad() does no harm)'
+            )
+        empty = [path for path, parameter in parameters.items() if parameter.is_meta]
+        if empty:
+            raise ScoreError(
+                f'{empty[0]} is on meta, without values: load the pretrained weights before they '
+                'are scored'
+            )
         small = [path for path, parameter in parameters.items() if is_int8(parameter)]
         if small:
             raise ScoreError(

@@ -369,3 +369,38 @@ def test_a_plan_that_trains_a_matrix_of_int8_is_refused():
     plan = replace(random_plan(model), also_train={name: own(model)[name].numel()})
     with pytest.raises(PlanError, match=f'also_train names {name}, which is kept in int8'):
         apply_plan(model, plan)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64], ids=str)
+def test_restored_weights_are_of_the_type_that_the_model_was_cast_to(dtype):
+    base, model, _ = small()
+    model.to(dtype)
+    restore_base(model, base.state_dict())
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert outputs(model, dtype=dtype).dtype == dtype
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weight_that_is_not_finite_is_not_quantised(value):
+    _, model, _ = adapted('fused', dtype=FP32)
+    weight = model.blocks[0].mlp.fc1._parameters['weight']
+    weight.data[0, 0] = value
+    with pytest.raises(PlanError, match='blocks.0.mlp.fc1.weight holds values that are no finite'):
+        quantize_base(model)
+    assert not quantized_names(model)
+
+
+def test_names_and_values_of_what_is_quantised_are_looked_at():
+    _, model, _ = adapted('fused', dtype=FP32)
+    with pytest.raises(PlanError, match="names='norm.weight': expected a list"):
+        quantize_base(model, names='norm.weight')
+    with pytest.raises(PlanError, match='is on meta, without values'):
+        quantize_base(model.to('meta'))
+
+
+def test_base_that_is_quantised_while_serving_can_carry_a_training():
+    _, model, _ = adapted('fused', dtype=FP32)
+    with torch.inference_mode():
+        quantize_base(model)
+    model(images(2, FP32)[0]).sum().backward()
+    assert quantized_names(model)

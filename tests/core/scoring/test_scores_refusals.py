@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cdra_mm.core import CDRAError, ScoreError, estimate_scores
+from cdra_mm.core.scoring.mean_gradients import mean_gradients
 from cdra_mm.core.scoring.scores import require_finite
 from tests.core.scoring.test_scores import assert_same, snapshot, split
 from tests.models import TinyViT, losses, mean_loss
@@ -35,6 +36,14 @@ def test_weights_whose_sum_is_too_large_are_finite(model):
 def test_scores_refuse_no_batch(model):
     with pytest.raises(ScoreError, match='(?i)batch|sample'):
         estimate_scores(model, [], losses)
+
+
+@pytest.mark.parametrize('score', [estimate_scores, mean_gradients])
+def test_scores_refuse_what_has_no_gradients(model, score):
+    with torch.inference_mode(), pytest.raises(ScoreError, match='inference_mode.* is on'):
+        score(model, split([2]), losses)
+    with pytest.raises(ScoreError, match='is on meta, without values'):
+        score(model.to('meta'), split([2]), losses)
 
 
 def test_scores_refuse_an_unknown_statistic(model):
