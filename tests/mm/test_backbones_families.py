@@ -196,6 +196,9 @@ def test_families_has_no_entry_that_nothing_uses():
     assert unused == [
         'attention with q, k and v apart',
         'PVT and Twins of mmpretrain and timm',
+        'vit-pytorch and what follows it, CROMA of torchgeo',
+        'cross attention of CROMA and MONAI; attention of diffusers',
+        'cross attention of vit-pytorch',
         'TinyViT, LeViT of mmpretrain and timm',
     ]
 
