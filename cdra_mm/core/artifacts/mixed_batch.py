@@ -78,9 +78,8 @@ def run_mixed(
     each = {name: _of_samples(value, counts) for name, value in values.items()}
 
     given, form = tree_flatten(images)
-    kept: list[
-        tuple[list[tuple[bool, Any]], TreeSpec]
-    ] = []  # what is no tensor, and the form of the outputs
+    # What of the outputs is no tensor, None in the place of one, and their form.
+    kept: list[tuple[list[tuple[Any] | None], TreeSpec]] = []
 
     def one(which: Tensor, sample: list[Tensor], own: dict[str, Tensor]) -> list[Tensor]:
         parts = iter(sample)
@@ -91,7 +90,7 @@ def run_mixed(
         }
         with standing_in(model, places, {**own, **weights}):
             found, found_form = tree_flatten(run(tree_unflatten(image, form)))
-        kept.append(([(isinstance(v, Tensor), v) for v in found], found_form))
+        kept.append(([None if isinstance(v, Tensor) else (v,) for v in found], found_form))
         return [value for value in found if isinstance(value, Tensor)]
 
     try:
@@ -108,7 +107,7 @@ def run_mixed(
         ) from error
     rest, found_form = kept[-1]
     tensors = iter(tensor.flatten(0, 1) if tensor.dim() > 1 else tensor for tensor in made)
-    found = [next(tensors) if is_tensor else value for is_tensor, value in rest]
+    found = [next(tensors) if value is None else value[0] for value in rest]
     return tree_unflatten(found, found_form)
 
 
