@@ -15,7 +15,7 @@ from torch import nn
 
 from cdra_mm.core import Plan, adapters, apply_plan, freeze_rest, remove_adapters
 from cdra_mm.core.adapters.apply import planned_adapters
-from cdra_mm.core.adapters.layers import adapt_module
+from cdra_mm.core.adapters.layers import adapt_modules
 from cdra_mm.errors import PlanError
 
 __all__ = ['SharedAdapters']
@@ -52,7 +52,8 @@ class SharedAdapters:
         """
         remove_adapters(self.backbone, discard=True)
         try:
-            for path, suffix, adapter in planned_adapters(self.backbone, plan):
+            slots = planned_adapters(self.backbone, plan)
+            for path, suffix, adapter in slots:
                 name = f'{path}.{suffix}' if path else suffix
                 for key, parameter in list(adapter.named_parameters()):
                     whole = self.shared.get(name, {}).get(key, parameter[:0])
@@ -61,7 +62,7 @@ class SharedAdapters:
                         raise PlanError(f'{name} is larger than the one of the supernet, or new')
                     # In place of the parameter: whoever reads it computes with the whole.
                     adapter._parameters[key] = view  # type: ignore[assignment]
-                adapt_module(self.backbone, path, suffix, adapter)
+            adapt_modules(self.backbone, slots)
             freeze_rest(self.backbone, plan)
             yield
         finally:

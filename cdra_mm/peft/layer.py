@@ -12,7 +12,7 @@ child is what peft knows as a tuner layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from cdra_mm.core import Adapter, ParameterAdapter
 from cdra_mm.core.adapters.adapter_set import AdapterSet
 from cdra_mm.core.adapters.copied_weights import attach_copies
-from cdra_mm.core.adapters.layers import choose_class, sharing
+from cdra_mm.core.adapters.layers import (
+    AdapterSlot,
+    choose_class,
+    sharing,
+    users_of_parameters,
+)
 
 __all__ = ['CdraLayer', 'put_on']
 
@@ -185,34 +190,36 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
                 named.to(device or like.device)
 
 
-def put_on(model: nn.Module, path: str, suffix: str, adapter: ParameterAdapter, name: str) -> None:
-    """Puts an adapter on a module of a model, in place.
+def put_on(model: nn.Module, slots: Iterable[AdapterSlot], name: str) -> None:
+    """Puts adapters of parameters on modules of a model, in place.
 
     Args:
         model: The model.
-        path: Path of the module.
-        suffix: The target's name in it (``weight:q``).
-        adapter: The adapter.
-        name: The name that peft knows it by.
+        slots: The adapters, each with the path of its module and the target's name in it
+            (``weight:q``).
+        name: The name that peft knows them by.
     """
-    module = model.get_submodule(path)
-    adapter.train(module.training)
-    layer = _layer_of(module)
-    if name not in layer.cdra_adapters:
-        layer.cdra_adapters[name] = nn.ModuleDict()
-    layer.named(name)[suffix] = adapter
-    touched = [module]
-    for other, theirs in sharing(model, module, adapter.parameter):
-        borrower = _layer_of(other)
-        lent = borrower.lenders.setdefault(theirs, [])
-        if not any(lender is layer for lender, _ in lent):
-            lent.append((layer, adapter.parameter))
-            layer.borrowers.append(borrower)
-        borrower.borrowed.setdefault(theirs, [])  # so its class reads the parameter through us
-        touched.append(other)
-    for one in touched:
-        choose_class(one)
-    layer.joined()
+    users = users_of_parameters(model)
+    for path, suffix, given in slots:
+        adapter = cast(ParameterAdapter, given)
+        module = model.get_submodule(path)
+        adapter.train(module.training)
+        layer = _layer_of(module)
+        if name not in layer.cdra_adapters:
+            layer.cdra_adapters[name] = nn.ModuleDict()
+        layer.named(name)[suffix] = adapter
+        touched = [module]
+        for other, theirs in sharing(users, module, adapter.parameter):
+            borrower = _layer_of(other)
+            lent = borrower.lenders.setdefault(theirs, [])
+            if not any(lender is layer for lender, _ in lent):
+                lent.append((layer, adapter.parameter))
+                layer.borrowers.append(borrower)
+            borrower.borrowed.setdefault(theirs, [])  # so its class reads the parameter through us
+            touched.append(other)
+        for one in touched:
+            choose_class(one)
+        layer.joined()
     attach_copies(model)
 
 

@@ -89,13 +89,13 @@ class CdraModel(BaseTuner):
         before = [] if is_first else [(p, p.requires_grad) for p in model.parameters()]
         for layer in self._layers():  # of a peft model that this one is made on the model of
             layer.drop(adapter_name)
-        for path, suffix, adapter in slots:  # nothing fails from here on
+        for path, _, adapter in slots:  # nothing fails from here on
             if low_cpu_mem_usage:
                 for name, value in list(adapter.named_parameters()):
                     setattr(adapter, name, nn.Parameter(value.detach().to('meta')))
-            put_on(model, path, suffix, cast(ParameterAdapter, adapter), adapter_name)
             if path not in self.targeted_module_names:
                 self.targeted_module_names.append(path)
+        put_on(model, slots, adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(model)
         set_additional_trainable_modules(

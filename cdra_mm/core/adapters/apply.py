@@ -25,7 +25,7 @@ from .adapted import (
 )
 from .adapter import Adapter, CallAdapter, find_kind
 from .entries import Entries
-from .layers import adapt_module
+from .layers import AdapterSlot, adapt_modules
 from .low_rank import LowRank
 from .masters import with_masters
 
@@ -40,9 +40,6 @@ __all__ = [
     'freeze_rest',
     'planned_adapters',
 ]
-
-# Path of a module, suffix in its `AdapterSet`, adapter.
-AdapterSlot = tuple[str, str, Adapter]
 
 
 def apply_plan(
@@ -80,8 +77,7 @@ def apply_plan(
     for _, _, adapter in slots:
         adapter.reset(generator)
     begin_at(dict(zip([block.name for block in plan.blocks], slots, strict=False)), start)
-    for path, suffix, adapter in slots:  # nothing fails from here on
-        adapt_module(model, path, suffix, adapter)
+    adapt_modules(model, slots)  # nothing fails from here on
     freeze_rest(model, plan, kept)
     remember_base(model, paths, digests)
     return model

@@ -12,7 +12,7 @@ makes no gradient of the whole weight.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, cast
 
 import torch
@@ -30,42 +30,71 @@ from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
 from .low_rank import LowRank
 
-__all__ = ['PLAIN_LINEAR', 'adapt_module', 'adapted_class', 'choose_class', 'sharing']
+__all__ = [
+    'PLAIN_LINEAR',
+    'AdapterSlot',
+    'adapt_modules',
+    'adapted_class',
+    'choose_class',
+    'sharing',
+    'users_of_parameters',
+]
+
+# Path of a module, suffix in its `AdapterSet`, adapter.
+AdapterSlot = tuple[str, str, Adapter]
+# The modules that have a parameter, each with its name there, by the parameter's id.
+Users = dict[int, list[tuple[nn.Module, str]]]
 
 # Linear classes whose forward is nothing but F.linear: they take the fast path. Other subclasses
 # keep their own forward and read the effective weight. A framework adds its own here.
 PLAIN_LINEAR: set[type[nn.Module]] = {nn.Linear, NonDynamicallyQuantizableLinear}
 
 
-def adapt_module(model: nn.Module, path: str, suffix: str, adapter: Adapter) -> None:
-    """Puts an adapter on a module of a model, in place; the module keeps its identity.
+def adapt_modules(model: nn.Module, slots: Iterable[AdapterSlot]) -> None:
+    """Puts adapters on modules of a model, in place; the modules keep their identity.
 
     An adapter of a parameter that other modules of the model share acts there too: merged, it
     would.
+
+    Args:
+        model: The model.
+        slots: The adapters, each with the path of its module and its suffix there.
     """
-    module = model.get_submodule(path)
-    adapter.train(module.training)
-    _adapter_set(module).add_module(suffix, adapter)
-    touched = [module]
-    if isinstance(adapter, ParameterAdapter):
-        for other, name in sharing(model, module, adapter.parameter):
-            _adapter_set(other).borrowed.setdefault(name, []).append(adapter)
-            touched.append(other)
-    for one in touched:
-        choose_class(one)
-        adapters = cast(AdapterSet, one.cdra)
-        adapters.product = product_of(model)
-        adapters.join(one)
-    attach_copies(model)
-    adapter.attach(model)
+    users = users_of_parameters(model)
+    product = product_of(model)
+    for path, suffix, adapter in slots:
+        module = model.get_submodule(path)
+        adapter.train(module.training)
+        _adapter_set(module).add_module(suffix, adapter)
+        touched = [module]
+        if isinstance(adapter, ParameterAdapter):
+            for other, name in sharing(users, module, adapter.parameter):
+                _adapter_set(other).borrowed.setdefault(name, []).append(adapter)
+                touched.append(other)
+        for one in touched:
+            choose_class(one)
+            adapters = cast(AdapterSet, one.cdra)
+            adapters.product = product
+            adapters.join(one)
+        attach_copies(model)
+        adapter.attach(model)
 
 
-def sharing(model: nn.Module, module: nn.Module, parameter: str) -> list[tuple[nn.Module, str]]:
-    """The other modules of a model that have a module's parameter, each with its name there."""
+def users_of_parameters(model: nn.Module) -> Users:
+    """The modules that have each parameter of a model, each with its name there, by its id."""
+    users: Users = {}
+    for module in model.modules():
+        if not isinstance(module, Adapter | AdapterSet):
+            for name, value in module._parameters.items():
+                if value is not None:
+                    users.setdefault(id(value), []).append((module, name))
+    return users
+
+
+def sharing(users: Users, module: nn.Module, parameter: str) -> list[tuple[nn.Module, str]]:
+    """The other modules that have a module's parameter, each with its name there."""
     shared = module._parameters[parameter]
-    others = (m for m in model.modules() if m is not module)
-    plain = (m for m in others if not isinstance(m, Adapter | AdapterSet))
-    return [(m, name) for m in plain for name, value in m._parameters.items() if value is shared]
+    return [(other, name) for other, name in users.get(id(shared), []) if other is not module]
 
 
 def _adapter_set(module: nn.Module) -> AdapterSet:

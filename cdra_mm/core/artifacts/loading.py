@@ -13,7 +13,7 @@ from cdra_mm.errors import CheckpointError
 
 from ..adapters.adapted import remember_base, trained_whole
 from ..adapters.apply import AdapterSlot, check_fits, freeze_rest, planned_adapters
-from ..adapters.layers import adapt_module
+from ..adapters.layers import adapt_modules
 from ..model.digests import differences, list_differences
 from ..model.own_state import base_state
 from ..planning.plan import Plan
@@ -116,8 +116,7 @@ def put_on(
         beside: Names of those that the plan does not cover (a head).
     """
     remember_base(model, beside)
-    for path, suffix, adapter in slots:
-        adapt_module(model, path, suffix, adapter)
+    adapt_modules(model, slots)
     state = base_state(model)
     with torch.no_grad():
         for name, value in values.items():

@@ -19,7 +19,7 @@ from cdra_mm.errors import CheckpointError, PlanError
 from ..adapters.adapted import adapters, plan_of, remember_plan, same_plan
 from ..adapters.adapter import Adapter
 from ..adapters.apply import check_fits, planned_adapters
-from ..adapters.layers import adapt_module
+from ..adapters.layers import adapt_modules
 from ..model.own_state import PLAN_KEY
 from ..planning.packed_plan import unpack_plan
 from ..planning.plan import Plan
@@ -99,8 +99,7 @@ def build_adapters(
     slots = planned_adapters(model, plan)
     named = [(f'{path}.{suffix}'.removeprefix('.'), adapter) for path, suffix, adapter in slots]
     _check_learnt(learnt, by_first_names(model, learnt_of(named)))
-    for path, suffix, adapter in slots:
-        adapt_module(model, path, suffix, adapter)
+    adapt_modules(model, slots)
     if slots:
         remember_plan(model, plan)
     return [name for name, _ in named]

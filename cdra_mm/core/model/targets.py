@@ -169,8 +169,8 @@ def _modules_of(model: nn.Module, block: str) -> Iterator[tuple[str, nn.Module]]
         if module in excluded:
             continue
         yield path, module
-        for family in families_of(module):
-            for name in family.excluded:
+        for family in FAMILIES:
+            for name in family.excluded if family.excluded and family.owns(module) else ():
                 excluded.update(module.get_submodule(name).modules())
 
 
@@ -179,8 +179,9 @@ def _competing_parameters(module: nn.Module) -> Iterator[str]:
         return
     # Of other modules a bare parameter competes only if the table says so: it is used by code
     # that we cannot see.
-    vectors = {name for family in families_of(module) for name in family.vectors}
-    matrices = {name for family in families_of(module) for name in family.fused}
+    families = tuple(families_of(module)) if module._parameters else ()
+    vectors = {name for family in families for name in family.vectors}
+    matrices = {name for family in families for name in family.fused}
     for name, parameter in module._parameters.items():
         if parameter is None:
             continue

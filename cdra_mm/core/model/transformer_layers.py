@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .families import families_of
+from .families import FAMILIES
 
 __all__ = ['attention_width', 'layer_width', 'find_layers']
 
@@ -50,23 +50,23 @@ def _whole_layer(model: nn.Module, path: str, members: dict[str, str]) -> str:
         members: The list of each member, by paths.
     """
     parts = _with_attention(model.get_submodule(members[path]))
-    if not all(map(_is_attention_alone, parts)):
+    if not all(map(_is_attention_alone, parts)):  # mostly the first is a whole layer
         return path
     for around in (members[path], members[path].rpartition('.')[0]):
         if around not in members:
             continue
         stack = model.get_submodule(members[around])
         # Other stages or a head beside it: then it is no layer in a stack of them.
-        is_stacked = len(_with_attention(stack)) == len(stack._modules)
+        is_stacked = len(list(_with_attention(stack))) == len(stack._modules)
         rest = _outside_attention(model.get_submodule(around))
         if is_stacked and any(isinstance(module, nn.Linear) for module in rest):
             return around
     return path
 
 
-def _with_attention(modules: nn.Module) -> list[nn.Module]:
-    """The children that hold an attention."""
-    return [child for child in modules.children() if any(map(attention_width, child.modules()))]
+def _with_attention(modules: nn.Module) -> Iterator[nn.Module]:
+    """The children that hold an attention, looked for one by one."""
+    return (child for child in modules.children() if any(map(attention_width, child.modules())))
 
 
 def _is_attention_alone(module: nn.Module) -> bool:
@@ -91,5 +91,8 @@ def layer_width(model: nn.Module, layer: str) -> int:
 
 def attention_width(module: nn.Module) -> int:
     """The width of an attention's tokens, 0 for any other module."""
-    widths = (family.width(module) for family in families_of(module) if family.width)
-    return next(widths, 0)
+    # Not by `families_of`: most families have no attention, and every module is asked.
+    for family in FAMILIES:
+        if family.width is not None and family.owns(module):
+            return family.width(module)
+    return 0

@@ -118,29 +118,51 @@ def _nearest(params: Tensor, room: int) -> list[int]:
 
 def _edges(scores: Mapping[str, Tensor], size_at: SizeAt) -> _Sweep:
     """The plans at the lower edges of the occupied buckets."""
-    edges = torch.arange(FINITE_BUCKETS - 1, -1, -1) << 16
-    totals = torch.zeros(3, len(edges), dtype=torch.int64)  # entries, parameters, adapters
+    changes = _Changes(FINITE_BUCKETS, 0, 16)
     for name, score in counted(scores.items(), 'planning, every budget', unit='weights'):
-        n = coarse_histogram(name, score)[:FINITE_BUCKETS].flip(0).cumsum(0)
-        for row, values in zip(totals, (n, *size_at(name, edges, n)), strict=True):
-            row += values
-    # An empty bucket repeats the plan before it.
-    occupied = totals[0].diff(prepend=totals.new_zeros(1)) > 0
-    return _Sweep(edges[occupied], *totals[:, occupied])
+        counts = coarse_histogram(name, score)[:FINITE_BUCKETS]
+        changes.add(0, counts, size_at, name)
+    return changes.swept()
 
 
 def _inside(scores: Mapping[str, Tensor], size_at: SizeAt, edge: int) -> _Sweep:
     """The plans inside the bucket above an edge, exactly."""
-    start = torch.zeros(3, 1, dtype=torch.int64)  # entries, parameters, adapters above it
-    steps = torch.zeros(3, BUCKETS, dtype=torch.int64)  # what changes at each threshold
+    changes = _Changes(BUCKETS, edge, 0)
     for name, score in counted(scores.items(), 'planning, exact budget', unit='weights'):
         above, counts = fine_histogram(score, edge >> 16)
-        # What a target adds changes at its own entries only.
+        changes.add(above, counts, size_at, name)
+    return changes.swept()
+
+
+class _Changes:
+    """What changes at each of so many thresholds, summed over the targets.
+
+    The bit pattern of the n-th threshold is ``first + (n << shift)``.
+    """
+
+    def __init__(self, thresholds: int, first: int, shift: int) -> None:
+        self.thresholds, self.first, self.shift = thresholds, first, shift
+        # Entries, parameters and adapters.
+        self.start = torch.zeros(3, 1, dtype=torch.int64)
+        self.steps = torch.zeros(3, thresholds, dtype=torch.int64)
+
+    def add(self, above: int, counts: Tensor, size_at: SizeAt, name: str) -> None:
+        """Adds a target, by its entries above the last threshold and from each one to the next.
+
+        Its size changes at its own entries only, so it is asked for at no others.
+        """
         own = torch.nonzero(counts).flatten().flip(0)
         n = above + torch.cat([counts.new_zeros(1), counts[own].cumsum(0)])
-        thresholds = edge + torch.cat([own.new_tensor([BUCKETS]), own])
-        values = torch.stack([n, *size_at(name, thresholds, n)])
-        start += values[:, :1]
-        steps[:, own] += values.diff(dim=1)
-    occupied = torch.nonzero(steps[0]).flatten().flip(0)
-    return _Sweep(edge + occupied, *(start + steps[:, occupied].cumsum(1)))
+        bits = self._bits(torch.cat([own.new_tensor([self.thresholds]), own]))
+        values = torch.stack([n, *size_at(name, bits, n)])
+        self.start += values[:, :1]
+        self.steps[:, own] += values.diff(dim=1)
+
+    def swept(self) -> _Sweep:
+        """The plans at the thresholds that an entry reaches; at others they repeat."""
+        reached = torch.nonzero(self.steps[0]).flatten().flip(0)
+        sums = self.start + self.steps[:, reached].cumsum(1)
+        return _Sweep(self._bits(reached), *sums)
+
+    def _bits(self, positions: Tensor) -> Tensor:
+        return self.first + (positions << self.shift)

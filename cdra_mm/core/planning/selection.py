@@ -184,12 +184,20 @@ def fine_histogram(score: Tensor, upper: int) -> tuple[int, Tensor]:
     floor, num_above = upper << 16, 0
     counts = torch.zeros(BUCKETS, dtype=torch.int64, device=score.device)
     for entries in _chunks(score):
-        entries = entries[entries >= floor]
+        entries = _at_least(entries, floor)
         inside = entries[entries < floor + BUCKETS]
         num_above += len(entries) - len(inside)
         # Mostly few: adding ones to them costs less than a new vector of counts.
         counts.index_add_(0, inside - floor, torch.ones_like(inside, dtype=torch.int64))
     return num_above, counts.cpu()
+
+
+def _at_least(entries: Tensor, floor: int) -> Tensor:
+    """Those of the entries, in order."""
+    if entries.device.type == 'cpu':  # numpy takes a quarter of the time that torch takes
+        values = entries.numpy()
+        return torch.from_numpy(values[values >= floor])
+    return entries[entries >= floor]
 
 
 def _chunks(score: Tensor) -> Iterator[Tensor]:
