@@ -13,7 +13,7 @@ It is a config of mmengine, like a grid's (`grid_file`), told from one by its ``
 - ``tasks``: name -> ``dict(title, metric, folder, kind, size, batch, test)``. ``kind`` is
   ``'vtab'`` (``test``: so many test images) or ``'dense'`` (``test``: every so many-th; ``void``:
   the label without a class).
-- ``remembered``, for what a training forgets: ``dict(folder, size, images)``, the first so many
+- ``remembered``, for what a training forgets: ``dict(folder, images)``, the first so many
   test images of a folder in VTAB's layout.
 """
 
@@ -107,17 +107,18 @@ class SmallStudy:
             return read_vtab(folder, size, tested=test)
         return read_dense(folder, size, entry.get('void'), every=test)
 
-    def remembered_images(self) -> Tensor | None:
-        """Those of `remembered`, uint8 ``[N, 3, S, S]``.
+    def remembered_images(self, task: str) -> Tensor | None:
+        """Those of `remembered`, of the size of a task's images, uint8 ``[N, 3, S, S]``.
 
         Raises:
             DataError: If a list has a fault.
         """
         if self.remembered is None:
             return None
-        given = self.remembered
-        task = read_vtab(Path(given['folder']), given['size'], tested=given['images'])
-        return None if task.test is None else task.test[0]
+        # A backbone takes images of one size: that of the task.
+        given, size = self.remembered, self.tasks[task]['size']
+        read = read_vtab(Path(given['folder']), size, tested=given['images'])
+        return None if read.test is None else read.test[0]
 
 
 def is_small_study(path: Path) -> bool:
@@ -141,6 +142,10 @@ def read_small_study(path: Path) -> SmallStudy:
     rates = tuple(content['rates'])
     if list(rates) != sorted(set(rates)) or not rates or rates[0] <= 0:
         raise ConfigError(f'{where}: rates={list(rates)}: expected rising numbers above 0')
+    remembered = content.get('remembered')
+    if remembered is not None:
+        needed = ('folder', 'images')
+        check_keys(f'remembered of the {where}', remembered, needed, required=needed)
     rows, recipes, begins = [], {}, {}
     for name, entry in content['methods'].items():
         if not entry:
@@ -187,5 +192,5 @@ def read_small_study(path: Path) -> SmallStudy:
     )
     return SmallStudy(
         grid, recipes, begins, content['tasks'], rates, content['weights'],
-        content['iterations'], content['head_rate'], content.get('remembered'),
+        content['iterations'], content['head_rate'], remembered,
     )  # fmt: skip

@@ -16,13 +16,14 @@ class Remembered:
 
     Args:
         backbone: As it was pretrained, for images of their size; it stays as it is.
-        weights: File that holds ``head.weight`` and ``head.bias``.
+        weights: File that holds ``head.weight`` and ``head.bias``, of any floating-point type.
         images: uint8 ``[N, 3, S, S]``.
     """
 
     def __init__(self, backbone: nn.Module, weights: str, images: Tensor) -> None:
         state = load_file(weights)
-        self._head = state['head.weight'], state['head.bias']
+        # Files of weights are often in half precision; a backbone takes them into its own type.
+        self._head = state['head.weight'].float(), state['head.bias'].float()
         self._images = images
         self._model = SmallModel(backbone, 1, False)
         self._called = self._calls(backbone)

@@ -122,7 +122,7 @@ class _Work:
 
     @cached_property
     def remembered(self) -> Remembered | None:
-        images = self.study.remembered_images()
+        images = self.study.remembered_images(self.task)
         if images is None:
             return None
         return Remembered(self._backbone(images.shape[-1]), self.study.weights, images)

@@ -9,7 +9,7 @@ Rows: each of peft's tuners trains about as many parameters as LoRA of rank 3 on
     every block; LoRA and its kin adapt qkv, which served them best in their papers.
 Search: the backbone's rate, as in study_cpu. One seed.
 Forgetting: of 500 test photographs of Caltech-101 those that the pretrained ImageNet head on the
-    tuned backbone still calls what it called them before, whatever the task was.
+    tuned backbone still calls what it called them before, whatever the task was; in its size.
 Result: costs in docs/peft.md; accuracies have not been run yet (an hour of a core for each task).
 """
 
@@ -17,7 +17,7 @@ _base_ = './study_cpu.py'
 
 title = "peft's methods and CDRA"
 seeds = [0]
-remembered = dict(folder='{{$CDRA_VTAB_ROOT:data/vtab-1k}}/caltech101', size=96, images=500)
+remembered = dict(folder='{{$CDRA_VTAB_ROOT:data/vtab-1k}}/caltech101', images=500)
 
 QKV = ['qkv']
 ALL = ['qkv', 'attn.proj', 'fc1', 'fc2']
@@ -30,7 +30,9 @@ methods = dict(
         method=dict(type='cdra', budget_percent=0.5, allocation='energy', start='gradient'),
     ),
     cdra_eq7=dict(
-        title='CDRA (Eq. 7)', family='cdra_mm', method=dict(type='cdra', budget_percent=0.5)
+        title='CDRA-SPT (Eq. 7)',
+        family='cdra_mm',
+        method=dict(type='cdra', budget_percent=0.5, allocation='scores'),
     ),
     lora=dict(
         title='LoRA',

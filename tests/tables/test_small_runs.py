@@ -21,7 +21,7 @@ from cdra_mm.tables.small_runs import Setting
 from tests.benchmark.test_rounding import tiny_vit
 
 LINEAR = Recipe(dict(type='linear'))
-ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy')
+ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy', start='random')
 
 
 @pytest.fixture
@@ -173,9 +173,11 @@ def test_wrong_tuners_are_refused(setting, settings, message):
         setting.attach(Recipe(peft=settings))
 
 
-def test_what_is_kept_is_what_the_pretrained_head_still_says(setting, tmp_path):
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_what_is_kept_is_what_the_pretrained_head_still_says(setting, tmp_path, dtype):
     generator = torch.Generator().manual_seed(1)
     head = {'head.weight': torch.randn(9, 48, generator=generator), 'head.bias': torch.zeros(9)}
+    head = {name: value.to(dtype) for name, value in head.items()}
     save_file(head, tmp_path / 'weights.safetensors')
     backbone, images = setting.model().backbone, setting.task.train[0]
     remembered = Remembered(backbone, str(tmp_path / 'weights.safetensors'), images)
