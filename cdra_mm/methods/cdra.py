@@ -1,4 +1,4 @@
-"""CDRA-SPT: compact dynamic-rank adaptation of the sensitive entries (CVPR 2025)."""
+"""CDRA: compact dynamic-rank adaptation of the sensitive entries (CDRA-SPT, CVPR 2025)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cdra_mm.settings import setting
 from .base import Request
 from .budgets import Selecting
 
-__all__ = ['CDRA']
+__all__ = ['CDRA', 'settings_beside']
 
 # What all can compete, beside single roles.
 COMPETE = ('all', 'matrices', 'vectors')
@@ -27,28 +27,42 @@ ENERGY_ONLY = ('max_rank', 'start')
 ENERGY_TAKES = {'allocation', 'budget_params', 'budget_percent', 'compete', *ENERGY_ONLY}
 
 
+def settings_beside(settings: Mapping[str, Any], statistic: str | None) -> dict[str, Any]:
+    """Settings of `CDRA`; a statistic of scores asks for ``allocation='scores'``.
+
+    Args:
+        settings: As they are given.
+        statistic: As it is given beside them.
+    """
+    of_scores = statistic not in (None, 'mean_gradient') and settings.get('allocation') is None
+    return {**settings, **({'allocation': 'scores'} if of_scores else {})}
+
+
 @dataclass(frozen=True)
 class CDRA(Selecting):
-    """CDRA-SPT (steps 1 to 3, Eqs. 3 to 7), and its ablations.
+    """CDRA by gradient energy (ours, the default), CDRA-SPT (the paper's) and its ablations.
 
-    Every one of the four budgets holds for every ablation. The default rule is Eq. 7 to the letter,
-    under a budget in trained parameters. With about as many selected entries as the paper must have
-    had, the printed rule trains a fifth of what its Table 4 states; no single rule gives the shares
-    of Tables 6 and 7 as well (docs/table4.md).
+    The default was chosen on validation images of six tasks (docs/results.md). Every setting of the
+    paper's steps 1 to 3 (Eqs. 3 to 7) takes the paper's scores, as ``allocation='scores'`` does:
+    that is CDRA-SPT, its ranks by Eq. 7 to the letter under a budget in trained parameters. With
+    about as many selected entries as the paper must have had, the printed rule trains a fifth of
+    what its Table 4 states; no single rule gives the shares of Tables 6 and 7 as well
+    (docs/table4.md). Every one of the four budgets holds for every ablation.
 
     ====================  ==========================================================
+    CDRA-SPT              ``allocation='scores'``
     Table 4               ``rank_rule=8``, ``16``, ``32``
     Table 5               ``case1=False``, ``case2=False``
     Table 6               ``size_ratio=1.5``, ``0.5``
     Table 7               ``quadrant='00'``, ``'11'``, ``'01'``
     ours                  ``rank_rule='count'``, ``rank_alpha``, ``min_rank``, ``compete``;
-                          in the hook ``statistic='per_batch'``; ``allocation='energy'``,
+                          in the hook ``statistic='per_batch'``; with ``'energy'``
                           ``max_rank``, ``start``
     ====================  ==========================================================
 
     Args:
         gamma: See `Selecting`, as for the other budgets.
-        rank_rule: ``'eq7'``, ``'count'`` or a fixed rank.
+        rank_rule: ``'eq7'`` (default), ``'count'`` or a fixed rank.
         min_rank: Rank of a block whose rule gives less; 0 freezes it.
         beta: A vector is trained whole from ``length / beta`` selected entries on.
         compete: What competes: ``'all'``, ``'matrices'``, ``'vectors'``, or roles such as
@@ -63,13 +77,14 @@ class CDRA(Selecting):
         quadrant: The part of the matrix that is adapted: ``'10'`` R x C, ``'00'`` not-R x C,
             ``'11'`` R x not-C, ``'01'`` neither.
         rank_alpha: Factor on the selected entries in a rule for ranks; 1 is Eq. 7 as it is printed.
-        allocation: What decides on blocks, ranks and vectors: ``'scores'``, the paper's steps 1
-            to 3, or ``'energy'``, ours: the energy of the mean gradient per trained parameter
-            (`cdra_mm.core.planning.energy`). It takes budgets in parameters or percent, and
-            `compete`; the other settings above are of the paper's steps.
+        allocation: What decides on blocks, ranks and vectors: ``'energy'``, ours: the energy of the
+            mean gradient per trained parameter (`cdra_mm.core.planning.energy`), or ``'scores'``,
+            the paper's steps 1 to 3. ``'energy'`` takes budgets in parameters or percent, and
+            `compete`; the other settings above are of the paper's steps. Default: ``'scores'``
+            where one of them is given (or `gamma` or `num_sensitive`), ``'energy'`` otherwise.
         max_rank: Largest rank of a block by ``'energy'``.
         start: Of ``down``: ``'random'``, LoRA's, or ``'gradient'``, along the leading right
-            singular vectors of the block's mean gradient; ``'energy'`` only.
+            singular vectors of the block's mean gradient; with ``'energy'`` only, and its default.
     """
 
     name: ClassVar[str] = 'cdra'
@@ -80,7 +95,7 @@ class CDRA(Selecting):
         'start': 'random',
     }
 
-    rank_rule: str | int = 'eq7'
+    rank_rule: str | int | None = None
     min_rank: int = 0
     beta: float = 5
     compete: str | Sequence[str] = 'all'
@@ -91,9 +106,9 @@ class CDRA(Selecting):
     size_ratio: float = 1.0
     quadrant: str | int = '10'
     rank_alpha: float = 1
-    allocation: str = setting('scores', choices=('scores', 'energy'))
+    allocation: str | None = setting(None, choices=('energy', 'scores', None))
     max_rank: int = setting(8, minimum=1)
-    start: str = setting('random', choices=('random', 'gradient'))
+    start: str | None = setting(None, choices=('gradient', 'random', None))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,22 +121,44 @@ class CDRA(Selecting):
             )
         if not isinstance(self.compete, str):
             object.__setattr__(self, 'compete', list(roles))  # as it comes back from JSON
-        self._check_allocation()
+        self._decide_allocation()
         try:
-            Rules(self.rank_rule, self.min_rank, self.beta, self.ablation, self.rank_alpha)
+            Rules(self.rule, self.min_rank, self.beta, self.ablation, self.rank_alpha)
         except PlanError as error:
             raise ConfigError(str(error)) from None
 
-    def _check_allocation(self) -> None:
+    def _decide_allocation(self) -> None:
+        """Fills in what is not given, and refuses what does not go together."""
         default = {field.name: field.default for field in fields(self)}
-        foreign = ENERGY_ONLY if not self.by_energy else tuple(set(default) - ENERGY_TAKES)
-        for name in sorted(foreign):
-            if getattr(self, name) != default[name]:
-                raise ConfigError(
-                    f'{name}={getattr(self, name)!r}: not used with allocation={self.allocation!r};'
-                    f' leave it out, or set allocation='
-                    + ("'scores'" if self.by_energy else "'energy'")
-                )
+        given = {name for name, value in default.items() if getattr(self, name) != value}
+        of_scores = given - ENERGY_TAKES
+        # What an instance of 'energy' has is no wish for scores: `dataclasses.replace` gives it.
+        if self.allocation == 'energy' and self.rank_rule == 'eq7':
+            of_scores -= {'rank_rule'}
+        allocation = self.allocation or ('scores' if of_scores else 'energy')
+        of_energy = given & set(ENERGY_ONLY) - ({'start'} if self.start == 'random' else set())
+        foreign = sorted(of_energy if allocation == 'scores' else of_scores)
+        if foreign:
+            name = foreign[0]
+            other = 'energy' if allocation == 'scores' else 'scores'
+            if self.allocation is None:
+                why = f'goes with allocation={other!r}, {sorted(of_scores)[0]} with {allocation!r}'
+            else:
+                why = f'not used with allocation={allocation!r}'
+            raise ConfigError(
+                f'{name}={getattr(self, name)!r}: {why}; leave it out, or set allocation={other!r}'
+            )
+        start = self.start or ('gradient' if allocation == 'energy' else 'random')
+        decided: dict[str, Any] = {'allocation': allocation, 'start': start}
+        decided['rank_rule'] = 'eq7' if self.rank_rule is None else self.rank_rule
+        for name, value in decided.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def rule(self) -> str | int:
+        """The rank rule; by now it is decided."""
+        assert self.rank_rule is not None
+        return self.rank_rule
 
     @property
     def by_energy(self) -> bool:
@@ -176,7 +213,7 @@ class CDRA(Selecting):
         return make_plan(
             self.competing(request.backbone, request.scores),
             **self.budget_on(request.backbone, request.beside_budget),
-            rank_rule=self.rank_rule,
+            rank_rule=self.rule,
             min_rank=self.min_rank,
             beta=self.beta,
             ablation=self.ablation,

@@ -52,7 +52,7 @@ PLAN_FILE = 'cdra_plan.json'
 
 @HOOKS.register_module()
 class CDRAHook(Hook):
-    """Fine-tunes the backbone of any OpenMMLab model with CDRA-SPT or a peer.
+    """Fine-tunes the backbone of any OpenMMLab model with CDRA, CDRA-SPT or a peer.
 
     Before training it scores the backbone on the run's own training data, plans,
     puts the adapters in, freezes the rest and has the optimizer built again.
@@ -71,8 +71,9 @@ class CDRAHook(Hook):
             scores of ``'per_sample'`` do not depend on it, memory and time do.
         statistic: ``'per_sample'`` (Eq. 3: the mean over samples of the squared gradient) or
             ``'per_batch'`` (squares of the gradients of batch means: SPT's released code) or
-            ``'summed'`` (the magnitude of their mean over the batches: GPS's).
-            Default: the method's own, ``'per_sample'`` for ``cdra``.
+            ``'summed'`` (the magnitude of their mean over the batches: GPS's) or
+            ``'mean_gradient'``, signed, which ``allocation='energy'`` takes.
+            Default: the method's own. One of the first three asks for ``allocation='scores'``.
         exclude: str or list, default none: what does not compete in a method that scores: roles
             (``'norm'``), and names of parameters or modules of the backbone
             (``'layers.0.attn.proj.weight'``, ``'layers.11'``).
@@ -83,7 +84,8 @@ class CDRAHook(Hook):
         also_train_in_budget: bool, default True: whether they count against ``budget_params`` and
             ``budget_percent``.
         seed: int, default 0: seed of the samples drawn, their augmentations and the factors.
-        plan: path, default None: a ``cdra_plan.json`` to apply instead of scoring.
+        plan: path, default None: a ``cdra_plan.json`` to apply instead of scoring; its factors
+            begin at random unless ``start='gradient'`` is given, which scores its blocks.
         save_base: bool, default False: store the frozen base weights in every checkpoint. Without
             it checkpoints name where they came from, and are a few MB.
         keep_scores: False (default), ``'masks'`` or ``'all'``: what of the scores goes into
@@ -104,14 +106,23 @@ class CDRAHook(Hook):
         base_dtype: None (default, as it is loaded) or ``'int8'``: what the frozen matrices are kept
             in while training, a quarter of their memory; adapters, scores and a merge are in full
             precision (docs/small_precision.md).
-        **settings: Of ``cdra``; at most one of the four budgets, and the defaults are the paper's
-            but for the budget:
+        **settings: Of ``cdra``; at most one of the four budgets:
 
             gamma: float in (0, 1]: fraction of the competing entries to select.
             num_sensitive: int: number of entries to select.
             budget_params: int: trainable backbone parameters; the largest plan within it.
             budget_percent: float, default 0.5 where no budget is given: the same in percent of
             the backbone's parameters.
+            allocation: ``'energy'`` (default): blocks, ranks and vectors by the energy of the
+            mean gradient per parameter; or ``'scores'``, the paper's CDRA-SPT, which is also the
+            default where gamma, num_sensitive or a setting of the paper's below is given.
+            max_rank: int, default 8: largest rank of a block by ``'energy'``.
+            start: ``'gradient'`` (default with ``'energy'``) or ``'random'`` (LoRA's): where
+            ``down`` begins.
+            compete: ``'all'`` (default), ``'matrices'``, ``'vectors'`` or a list of roles.
+
+            Of the paper's alone, with its defaults:
+
             rank_rule: ``'eq7'`` (default, Eq. 7), ``'count'`` (without its area factor) or a
             fixed rank such as 8, 16 or 32 (Table 4).
             rank_alpha: float, default 1 (Eq. 7 as printed): factor on the number of selected
@@ -119,7 +130,6 @@ class CDRAHook(Hook):
             min_rank: int, default 0: rank of a matrix whose rule gives less; 0 freezes it.
             beta: float, default 5 (SPT's): a vector of L entries is trained whole from ``L / beta``
             selected ones on, otherwise those alone.
-            compete: ``'all'`` (default), ``'matrices'``, ``'vectors'`` or a list of roles.
             case1, case2: bool, default True: whether CDRA takes matrices with few and with many
             selected entries (Eq. 1, Table 5); otherwise SPT's own treatment.
             alpha: float, default 10 (SPT's code; its text says 1): how many are many.
@@ -128,11 +138,6 @@ class CDRAHook(Hook):
             (Table 6).
             quadrant: ``'10'`` (default), ``'00'``, ``'11'`` or ``'01'``: the part of a matrix that
             is adapted (Table 7).
-            allocation: ``'scores'`` (default, the paper's) or ``'energy'``: blocks, ranks and
-            vectors by the energy of the mean gradient per parameter.
-            max_rank: int, default 8: largest rank of a block by ``'energy'``.
-            start: ``'random'`` (default, LoRA's) or ``'gradient'``: where ``down`` begins, with
-            ``'energy'``.
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
@@ -182,10 +187,11 @@ class CDRAHook(Hook):
         }
         set_guards()
         check_types(given, get_type_hints(CDRAHook.__init__))
-        self.method = method_of({} if method is None else method, settings)
+        self.method = method_of({} if method is None else method, settings, statistic)
         self.planner = RunPlanner(
             self.method, num_samples, batch_size, statistic, also_train, seed, plan, keep_scores,
             exclude, also_train_in_budget, score_dtype, score_device,
+            start_given_plan='start' in {**settings, **(method or {})},
         )  # fmt: skip
         check_product(product)
         if head_iters < 0:

@@ -11,16 +11,20 @@ from mmengine.logging import MMLogger
 from cdra_mm.core.adapters.small_base import check_base_dtype
 from cdra_mm.errors import CheckpointError, ConfigError
 from cdra_mm.methods import CDRA, Full, Method, find_method, make_method
+from cdra_mm.methods.cdra import settings_beside
 
 __all__ = ['check_base_setting', 'check_same_settings', 'method_of']
 
 
-def method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
+def method_of(
+    config: Mapping[str, Any], settings: Mapping[str, Any], statistic: str | None = None
+) -> Method:
     """The method; of the settings beside it, it gets those it has too (a budget).
 
     Args:
         config: ``dict(type=name, **settings)``; the type is ``cdra`` where it has none.
         settings: Settings of ``cdra`` that stand beside it.
+        statistic: See `settings_beside`.
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
@@ -36,7 +40,10 @@ def method_of(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Method:
             f'{", ".join(sorted(unused))}: settings of cdra, not used by {config["type"]}'
         )
     shared = {key: value for key, value in settings.items() if key in own}
-    return make_method({**shared, **config})
+    given = {**shared, **config}
+    if find_method(given) is CDRA:
+        given = settings_beside(given, statistic)
+    return make_method(given)
 
 
 def check_base_setting(base_dtype: str | None, method: Method, save_base: bool) -> None:

@@ -66,8 +66,8 @@ class PlanHealth:
             )
         if self.adapted < FEW:
             found.append(
-                f'{100 * self.adapted:.0f} % of the matrices are adapted: set a larger budget, '
-                "rank_rule='count', or allocation='energy'"
+                f'{100 * self.adapted:.0f} % of the matrices are adapted: set a larger budget'
+                + ('' if self.by_energy else ", rank_rule='count', or allocation='energy'")
             )
         return found
 

@@ -18,6 +18,7 @@ from cdra_mm.core.scoring.mean_gradients import mean_gradients
 from cdra_mm.core.scoring.scores import STATISTICS
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import CDRA, Request, make_method
+from cdra_mm.methods.cdra import settings_beside
 from cdra_mm.progress import progress_line
 from cdra_mm.settings import check_types
 from cdra_mm.spelling import did_you_mean
@@ -98,7 +99,7 @@ def cdra_config(
         seed: Seed of the first factors.
         progress: Whether a terminal shows how far it is.
         **settings: Of the method `cdra_mm.methods.CDRA`: ``budget_percent``, ``budget_params``,
-            ``allocation='scores'`` or ``'energy'``, ``start='gradient'``, ``compete`` and so on.
+            ``allocation='energy'`` (default) or ``'scores'``, ``start``, ``compete`` and so on.
 
     Raises:
         ConfigError: If a setting or a name is unknown.
@@ -130,7 +131,7 @@ def cdra_config(
             f'batches is a {type(batches).__name__}: expected a data loader or a list of batches '
             '(one batch alone: put it into a list)'
         )
-    method = make_method({'type': CDRA.name, **settings})
+    method = make_method({'type': CDRA.name, **settings_beside(settings, statistic)})
     assert isinstance(method, CDRA)
     statistic = statistic or method.statistic
     known = ('mean_gradient',) if method.by_energy else STATISTICS

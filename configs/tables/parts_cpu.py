@@ -16,7 +16,7 @@ _base_ = './study_cpu.py'
 title = 'Parts of the allocation by gradient energy'
 rates = [3e-3, 1e-2]
 
-ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy')
+ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy', start='random')
 COUNT = dict(type='cdra', budget_percent=0.5, rank_rule='count')
 LORA = dict(type='lora', rank=3)
 methods = dict(

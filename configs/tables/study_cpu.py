@@ -38,7 +38,11 @@ methods = dict(
         family='Selection-based',
         method=dict(type='cdra', budget_percent=0.5, rank_rule='count'),
     ),
-    cdra_energy=dict(method=dict(budget_percent=0.5)),
+    cdra_energy=dict(
+        title='CDRA (gradient energy)',
+        family='Selection-based',
+        method=dict(type='cdra', budget_percent=0.5, allocation='energy', start='gradient'),
+    ),
     cdra_eq7=dict(method=dict(budget_percent=0.5)),
     dora=dict(method=dict(rank=3)),
     full=dict(rate=1e-4),

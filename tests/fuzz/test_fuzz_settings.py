@@ -53,11 +53,11 @@ VALID: dict[Any, Callable[[Any], bool]] = {
     'num_sensitive': optional(count(1)),
     'budget_params': optional(count(1)),
     'budget_percent': optional(number(lambda v: 0 < v <= 100)),
-    'rank_rule': lambda v: one_of('eq7', 'count')(v) or count(1)(v),
+    'rank_rule': optional(lambda v: one_of('eq7', 'count')(v) or count(1)(v)),
     'rank_alpha': number(lambda v: v > 0),
-    'allocation': one_of('scores', 'energy'),
+    'allocation': optional(one_of('scores', 'energy')),
     'max_rank': count(1),
-    'start': one_of('random', 'gradient'),
+    'start': optional(one_of('random', 'gradient')),
     'min_rank': count(0),
     'beta': number(lambda v: v >= 1),
     ('cdra', 'beta'): number(lambda v: v > 0),
@@ -150,9 +150,11 @@ def goes_with_allocation(name: str, settings: dict[str, Any]) -> bool:
     changed = {
         f.name for f in fields(METHODS[name]) if settings.get(f.name, f.default) != f.default
     }
-    if settings.get('allocation') == 'energy':
-        return changed <= {'allocation', 'max_rank', 'start', 'compete', *BUDGETS[2:]}
-    return not changed & {'max_rank', 'start'}
+    of_scores = changed - {'allocation', 'max_rank', 'start', 'compete', *BUDGETS[2:]}
+    allocation = settings.get('allocation') or ('scores' if of_scores else 'energy')
+    if allocation == 'energy':  # 'eq7' is what an instance of it holds
+        return of_scores <= ({'rank_rule'} if settings.get('rank_rule') == 'eq7' else set())
+    return 'max_rank' not in changed and settings.get('start') != 'gradient'
 
 
 def listed() -> list[str]:
@@ -234,6 +236,9 @@ def test_settings_of_the_hook_are_taken_where_they_are_valid():
             key: value for key, value in rest.items() if key in method_keys(name) and key in own
         }
         unused = {key: value for key, value in rest.items() if key not in shared}
+        statistic = block.get('statistic')
+        if name in (None, 'cdra') and statistic is not None and not shared.get('allocation'):
+            shared['allocation'] = 'scores'
         valid = (
             all(HOOK[key](value) for key, value in mine.items())
             and is_valid(name or 'cdra', shared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from cdra_mm import CDRAHook
 from cdra_mm.core import Block, ConfigError, Plan, PlanError, adapters, load_adapter
 from cdra_mm.core.planning.energy import START_LENGTH
+from cdra_mm.core.scoring.scores import STATISTICS
 from cdra_mm.methods import CDRA
 from cdra_mm.mm.planning import run_plan
 from cdra_mm.mm.planning.kept_scores import SCORES_FILE, read_kept
@@ -61,7 +63,7 @@ def test_a_start_along_the_gradient_is_drawn_from_the_data_also_for_a_plan_of_a_
     assert first.keys() == second.keys()
     for name, down in first.items():
         torch.testing.assert_close(second[name], down, rtol=1e-4, atol=1e-5)
-    drawn = dict(type='cdra', allocation='energy')
+    drawn = dict(type='cdra', allocation='energy', start='random')
     third = downs(
         toy.train(
             toy.config(tmp_path, cdra=dict(method=drawn), work_dir=str(tmp_path / 'c'), **still)
@@ -100,8 +102,22 @@ def test_its_adapter_file_is_read_on_the_base(tmp_path):
     ('settings', 'words'),
     [
         (dict(allocation='energie'), 'allocation='),
-        (dict(start='gradient'), "start='gradient': not used with allocation='scores'"),
-        (dict(max_rank=4), "max_rank=4: not used with allocation='scores'"),
+        (
+            dict(start='gradient', allocation='scores'),
+            "start='gradient': not used with allocation='scores'",
+        ),
+        (
+            dict(max_rank=4, allocation='scores'),
+            "max_rank=4: not used with allocation='scores'",
+        ),
+        (
+            dict(max_rank=4, min_rank=1),
+            "max_rank=4: goes with allocation='energy', min_rank with 'scores'",
+        ),
+        (
+            dict(start='gradient', gamma=0.1),
+            "start='gradient': goes with allocation='energy', gamma with 'scores'",
+        ),
         (dict(allocation='energy', max_rank=0), 'max_rank=0'),
         (dict(allocation='energy', rank_rule='count'), "rank_rule='count': not used with alloc"),
         (dict(allocation='energy', gamma=0.1), 'gamma=0.1: not used with allocation='),
@@ -119,11 +135,39 @@ def test_squares_do_not_serve_an_allocation_by_energy_nor_gradients_the_paper():
     with pytest.raises(
         ConfigError, match="statistic='mean_gradient': expected one of per_sample, per"
     ):
-        CDRAHook(statistic='mean_gradient')
+        CDRAHook(statistic='mean_gradient', allocation='scores')
+
+
+@pytest.mark.parametrize(
+    ('settings', 'allocation', 'start'),
+    [
+        (dict(), 'energy', 'gradient'),
+        (dict(budget_params=1000, compete='matrices'), 'energy', 'gradient'),
+        (dict(start='random'), 'energy', 'random'),
+        (dict(max_rank=4), 'energy', 'gradient'),
+        (dict(allocation='scores'), 'scores', 'random'),
+        (dict(rank_rule='eq7'), 'scores', 'random'),
+        (dict(gamma=0.1), 'scores', 'random'),
+        (dict(quadrant='00', start='random'), 'scores', 'random'),
+    ],
+)
+def test_the_default_is_gradient_energy_unless_a_setting_is_the_papers(settings, allocation, start):
+    method = CDRA(**settings)
+    assert (method.allocation, method.start, method.rank_rule) == (allocation, start, 'eq7')
+    assert replace(method) == method
+    hook = CDRAHook(**settings)
+    assert hook.method == method
+    assert hook.planner.statistic == ('mean_gradient' if allocation == 'energy' else 'per_sample')
+
+
+@pytest.mark.parametrize('statistic', STATISTICS)
+def test_a_statistic_of_scores_asks_for_the_papers_allocation(statistic):
+    assert CDRAHook(statistic=statistic).method == CDRA(allocation='scores')
+    assert CDRAHook(statistic='mean_gradient').method == CDRA()
 
 
 def test_plans_and_checkpoints_of_the_paper_say_nothing_of_it(tmp_path):
-    hook = CDRAHook()
+    hook = CDRAHook(allocation='scores')
     assert not {'allocation', 'max_rank', 'start'} & {k.split('.')[-1] for k in hook.settings}
     assert CDRAHook(method=ENERGY).settings['method.allocation'] == 'energy'
 

@@ -84,10 +84,18 @@ def test_a_backbone_without_transformer_blocks_is_refused(tmp_path):
         toy.train(cfg)
 
 
-def test_a_budget_too_small_names_the_smallest_that_works(tmp_path):
+@pytest.mark.parametrize(
+    ('allocation', 'words'),
+    [
+        ('scores', r'budget_params=3 is too small.*trains \d+ parameters'),
+        ('energy', r'budget of 3 trainable .* 32 are also_train: the smallest adapter has \d+'),
+    ],
+)
+def test_a_budget_too_small_names_the_smallest_that_works(tmp_path, allocation, words):
     torch.manual_seed(0)
-    with pytest.raises(PlanError, match=r'budget_params=3 is too small.*trains \d+ parameters'):
-        toy.train(toy.config(tmp_path, cdra=dict(budget_percent=None, budget_params=3)))
+    cdra = dict(budget_percent=None, budget_params=3, allocation=allocation)
+    with pytest.raises(PlanError, match=words):
+        toy.train(toy.config(tmp_path, cdra=cdra))
 
 
 def test_exclude_is_a_setting_of_the_record_only_where_it_is_given():

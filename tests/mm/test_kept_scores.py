@@ -115,7 +115,8 @@ def test_read_kept_names_the_file_at_fault(tmp_path, damage, message):
 
 
 def test_run_keeps_the_masks_of_its_plan(tmp_path):
-    cfg = config(tmp_path, cdra=dict(keep_scores='masks', compete='matrices'))
+    cdra = dict(keep_scores='masks', compete='matrices', allocation='scores')
+    cfg = config(tmp_path, cdra=cdra)
     cfg.train_cfg.max_iters = 1
     train(cfg)
     plan = Plan.from_json((tmp_path / 'run' / 'cdra_plan.json').read_text())

@@ -203,13 +203,13 @@ def test_peers_run_behind_the_same_line(tmp_path, method):
     assert Runner.from_cfg(cfg).test() == pytest.approx(summary['metrics'])
 
 
-def test_a_plan_file_replaces_scoring(run, tmp_path, monkeypatch):
-    folder, runner = run
+def test_a_plan_file_replaces_scoring(tmp_path, monkeypatch):
+    runner = toy.train(toy.config(tmp_path, cdra=dict(start='random')))
     monkeypatch.setattr(
         'cdra_mm.mm.planning.run_plan.score_backbone', lambda *_, **__: pytest.fail('scored')
     )
-    plan = str(folder / 'run/cdra_plan.json')
-    cfg = toy.config(folder, cdra=dict(plan=plan), work_dir=str(tmp_path / 'run'))
+    plan = str(tmp_path / 'run/cdra_plan.json')
+    cfg = toy.config(tmp_path, cdra=dict(plan=plan), work_dir=str(tmp_path / 'again'))
     assert_same(weights(runner), weights(toy.train(cfg)))
 
 

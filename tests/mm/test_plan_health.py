@@ -70,7 +70,7 @@ def test_masses_are_sums_of_scores_or_of_squares(signed):
     )
 
 
-@pytest.mark.parametrize('method', [{}, dict(allocation='energy')])
+@pytest.mark.parametrize('method', [dict(allocation='scores'), {}])
 def test_a_run_says_it_and_a_plan_says_what_training_takes(tmp_path, method):
     cfg = toy.config(tmp_path, cdra=dict(method=dict(type='cdra', **method)), log_level='INFO')
     cfg.default_hooks.checkpoint.interval = -1
@@ -81,7 +81,7 @@ def test_a_run_says_it_and_a_plan_says_what_training_takes(tmp_path, method):
     read = Plan.from_json(path.read_text())
     (log,) = (tmp_path / 'run').glob('*/*.log')
     text = log.read_text()
-    what = "the mean gradients' energy" if method else 'all scores'
+    what = 'all scores' if method else "the mean gradients' energy"
     assert re.search(rf'the trained targets hold \d+\.\d % of {what}; the largest: layers', text)
     adapter = 4 * read.num_trainable / 2**20
     assert re.search(

@@ -94,7 +94,8 @@ def test_contrastive_scores_are_of_whole_batches(tmp_path):
 
 
 def test_hook_takes_the_statistic_of_its_method_unless_told():
-    assert CDRAHook().planner.statistic == 'per_sample'
+    assert CDRAHook().planner.statistic == 'mean_gradient'
+    assert CDRAHook(allocation='scores').planner.statistic == 'per_sample'
     assert CDRAHook(method=dict(type='gps')).planner.statistic == 'summed'
     assert CDRAHook(method=dict(type='spt_lora')).planner.statistic == 'per_batch'
     hook = CDRAHook(method=dict(type='spt_lora'), statistic='per_sample')

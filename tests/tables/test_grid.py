@@ -26,7 +26,7 @@ SHIPPED = sorted(path.stem for path in FOLDER.glob('*.py') if not is_small_study
 ROWS = {
     'full', 'mlp', 'vpt_shallow', 'vpt_deep', 'adapter', 'noah', 'linear', 'partial', 'bias',
     'lora', 'rlrr', 'apla', 'soma', 'dora', 'mona', 'gps',
-    'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra', 'cdra_eq7', 'cdra_energy',
+    'spt_adapter', 'spt_lora_8', 'spt_lora_16', 'cdra', 'cdra_eq7',
 }  # fmt: skip
 
 
@@ -192,10 +192,12 @@ def test_shipped_grid_has_every_row_and_its_command(name):
 def test_the_shipped_study_in_memory_has_every_row_of_a_size_that_it_can_have():
     study = read_small_study(FOLDER / 'study_cpu.py')
     names = {row.name for row in study.grid.rows}
-    # NOAH searches through a whole run; the package's default is there under its rule's name.
+    # NOAH searches through a whole run; the package's default is there under its allocation's.
     assert ROWS - names == {'noah', 'cdra'}
     own = {name for name in names if name.endswith('_own')}
-    assert names - ROWS == {'cdra_count'} | own and {'lora_own', 'vpt_deep_own'} < own
+    assert (
+        names - ROWS == {'cdra_count', 'cdra_energy'} | own and {'lora_own', 'vpt_deep_own'} < own
+    )
     parts = read_small_study(FOLDER / 'parts_cpu.py')
     for row in (*study.grid.rows, *parts.grid.rows):
         make_method(row.method)
@@ -234,6 +236,7 @@ def test_rows_of_the_papers_tables_are_those_of_their_authors():
         assert dims == [[1, 5, 10]] * 3
         letter = method_of(grid, 'cdra_eq7', grid.tasks[0].name)
         assert (letter['rank_rule'], letter['rank_alpha']) == ('eq7', 1)
+        assert letter['allocation'] == 'scores'
 
 
 def narrow_to(grid, row):

@@ -129,7 +129,7 @@ with heading('Settings') as (refused, taken):
         CDRAHook(rank_rule=8, rank_alpha=20)
 
     @refused(
-        "`allocation='energie'`", ConfigError, "allocation='energie': expected one of 'scores'"
+        "`allocation='energie'`", ConfigError, "allocation='energie': expected one of 'energy'"
     )
     def _(folder):
         CDRAHook(allocation='energie')
@@ -148,7 +148,15 @@ with heading('Settings') as (refused, taken):
         "start='gradient': not used with allocation='scores'",
     )
     def _(folder):
-        CDRAHook(start='gradient')
+        CDRAHook(start='gradient', allocation='scores')
+
+    @refused(
+        "a setting of gradient energy beside one of the paper's: `max_rank=4`, `gamma=0.1`",
+        ConfigError,
+        "max_rank=4: goes with allocation='energy', gamma with 'scores'; leave it out, or set",
+    )
+    def _(folder):
+        CDRAHook(max_rank=4, gamma=0.1)
 
     @refused('`head_iters=-1`', ConfigError, 'head_iters=-1: expected a count of at least 0')
     def _(folder):

@@ -132,7 +132,8 @@ def plan_by_energy(
         num_competing=sum(gradient.numel() for gradient in gradients.values()),
         settings={
             **(settings or {}),
-            'energy_share': sum(offer.gain for offer in taken.values()) / total,
+            # Rounded: sums of several processes differ in the last digits, and plans must not.
+            'energy_share': round(sum(offer.gain for offer in taken.values()) / total, 4),
         },
         fingerprint=fingerprint,
     )

@@ -16,6 +16,11 @@ default_hooks = dict(
     logger=dict(log_metric_by_epoch=True),
     checkpoint=dict(by_epoch=True, interval=10),
     # Table 3's share on ADE20K.
-    cdra=dict(type='cdra_mm.CDRAHook', method=dict(type='cdra'), budget_percent=0.82),
+    cdra=dict(
+        type='cdra_mm.CDRAHook',
+        method=dict(type='cdra'),
+        allocation='scores',
+        budget_percent=0.82,
+    ),
 )
 log_processor = dict(by_epoch=True)

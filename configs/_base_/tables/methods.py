@@ -51,13 +51,8 @@ methods = dict(
     ),
     cdra=dict(title='CDRA', family='Selection-based', method=dict(type='cdra')),
     cdra_eq7=dict(
-        title='CDRA (Eq. 7 to the letter)',
+        title='CDRA-SPT (Eq. 7 to the letter)',
         family='Selection-based',
-        method=dict(type='cdra', rank_rule='eq7', rank_alpha=1),
-    ),
-    cdra_energy=dict(
-        title='CDRA (gradient energy)',
-        family='Selection-based',
-        method=dict(type='cdra', allocation='energy', start='gradient'),
+        method=dict(type='cdra', allocation='scores', rank_rule='eq7', rank_alpha=1),
     ),
 )
