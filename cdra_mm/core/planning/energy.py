@@ -32,6 +32,9 @@ __all__ = ['EnergyRules', 'leading_directions', 'plan_by_energy', 'start_of']
 
 OVERSAMPLING = 8  # directions beside the ranks asked for
 ROUNDS = 6  # of subspace iteration
+# Of the blocks of one matrix: the whole one's gives gains to 1e-3, and each other begins with the
+# directions that it has found.
+ROUNDS_WHOLE, ROUNDS_PART = 2, 1
 START_LENGTH = 3**-0.5  # of a row of `down`: the expected one of LoRA's Kaiming-uniform rows
 
 
@@ -100,7 +103,7 @@ def plan_by_energy(
     total, steps = 0.0, list[_Step]()
     cheapest: _Offer | None = None
     for name, gradient in gradients.items():
-        energy = float(gradient.double().square().sum()) if gradient.numel() else 0.0
+        energy = float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
         if gradient.dim() not in (1, 2) or not energy < float('inf'):
             raise PlanError(
                 f'{name}: the mean gradient is {tuple(gradient.shape)} with squared length '
@@ -175,20 +178,39 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Returns:
         Values, fp32 ``[r]``, falling; and vectors, fp32 ``[r, I]``, orthonormal.
     """
+    values, vectors = _decomposed(matrix, rank, ROUNDS)
+    return values[:rank], vectors[:rank]
+
+
+def _decomposed(
+    matrix: Tensor, rank: int, rounds: int, begin: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `leading_directions`; gives as many more as there are.
+
+    Args:
+        matrix: ``[O, I]``.
+        rank: r.
+        rounds: Of subspace iteration.
+        begin: Directions to begin with, ``[n, I]``, n at least r; None for random ones. With it,
+            squares of entries have to be in the range of fp32.
+    """
     wide = matrix.float()
     width = rank + OVERSAMPLING
-    if min(wide.shape) > 2 * width:
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(wide.shape[1], width, generator=generator).to(wide.device)
-        scale = wide.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        basis = torch.linalg.qr(wide / scale @ probe).Q
-        for _ in range(ROUNDS):
-            basis = torch.linalg.qr(wide.T @ basis).Q
-            basis = torch.linalg.qr(wide @ basis).Q
-        _, values, vectors = torch.linalg.svd(basis.T @ wide, full_matrices=False)
-    else:
+    if min(wide.shape) <= 2 * width:
         _, values, vectors = torch.linalg.svd(wide, full_matrices=False)
-    return values[:rank], vectors[:rank]
+        return values, vectors
+    if begin is None:
+        generator = torch.Generator().manual_seed(0)
+        begin = torch.randn(wide.shape[1], width, generator=generator).to(wide.device).T
+        wide, scale = _scaled(wide)
+        values, vectors = _decomposed(wide, rank, rounds, begin)
+        return values * scale, vectors
+    basis = torch.linalg.qr(wide @ begin.T).Q
+    for _ in range(rounds):
+        basis = torch.linalg.qr(wide.T @ basis).Q
+        basis = torch.linalg.qr(wide @ basis).Q
+    _, values, vectors = torch.linalg.svd(basis.T @ wide, full_matrices=False)
+    return values, vectors
 
 
 def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
@@ -210,13 +232,18 @@ def _offers(gradient: Tensor, energy: float, rules: EnergyRules) -> list[_Offer]
     if not energy:
         return []
     sides = [_lengths(side, rules.sides) for side in gradient.shape]
-    ordered = gradient[_by_energy(gradient, 1)][:, _by_energy(gradient, 0)]
+    wide, scale = _scaled(gradient)
+    row_order, col_order = _orders(wide)
+    ordered = wide[row_order][:, col_order]
     offers = []
+    most = min(rules.max_rank, *ordered.shape)
+    _, whole = _decomposed(ordered, most, ROUNDS_WHOLE)
     for rows in sides[0]:
         for cols in sides[1]:
             rank = min(rules.max_rank, rows, cols)
-            values, _ = leading_directions(ordered[:rows, :cols], rank)
-            gains = values.double().square().cumsum(0).tolist()
+            begin = whole[: rank + OVERSAMPLING, :cols]
+            values, _ = _decomposed(ordered[:rows, :cols], rank, ROUNDS_PART, begin)
+            gains = (values[:rank].double() * scale.double()).square().cumsum(0).tolist()
             offers += [
                 _Offer((r + 1) * (rows + cols), gain, (rows, cols), r + 1)
                 for r, gain in enumerate(gains)
@@ -228,11 +255,19 @@ def _lengths(side: int, shares: Sequence[float]) -> list[int]:
     return sorted({max(1, round(side * share)) for share in shares})
 
 
-def _by_energy(gradient: Tensor, dim: int) -> Tensor:
-    """Rows (dim 1) or columns (dim 0), those with the largest gradient first."""
-    wide = gradient.float()  # scaled: its squares could leave the range of fp32
-    wide = wide / wide.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return wide.square().sum(dim).argsort(descending=True, stable=True)
+def _scaled(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """In fp32, over its largest entry, and that: its squares could leave the range of fp32."""
+    wide = gradient.float()
+    low, high = wide.aminmax()
+    scale = torch.maximum(-low, high).clamp_min(torch.finfo(torch.float32).tiny)
+    return wide / scale, scale
+
+
+def _orders(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns, those with the largest gradient first."""
+    squares = scaled.square()
+    rows, cols = (squares.sum(dim).argsort(descending=True, stable=True) for dim in (1, 0))
+    return rows, cols
 
 
 def _steps(name: str, offers: list[_Offer]) -> list[_Step]:
@@ -275,7 +310,9 @@ def _taken(steps: list[_Step], room: int) -> dict[str, _Offer]:
 
 
 def _block(name: str, gradient: Tensor, offer: _Offer) -> Block:
-    rows = _by_energy(gradient, 1)[: offer.sides[0]].sort().values
-    cols = _by_energy(gradient, 0)[: offer.sides[1]].sort().values
+    orders = _orders(_scaled(gradient)[0])
+    rows, cols = (
+        order[:side].sort().values for order, side in zip(orders, offer.sides, strict=True)
+    )
     shape = (gradient.shape[0], gradient.shape[1])
     return Block(name, shape, tuple(rows.tolist()), tuple(cols.tolist()), offer.rank, 0)

@@ -14,6 +14,7 @@ from cdra_mm.core import (
     base_state,
     find_targets,
 )
+from cdra_mm.core.planning import energy as energy_module
 from cdra_mm.core.planning.energy import (
     START_LENGTH,
     EnergyRules,
@@ -197,3 +198,19 @@ def test_a_plan_does_not_depend_on_the_scale_of_the_gradients(scale):
     assert len(expected.rows) < 40 and {3, 17, 30} <= set(expected.rows)
     (found,) = plan_by_energy({'a.weight': gradient * scale}, 260).blocks
     assert found == expected
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.7, 2.0])
+@pytest.mark.parametrize('size', [1e-20, 1.0])
+def test_gains_of_blocks_of_a_large_matrix_are_those_of_whole_decompositions(decay, size):
+    generator = torch.Generator().manual_seed(int(10 * decay))
+    left, right = (torch.randn(n, 40, generator=generator) for n in (160, 128))
+    gradient = left * torch.arange(1.0, 41) ** -decay @ right.T * size
+    gradient *= torch.exp(torch.randn(160, 1, generator=generator))
+    rules = EnergyRules(sides=(1.0, 0.5, 0.375), max_rank=6)
+    energy = float(gradient.double().square().sum())
+    found = sorted(o[:2] for o in energy_module._offers(gradient, energy, rules))
+    expected = sorted(offers(gradient.double(), rules.sides, 6))[1:]
+    assert [price for price, _ in found] == [price for price, _ in expected]
+    for (_, gain), (_, best) in zip(found, expected, strict=True):
+        assert 0.99 * best <= gain <= 1.0001 * best
