@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cdra_mm.core import ConfigError
 from cdra_mm.tables import small_study
@@ -48,6 +50,7 @@ def study(tmp_path, vtab):  # noqa: F811
 
 
 def backbone(_, size):
+    torch.manual_seed(7)  # as from one file
     return tiny_vit(size)
 
 
@@ -81,6 +84,24 @@ def test_runs_go_on_where_they_broke_off(study, tmp_path, monkeypatch):
     monkeypatch.setattr(small_study, 'Setting', None)
     run(study, '--out', out, '--report')
     assert read(out / 'a.jsonl') == again
+
+
+def test_what_is_forgotten_is_asked_in_the_size_of_each_task(study, tmp_path):
+    width = tiny_vit(32).embed_dim
+    head = {'head.weight': torch.randn(9, width), 'head.bias': torch.zeros(9)}
+    save_file(head, tmp_path / 'weights.safetensors')
+    text = study.read_text().replace("'none'", repr(str(tmp_path / 'weights.safetensors')))
+    text = text.replace('size=32, batch=4),', 'size=64, batch=4),')
+    folder = read_small_study(study).tasks['a']['folder']
+    given = f'remembered = dict(folder={folder!r}, images=2)'
+    study.write_text(f'{text}\n{given}\n')
+    run(study, '--out', tmp_path / 'out', '--methods', 'linear', '--seeds', 0)
+    for task in ('a', 'b'):
+        (found,) = read(tmp_path / f'out/{task}.jsonl')
+        assert found['kept'] == 100
+    study.write_text(f'{text}\n{given[:-1]}, size=32)\n')
+    with pytest.raises(ConfigError, match="remembered of the study .* has an entry 'size'"):
+        read_small_study(study)
 
 
 def test_tasks_are_shared_between_processes(study, tmp_path):
