@@ -196,6 +196,12 @@ FAMILIES: list[Family] = [
 ]
 
 
-def families_of(module: nn.Module) -> Iterator[Family]:
-    """The entries of the table that a module belongs to."""
-    return (family for family in FAMILIES if family.owns(module))
+def families_of(module: nn.Module, having: str = '') -> Iterator[Family]:
+    """The entries of the table that a module belongs to.
+
+    Args:
+        module: The module.
+        having: Of those alone that have this attribute of `Family`; the others are not asked.
+    """
+    asked = (family for family in FAMILIES if not having or getattr(family, having))
+    return (family for family in asked if family.owns(module))

@@ -169,8 +169,8 @@ def _modules_of(model: nn.Module, block: str) -> Iterator[tuple[str, nn.Module]]
         if module in excluded:
             continue
         yield path, module
-        for family in FAMILIES:
-            for name in family.excluded if family.excluded and family.owns(module) else ():
+        for family in families_of(module, having='excluded'):
+            for name in family.excluded:
                 excluded.update(module.get_submodule(name).modules())
 
 

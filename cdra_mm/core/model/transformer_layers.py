@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .families import FAMILIES
+from .families import families_of
 
 __all__ = ['attention_width', 'layer_width', 'find_layers']
 
@@ -91,8 +91,5 @@ def layer_width(model: nn.Module, layer: str) -> int:
 
 def attention_width(module: nn.Module) -> int:
     """The width of an attention's tokens, 0 for any other module."""
-    # Not by `families_of`: most families have no attention, and every module is asked.
-    for family in FAMILIES:
-        if family.width is not None and family.owns(module):
-            return family.width(module)
-    return 0
+    attentions = families_of(module, having='width')
+    return next((family.width(module) for family in attentions if family.width), 0)

@@ -32,9 +32,9 @@ __all__ = ['EnergyRules', 'leading_directions', 'plan_by_energy', 'start_of']
 
 OVERSAMPLING = 8  # directions beside the ranks asked for
 ROUNDS = 6  # of subspace iteration
-# Of the blocks of one matrix: the whole one's gives gains to 1e-3, and each other begins with the
-# directions that it has found.
-ROUNDS_WHOLE, ROUNDS_PART = 2, 1
+# For the gains of blocks alone: of the whole matrix, and of its parts, which begin with the
+# directions that it has.
+ROUNDS_WHOLE, ROUNDS_PART = 3, 1
 START_LENGTH = 3**-0.5  # of a row of `down`: the expected one of LoRA's Kaiming-uniform rows
 
 
@@ -178,38 +178,34 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Returns:
         Values, fp32 ``[r]``, falling; and vectors, fp32 ``[r, I]``, orthonormal.
     """
-    values, vectors = _decomposed(matrix, rank, ROUNDS)
-    return values[:rank], vectors[:rank]
+    scaled, scale = _scaled(matrix)
+    values, vectors = _decomposed(scaled, rank, ROUNDS)
+    return values[:rank] * scale, vectors[:rank]
 
 
 def _decomposed(
-    matrix: Tensor, rank: int, rounds: int, begin: Tensor | None = None
+    scaled: Tensor, rank: int, rounds: int, begin: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See `leading_directions`; gives as many more as there are.
+    """See `leading_directions`; gives some more than are asked for.
 
     Args:
-        matrix: ``[O, I]``.
+        scaled: A matrix by `_scaled`, or a part of one.
         rank: r.
         rounds: Of subspace iteration.
-        begin: Directions to begin with, ``[n, I]``, n at least r; None for random ones. With it,
-            squares of entries have to be in the range of fp32.
+        begin: Directions to begin with, ``[n, I]``, n at least r; None for random ones.
     """
-    wide = matrix.float()
     width = rank + OVERSAMPLING
-    if min(wide.shape) <= 2 * width:
-        _, values, vectors = torch.linalg.svd(wide, full_matrices=False)
+    if min(scaled.shape) <= 2 * width:
+        _, values, vectors = torch.linalg.svd(scaled, full_matrices=False)
         return values, vectors
     if begin is None:
         generator = torch.Generator().manual_seed(0)
-        begin = torch.randn(wide.shape[1], width, generator=generator).to(wide.device).T
-        wide, scale = _scaled(wide)
-        values, vectors = _decomposed(wide, rank, rounds, begin)
-        return values * scale, vectors
-    basis = torch.linalg.qr(wide @ begin.T).Q
+        begin = torch.randn(scaled.shape[1], width, generator=generator).to(scaled.device).T
+    basis = torch.linalg.qr(scaled @ begin.T).Q
     for _ in range(rounds):
-        basis = torch.linalg.qr(wide.T @ basis).Q
-        basis = torch.linalg.qr(wide @ basis).Q
-    _, values, vectors = torch.linalg.svd(basis.T @ wide, full_matrices=False)
+        basis = torch.linalg.qr(scaled.T @ basis).Q
+        basis = torch.linalg.qr(scaled @ basis).Q
+    _, values, vectors = torch.linalg.svd(basis.T @ scaled, full_matrices=False)
     return values, vectors
 
 
@@ -232,17 +228,18 @@ def _offers(gradient: Tensor, energy: float, rules: EnergyRules) -> list[_Offer]
     if not energy:
         return []
     sides = [_lengths(side, rules.sides) for side in gradient.shape]
-    wide, scale = _scaled(gradient)
-    row_order, col_order = _orders(wide)
-    ordered = wide[row_order][:, col_order]
+    scaled, scale = _scaled(gradient)
+    row_order, col_order = _orders(scaled)
+    ordered = scaled[row_order][:, col_order]
     offers = []
-    most = min(rules.max_rank, *ordered.shape)
-    _, whole = _decomposed(ordered, most, ROUNDS_WHOLE)
+    whole = _decomposed(ordered, min(rules.max_rank, *ordered.shape), ROUNDS_WHOLE)
     for rows in sides[0]:
         for cols in sides[1]:
             rank = min(rules.max_rank, rows, cols)
-            begin = whole[: rank + OVERSAMPLING, :cols]
-            values, _ = _decomposed(ordered[:rows, :cols], rank, ROUNDS_PART, begin)
+            values = whole[0]
+            if (rows, cols) != ordered.shape:
+                begin = whole[1][: rank + OVERSAMPLING, :cols]
+                values, _ = _decomposed(ordered[:rows, :cols], rank, ROUNDS_PART, begin)
             gains = (values[:rank].double() * scale.double()).square().cumsum(0).tolist()
             offers += [
                 _Offer((r + 1) * (rows + cols), gain, (rows, cols), r + 1)
