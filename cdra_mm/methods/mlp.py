@@ -28,8 +28,8 @@ __all__ = ['MLP', 'HiddenLayers']
 class HiddenLayers(CallAdapter):
     """Linear layers with ReLU on the features that a backbone gives to its head.
 
-    Features are vectors ``[B, E]`` or maps ``[B, E, H, W]``, of which every place is a
-    vector, or lists of them, which share the layers. They do not merge.
+    Features are vectors ``[B, E]``, tokens ``[B, N, E]`` or maps ``[B, E, H, W]``, of which every
+    place is a vector, or lists of them, which share the layers. They do not merge.
 
     Args:
         module: The backbone.
@@ -68,16 +68,17 @@ class HiddenLayers(CallAdapter):
             return type(features)(self._on(feature) for feature in features)
         width = self.hidden_bias.shape[1]
         shape = tuple(features.shape) if isinstance(features, Tensor) else ()
-        if len(shape) not in (2, 4) or shape[1] != width:
+        axis = 1 if len(shape) == 4 else -1
+        if len(shape) not in (2, 3, 4) or shape[axis] != width:
             raise PlanError(
                 f'the backbone gives its head {shape or type(features).__name__}: an MLP needs '
-                f'features [B, {width}] or maps [B, {width}, H, W]; choose the out_type or '
-                'out_indices of the backbone by it'
+                f'features [B, {width}], tokens [B, N, {width}] or maps [B, {width}, H, W]; choose '
+                'the out_type or out_indices of the backbone by it'
             )
-        x = features.movedim(1, -1)
+        x = features.movedim(axis, -1)
         for weight, bias in zip(self.hidden_weight, self.hidden_bias, strict=True):
             x = F.relu(F.linear(x, weight.to(x.dtype), bias.to(x.dtype)))
-        return x.movedim(-1, 1)
+        return x.movedim(-1, axis)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

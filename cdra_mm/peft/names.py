@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from torch import nn
-
+from cdra_mm.core.model.child_names import not_a_child_name
 from cdra_mm.errors import ConfigError
 from cdra_mm.spelling import did_you_mean
 
@@ -21,11 +20,9 @@ def check_name(name: Any) -> None:
     Raises:
         ConfigError: If it is one.
     """
-    if not isinstance(name, str) or not name or '.' in name or hasattr(nn.ModuleDict(), name):
-        raise ConfigError(
-            f'adapter_name={name!r}: expected a name without a dot that is no attribute of '
-            'torch.nn.ModuleDict; use another'
-        )
+    fault = not_a_child_name(name)
+    if fault:
+        raise ConfigError(f'adapter_name={name!r} {fault}')
 
 
 def require_names(known: Mapping[str, Any], names: Sequence[str] | None) -> None:

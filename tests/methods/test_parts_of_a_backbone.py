@@ -167,6 +167,14 @@ def test_mlp_takes_every_place_of_a_map_as_a_vector():
     torch.testing.assert_close(maps, head(base_maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
+def test_mlp_takes_every_token_as_a_vector():
+    base = timm_vit(num_classes=0, global_pool='', class_token=True)
+    model, _ = adapt(base, MLP, moved=True)
+    x = inputs()
+    assert base(x).dim() == 3
+    torch.testing.assert_close(model(x), written_out(*adapters(model).values())(base(x)))
+
+
 def test_mlp_initial_values_keep_the_scale_and_follow_the_seed():
     base = timm_vit(embed_dim=64, num_heads=2, num_classes=0)
     twins = [adapt(base, MLP, seed=seed)[0] for seed in (0, 0, 1)]

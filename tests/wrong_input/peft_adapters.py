@@ -289,14 +289,12 @@ with heading('Adapters of Hugging Face peft') as (refused, taken):
         entries = SparseMatrix('body.weight', (4, 4), (3,))
         put_on(Plan(sparse=(entries,)), headed(), modules_to_save=['heads'])
 
-    @refused(
-        'the name of an adapter with a dot', ConfigError, "'a.b': expected a name without a dot"
-    )
+    @refused('the name of an adapter with a dot', ConfigError, "'a.b' has a dot: use another")
     def _(folder):
         cdra, _ = ours()
         put_on(plan()).add_adapter('a.b', cdra.CdraConfig(plan=plan()))
 
-    @refused("an adapter named 'keys'", ConfigError, 'no attribute of torch.nn.ModuleDict')
+    @refused("an adapter named 'keys'", ConfigError, "'keys' is one of torch.nn.ModuleDict")
     def _(folder):
         cdra, _ = ours()
         put_on(plan()).add_adapter('keys', cdra.CdraConfig(plan=plan()))

@@ -10,6 +10,8 @@ from torch import nn
 
 from cdra_mm.errors import PlanError
 
+from ..model.child_names import not_a_child_name
+
 __all__ = ['check_own_head', 'check_task_name', 'refuse_training', 'tell_what_is_left_out']
 
 
@@ -19,12 +21,9 @@ def check_task_name(name: Any) -> None:
     Raises:
         PlanError: If it is one.
     """
-    if not isinstance(name, str):
-        raise PlanError(f'the name {name!r} of a task is a {type(name).__name__}: expected text')
-    if '.' in name:
-        raise PlanError(f'the name {name!r} of a task has a dot: use another')
-    if hasattr(nn.ModuleDict(), name):
-        raise PlanError(f'the name {name!r} of a task is one of torch.nn.ModuleDict: use another')
+    fault = not_a_child_name(name)
+    if fault:
+        raise PlanError(f'the name {name!r} of a task {fault}')
 
 
 def check_own_head(

@@ -32,9 +32,7 @@ __all__ = ['EnergyRules', 'leading_directions', 'plan_by_energy', 'start_of']
 
 OVERSAMPLING = 8  # directions beside the ranks asked for
 ROUNDS = 6  # of subspace iteration
-# For the gains of blocks alone: of the whole matrix, and of its parts, which begin with the
-# directions that it has.
-ROUNDS_WHOLE, ROUNDS_PART = 3, 1
+ROUNDS_WHOLE = 3  # for gains alone
 START_LENGTH = 3**-0.5  # of a row of `down`: the expected one of LoRA's Kaiming-uniform rows
 
 
@@ -103,14 +101,12 @@ def plan_by_energy(
     total, steps = 0.0, list[_Step]()
     cheapest: _Offer | None = None
     for name, gradient in gradients.items():
-        energy = float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
-        if gradient.dim() not in (1, 2) or not energy < float('inf'):
-            raise PlanError(
-                f'{name}: the mean gradient is {tuple(gradient.shape)} with squared length '
-                f'{energy}: expected a finite matrix or vector'
-            )
+        if gradient.dim() not in (1, 2):
+            raise PlanError(_no_gradient(name, gradient))
+        energy, offers = _offers(gradient, rules)
+        if not energy < float('inf'):
+            raise PlanError(_no_gradient(name, gradient))
         total += energy
-        offers = _offers(gradient, energy, rules)
         if gradient.dim() == 2:
             cheapest = min([*offers, *([cheapest] if cheapest else [])], default=None)
         steps += _steps(name, offers)
@@ -158,7 +154,11 @@ def start_of(plan: Plan, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     start = {}
     for block in plan.blocks:
-        part = gradients[block.name][list(block.rows)][:, list(block.cols)]
+        gradient = gradients[block.name]
+        rows, cols = (
+            torch.tensor(side, device=gradient.device) for side in (block.rows, block.cols)
+        )
+        part = gradient.index_select(0, rows).index_select(1, cols)
         _, directions = leading_directions(part, block.rank)
         start[block.name] = directions * START_LENGTH
     return start
@@ -183,30 +183,34 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return values[:rank] * scale, vectors[:rank]
 
 
-def _decomposed(
-    scaled: Tensor, rank: int, rounds: int, begin: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _decomposed(scaled: Tensor, rank: int, rounds: int) -> tuple[Tensor, Tensor]:
     """See `leading_directions`; gives some more than are asked for.
 
     Args:
-        scaled: A matrix by `_scaled`, or a part of one.
+        scaled: A matrix by `_scaled`, in any order.
         rank: r.
         rounds: Of subspace iteration.
-        begin: Directions to begin with, ``[n, I]``, n at least r; None for random ones.
     """
     width = rank + OVERSAMPLING
     if min(scaled.shape) <= 2 * width:
         _, values, vectors = torch.linalg.svd(scaled, full_matrices=False)
         return values, vectors
-    if begin is None:
-        generator = torch.Generator().manual_seed(0)
-        begin = torch.randn(scaled.shape[1], width, generator=generator).to(scaled.device).T
-    basis = torch.linalg.qr(scaled @ begin.T).Q
+    generator = torch.Generator().manual_seed(0)
+    begin = torch.randn(scaled.shape[1], width, generator=generator).to(scaled.device)
+    basis = torch.linalg.qr(scaled @ begin).Q
     for _ in range(rounds):
         basis = torch.linalg.qr(scaled.T @ basis).Q
         basis = torch.linalg.qr(scaled @ basis).Q
     _, values, vectors = torch.linalg.svd(basis.T @ scaled, full_matrices=False)
     return values, vectors
+
+
+def _no_gradient(name: str, gradient: Tensor) -> str:
+    energy = float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
+    return (
+        f'{name}: the mean gradient is {tuple(gradient.shape)} with squared length {energy}: '
+        'expected a finite matrix or vector'
+    )
 
 
 def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
@@ -221,31 +225,57 @@ def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
     )
 
 
-def _offers(gradient: Tensor, energy: float, rules: EnergyRules) -> list[_Offer]:
-    """All that can be trained of a target."""
-    if gradient.dim() == 1:
-        return [_Offer(len(gradient), energy)] if rules.vectors and energy else []
-    if not energy:
-        return []
-    sides = [_lengths(side, rules.sides) for side in gradient.shape]
+def _offers(gradient: Tensor, rules: EnergyRules) -> tuple[float, list[_Offer]]:
+    """The squared length of a target's gradient, and all that can be trained of the target."""
     scaled, scale = _scaled(gradient)
-    row_order, col_order = _orders(scaled)
-    ordered = scaled[row_order][:, col_order]
+    unit = float(scale.double().square())
+    if gradient.dim() == 1:
+        energy = float(scaled.square().sum(dtype=torch.float64)) * unit
+        return energy, [_Offer(len(gradient), energy)] if rules.vectors and energy else []
+    row_energy, col_energy = _energies(scaled)
+    energy = float(row_energy.sum(dtype=torch.float64)) * unit
+    if not 0 < energy < float('inf'):
+        return energy, []
+    # Not scaled[rows][:, cols], which takes five times as long.
+    ordered = scaled.index_select(0, _order(row_energy)).index_select(1, _order(col_energy))
     offers = []
-    whole = _decomposed(ordered, min(rules.max_rank, *ordered.shape), ROUNDS_WHOLE)
-    for rows in sides[0]:
-        for cols in sides[1]:
-            rank = min(rules.max_rank, rows, cols)
-            values = whole[0]
-            if (rows, cols) != ordered.shape:
-                begin = whole[1][: rank + OVERSAMPLING, :cols]
-                values, _ = _decomposed(ordered[:rows, :cols], rank, ROUNDS_PART, begin)
-            gains = (values[:rank].double() * scale.double()).square().cumsum(0).tolist()
-            offers += [
-                _Offer((r + 1) * (rows + cols), gain, (rows, cols), r + 1)
-                for r, gain in enumerate(gains)
-            ]
-    return offers
+    for (rows, cols), squares in _squared_values(ordered, rules).items():
+        gains = (squares * unit).cumsum(0).tolist()
+        offers += [
+            _Offer((r + 1) * (rows + cols), gain, (rows, cols), r + 1)
+            for r, gain in enumerate(gains)
+        ]
+    return energy, offers
+
+
+def _squared_values(ordered: Tensor, rules: EnergyRules) -> dict[tuple[int, int], Tensor]:
+    """The largest squared singular values of the blocks of the first rows and columns.
+
+    A block is projected onto what it makes of the leading directions of the whole matrix: products
+    that all blocks share, and one of its own. The values are never above the true ones, and on
+    gradients of pretrained models at most 0.5 % below.
+
+    Returns:
+        Falling fp64 ``[r]`` by ``(|R|, |C|)``, r at most `max_rank`.
+    """
+    all_rows, all_cols = (_lengths(side, rules.sides) for side in ordered.shape)
+    rank = min(rules.max_rank, *ordered.shape)
+    values, directions = _decomposed(ordered, rank, ROUNDS_WHOLE)
+    directions = directions[: rank + OVERSAMPLING]
+    followed = ordered.new_zeros(ordered.shape[0], len(directions))
+    before, squares = 0, {}
+    for cols in all_cols:
+        followed += ordered[:, before:cols] @ directions[:, before:cols].T
+        before = cols
+        for rows in all_rows:
+            if (rows, cols) == ordered.shape:
+                found = values.double().square()
+            else:
+                part = torch.linalg.qr(followed[:rows]).Q.T @ ordered[:rows, :cols]
+                # Of sixteen by sixteen entries; the values of `part` itself take ten times as long.
+                found = torch.linalg.eigvalsh((part @ part.T).double()).flip(0).clamp_min(0)
+            squares[rows, cols] = found[: min(rank, rows, cols)]
+    return squares
 
 
 def _lengths(side: int, shares: Sequence[float]) -> list[int]:
@@ -260,11 +290,15 @@ def _scaled(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return wide / scale, scale
 
 
-def _orders(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns, those with the largest gradient first."""
+def _energies(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared lengths of the rows and of the columns."""
     squares = scaled.square()
-    rows, cols = (squares.sum(dim).argsort(descending=True, stable=True) for dim in (1, 0))
-    return rows, cols
+    return squares.sum(1), squares.sum(0)
+
+
+def _order(energy: Tensor) -> Tensor:
+    """Those with the largest gradient first."""
+    return energy.argsort(descending=True, stable=True)
 
 
 def _steps(name: str, offers: list[_Offer]) -> list[_Step]:
@@ -307,9 +341,10 @@ def _taken(steps: list[_Step], room: int) -> dict[str, _Offer]:
 
 
 def _block(name: str, gradient: Tensor, offer: _Offer) -> Block:
-    orders = _orders(_scaled(gradient)[0])
+    energies = _energies(_scaled(gradient)[0])
     rows, cols = (
-        order[:side].sort().values for order, side in zip(orders, offer.sides, strict=True)
+        _order(energy)[:side].sort().values
+        for energy, side in zip(energies, offer.sides, strict=True)
     )
     shape = (gradient.shape[0], gradient.shape[1])
     return Block(name, shape, tuple(rows.tolist()), tuple(cols.tolist()), offer.rank, 0)

@@ -79,7 +79,7 @@ def test_copy_of_a_model_is_one_of_its_own(copied):
     assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
 
 
-@pytest.mark.parametrize('name', ['keys', 'training', 'a.b', 5, None])
+@pytest.mark.parametrize('name', ['keys', 'training', 'a.b', '', 5, None])
 def test_refused_task_leaves_no_trace(name):
     several = many()
     several.use('t0')
