@@ -76,7 +76,9 @@ def masses_of(scores: Mapping[str, Tensor], *, signed: bool) -> dict[str, float]
     """Sum of each target's scores; of their squares where they are gradients."""
     return {
         name: sum(
-            float(part.double().square().sum() if signed else part.sum(dtype=torch.float64))
+            float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
+            if signed
+            else float(part.sum(dtype=torch.float64))
             for part in score.reshape(-1).split(1 << 24)
         )
         for name, score in scores.items()

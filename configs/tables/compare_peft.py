@@ -90,7 +90,5 @@ methods = dict(
         peft=dict(peft_type='IA3', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
     ),
 )
-tasks = dict(
-    cifar10=dict(_delete_=True), cwfid=dict(_delete_=True), dubai_aerial=dict(_delete_=True)
-)
+tasks = dict(cifar10=dict(_delete_=True))
 del QKV, ALL

@@ -60,6 +60,20 @@ class _Offer(NamedTuple):
     rank: int = 0
 
 
+class _Market(NamedTuple):
+    """What can be bought of one target.
+
+    Attributes:
+        energy: The squared length of its gradient.
+        offers: All that can be trained of it.
+        orders: Rows and columns of a matrix with gradient, those with the largest first.
+    """
+
+    energy: float
+    offers: list[_Offer]
+    orders: tuple[Tensor, ...] = ()
+
+
 class _Step(NamedTuple):
     """From one offer of a target to the next better one."""
 
@@ -98,12 +112,12 @@ def plan_by_energy(
     """
     also_train = dict(also_train or {})
     room = budget_params - sum(also_train.values())
-    total, steps = 0.0, list[_Step]()
+    total, steps, orders = 0.0, list[_Step](), dict[str, tuple[Tensor, ...]]()
     cheapest: _Offer | None = None
     for name, gradient in gradients.items():
         if gradient.dim() not in (1, 2):
             raise PlanError(_no_gradient(name, gradient))
-        energy, offers = _offers(gradient, rules)
+        energy, offers, orders[name] = _market(gradient, rules)
         if not energy < float('inf'):
             raise PlanError(_no_gradient(name, gradient))
         total += energy
@@ -123,7 +137,7 @@ def plan_by_energy(
         )
     return Plan(
         method='cdra',
-        blocks=tuple(_block(name, gradients[name], taken[name]) for name in matrices),
+        blocks=tuple(_block(name, gradients[name], taken[name], orders[name]) for name in matrices),
         vectors=tuple(
             Vector(name, taken[name].price, None, 0) for name in order if name not in matrices
         ),
@@ -225,27 +239,26 @@ def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
     )
 
 
-def _offers(gradient: Tensor, rules: EnergyRules) -> tuple[float, list[_Offer]]:
-    """The squared length of a target's gradient, and all that can be trained of the target."""
+def _market(gradient: Tensor, rules: EnergyRules) -> _Market:
     scaled, scale = _scaled(gradient)
     unit = float(scale.double().square())
     if gradient.dim() == 1:
         energy = float(scaled.square().sum(dtype=torch.float64)) * unit
-        return energy, [_Offer(len(gradient), energy)] if rules.vectors and energy else []
-    row_energy, col_energy = _energies(scaled)
-    energy = float(row_energy.sum(dtype=torch.float64)) * unit
+        offered = [_Offer(len(gradient), energy)] if rules.vectors and energy else []
+        return _Market(energy, offered)
+    squares = scaled.square()
+    energies = squares.sum(1), squares.sum(0)
+    energy = float(energies[0].sum(dtype=torch.float64)) * unit
     if not 0 < energy < float('inf'):
-        return energy, []
+        return _Market(energy, [])
+    rows, cols = (each.argsort(descending=True, stable=True) for each in energies)
     # Not scaled[rows][:, cols], which takes five times as long.
-    ordered = scaled.index_select(0, _order(row_energy)).index_select(1, _order(col_energy))
+    ordered = scaled.index_select(0, rows).index_select(1, cols)
     offers = []
-    for (rows, cols), squares in _squared_values(ordered, rules).items():
-        gains = (squares * unit).cumsum(0).tolist()
-        offers += [
-            _Offer((r + 1) * (rows + cols), gain, (rows, cols), r + 1)
-            for r, gain in enumerate(gains)
-        ]
-    return energy, offers
+    for sides, values in _squared_values(ordered, rules).items():
+        gains = (values * unit).cumsum(0).tolist()
+        offers += [_Offer(r * sum(sides), gain, sides, r) for r, gain in enumerate(gains, 1)]
+    return _Market(energy, offers, (rows, cols))
 
 
 def _squared_values(ordered: Tensor, rules: EnergyRules) -> dict[tuple[int, int], Tensor]:
@@ -290,17 +303,6 @@ def _scaled(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return wide / scale, scale
 
 
-def _energies(scaled: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared lengths of the rows and of the columns."""
-    squares = scaled.square()
-    return squares.sum(1), squares.sum(0)
-
-
-def _order(energy: Tensor) -> Tensor:
-    """Those with the largest gradient first."""
-    return energy.argsort(descending=True, stable=True)
-
-
 def _steps(name: str, offers: list[_Offer]) -> list[_Step]:
     """From nothing to the largest offer along the upper hull of gain over price.
 
@@ -340,11 +342,9 @@ def _taken(steps: list[_Step], room: int) -> dict[str, _Offer]:
     return taken
 
 
-def _block(name: str, gradient: Tensor, offer: _Offer) -> Block:
-    energies = _energies(_scaled(gradient)[0])
+def _block(name: str, gradient: Tensor, offer: _Offer, orders: tuple[Tensor, ...]) -> Block:
     rows, cols = (
-        _order(energy)[:side].sort().values
-        for energy, side in zip(energies, offer.sides, strict=True)
+        order[:side].sort().values for order, side in zip(orders, offer.sides, strict=True)
     )
     shape = (gradient.shape[0], gradient.shape[1])
     return Block(name, shape, tuple(rows.tolist()), tuple(cols.tolist()), offer.rank, 0)

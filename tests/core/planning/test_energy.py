@@ -208,7 +208,7 @@ def test_gains_of_blocks_of_a_large_matrix_are_those_of_whole_decompositions(dec
     gradient = left * torch.arange(1.0, 41) ** -decay @ right.T * size
     gradient *= torch.exp(torch.randn(160, 1, generator=generator))
     rules = EnergyRules(sides=(1.0, 0.5, 0.375), max_rank=6)
-    energy, offered = energy_module._offers(gradient, rules)
+    energy, offered, _ = energy_module._market(gradient, rules)
     assert energy == pytest.approx(float(gradient.double().square().sum()), rel=1e-6)
     found = sorted(offer[:2] for offer in offered)
     expected = sorted(offers(gradient.double(), rules.sides, 6))[1:]
