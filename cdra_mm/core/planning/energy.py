@@ -31,7 +31,8 @@ from .threads import one_thread
 __all__ = ['EnergyRules', 'leading_directions', 'plan_by_energy', 'start_of']
 
 OVERSAMPLING = 8  # directions beside the ranks asked for
-ROUNDS = 6  # of subspace iteration
+ROUNDS = 6  # of subspace iteration, at most
+SETTLED = 1e-4  # relative growth of what is found in a round after which no other follows
 ROUNDS_WHOLE = 3  # for gains alone
 START_LENGTH = 3**-0.5  # of a row of `down`: the expected one of LoRA's Kaiming-uniform rows
 
@@ -193,17 +194,20 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         Values, fp32 ``[r]``, falling; and vectors, fp32 ``[r, I]``, orthonormal.
     """
     scaled, scale = _scaled(matrix)
-    values, vectors = _decomposed(scaled, rank, ROUNDS)
+    values, vectors = _decomposed(scaled, rank, ROUNDS, SETTLED)
     return values[:rank] * scale, vectors[:rank]
 
 
-def _decomposed(scaled: Tensor, rank: int, rounds: int) -> tuple[Tensor, Tensor]:
+def _decomposed(
+    scaled: Tensor, rank: int, rounds: int, settled: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """See `leading_directions`; gives some more than are asked for.
 
     Args:
         scaled: A matrix by `_scaled`, in any order.
         rank: r.
-        rounds: Of subspace iteration.
+        rounds: Of subspace iteration, at most.
+        settled: It ends where the energy of r directions grows by no more than this share.
     """
     width = rank + OVERSAMPLING
     if min(scaled.shape) <= 2 * width:
@@ -212,9 +216,14 @@ def _decomposed(scaled: Tensor, rank: int, rounds: int) -> tuple[Tensor, Tensor]
     generator = torch.Generator().manual_seed(0)
     begin = torch.randn(scaled.shape[1], width, generator=generator).to(scaled.device)
     basis = torch.linalg.qr(scaled @ begin).Q
+    found = 0.0
     for _ in range(rounds):
         basis = torch.linalg.qr(scaled.T @ basis).Q
-        basis = torch.linalg.qr(scaled @ basis).Q
+        basis, triangle = torch.linalg.qr(scaled @ basis)
+        if settled:
+            before, found = found, float(torch.linalg.svdvals(triangle)[:rank].square().sum())
+            if found <= before * (1 + settled):
+                break
     _, values, vectors = torch.linalg.svd(basis.T @ scaled, full_matrices=False)
     return values, vectors
 
