@@ -203,6 +203,13 @@ class CDRA(Selecting):
                 },
                 fingerprint=request.fingerprint,
             )
+        scores = self.competing(request.backbone, request.scores)
+        budget = self.budget_on(request.backbone, request.beside_budget)
+        if budget.get('budget_params') is not None and all(s.dim() == 1 for s in scores.values()):
+            raise PlanError(
+                f"compete={self.compete!r}: no matrix competes, and by allocation='scores' a "
+                "budget is met by the ranks of matrices; set allocation='energy', or gamma"
+            )
         optional = {'compete', *(field.name for field in fields(Ablation))}
         changed = {*self.ablation.changes, *(['compete'] if self.compete != 'all' else [])}
         own = {
@@ -211,8 +218,8 @@ class CDRA(Selecting):
             if name not in optional or name in changed
         }
         return make_plan(
-            self.competing(request.backbone, request.scores),
-            **self.budget_on(request.backbone, request.beside_budget),
+            scores,
+            **budget,
             rank_rule=self.rule,
             min_rank=self.min_rank,
             beta=self.beta,

@@ -191,7 +191,7 @@ class CDRAHook(Hook):
         self.planner = RunPlanner(
             self.method, num_samples, batch_size, statistic, also_train, seed, plan, keep_scores,
             exclude, also_train_in_budget, score_dtype, score_device,
-            start_given_plan='start' in {**settings, **(method or {})},
+            start_given_plan={**settings, **(method or {})}.get('start') is not None,
         )  # fmt: skip
         check_product(product)
         if head_iters < 0:

@@ -73,6 +73,8 @@ def check_same_settings(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -
     Raises:
         CheckpointError: Names the first setting that differs, the method before all others.
     """
+    # What is not written is what it was before there was the setting; see `Method.added`.
+    asked, recorded = _with_unwritten(asked), _with_unwritten(recorded)
     differ = sorted(
         key for key in asked.keys() | recorded.keys() if asked.get(key) != recorded.get(key)
     )
@@ -84,3 +86,10 @@ def check_same_settings(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -
             f'the checkpoint was made {made}, the config {says}: use the settings of the '
             'checkpoint, or start a new run in another work directory'
         )
+
+
+def _with_unwritten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    unwritten = {}
+    if settings.get('method') == CDRA.name:
+        unwritten = {f'method.{name}': value for name, value in CDRA.added.items()}
+    return {**unwritten, **settings}

@@ -32,6 +32,7 @@ class PlanHealth:
         lost: Selected entries in matrices that stay frozen for their rank of 0.
         adapted: Matrices that are adapted, of those that competed.
         by_energy: Whether the scores are squares of mean gradients.
+        everything: Whether all matrices competed; of a part of them one may hold much.
     """
 
     largest: tuple[tuple[str, float], ...]
@@ -39,23 +40,28 @@ class PlanHealth:
     lost: float
     adapted: float
     by_energy: bool = False
+    everything: bool = True
 
     @property
     def text(self) -> str:
         """What is held, in one line."""
-        what = "the mean gradients' energy" if self.by_energy else 'all scores'
         named = ', '.join(f'{name} {100 * share:.1f} %' for name, share in self.largest)
-        return f'the trained targets hold {100 * self.held:.1f} % of {what}; the largest: {named}'
+        held = f'{100 * self.held:.1f} % of {self._what}'
+        return f'the trained targets hold {held}; the largest: {named}'
+
+    @property
+    def _what(self) -> str:
+        return "the mean gradients' energy" if self.by_energy else 'all scores'
 
     @property
     def warnings(self) -> list[str]:
         """What is unhealthy, each with what to do."""
         found = []
         name, share = self.largest[0]
-        if share >= CONCENTRATED:
+        if share >= CONCENTRATED and self.everything:
             found.append(
-                f'{name} alone holds {100 * share:.0f} % of all scores (12 % at most on weights in '
-                'good health): the weights may be damaged, or the images not scaled as in their '
+                f'{name} alone holds {100 * share:.0f} % of {self._what} (12 % at most on weights '
+                'in good health): the weights may be damaged, or the images not scaled as in their '
                 'pretraining; look at mean and std of the data_preprocessor and at what the '
                 'frozen backbone reaches (method linear)'
             )
@@ -111,4 +117,5 @@ def plan_health(
         lost=lost / max(plan.num_sensitive, 1),
         adapted=len(adapted) / max(len(masses.keys() & set(matrices)), 1),
         by_energy=plan.settings.get('statistic') == 'mean_gradient',
+        everything=set(matrices) <= masses.keys(),
     )

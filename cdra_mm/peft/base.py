@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from .layer import CdraLayer
 
 __all__ = ['check_base_of', 'check_places', 'plain_class', 'saved_modules']
 
+# Tasks for which peft adds these names to modules_to_save, whether a model has them or not.
+TASKS_WITH_HEADS = ('SEQ_CLS', 'TOKEN_CLS', 'TaskType.SEQ_CLS', 'TaskType.TOKEN_CLS')
+PEFT_HEADS = ('classifier', 'score')
 # What peft's wrapper of `modules_to_save` does not take: they have no forward.
 CONTAINERS = nn.ModuleDict | nn.ModuleList | nn.ParameterDict | nn.ParameterList
 
@@ -29,7 +32,11 @@ def check_places(model: nn.Module, config: CdraConfig) -> None:
         ConfigError: If `modules_to_save` names nothing that can be trained whole.
     """
     plan = config.require_plan()
-    saved_modules(model, config.modules_to_save or ())
+    named = config.modules_to_save or ()
+    if str(config.task_type) in TASKS_WITH_HEADS:  # peft itself adds names that models may have
+        ends = tuple(path for path, _ in model.named_modules())
+        named = [n for n in named if n not in PEFT_HEADS or any(p.endswith(n) for p in ends)]
+    saved_modules(model, named)
     competing = _competing(model)
     for block in plan.blocks:
         target = resolve(model, block.name)
@@ -75,11 +82,17 @@ def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> list[nn.M
     return found
 
 
-def check_base_of(model: nn.Module, config: CdraConfig) -> None:
+def check_base_of(model: nn.Module, config: CdraConfig, known: Collection[str] = ()) -> None:
     """Refuses other base weights than those of the config, and notes them where it has none.
 
     What competes counts, without what `modules_to_save` brings along: a head is another one in
     every new model. Of a model without transformer blocks it is what the plan changes.
+
+    Args:
+        model: The model.
+        config: The config.
+        known: Fingerprints of the adapters that are on it. They were checked when they came: a
+            model that was converted to half precision since has the same base.
 
     Raises:
         PlanError: If they differ.
@@ -102,6 +115,8 @@ def check_base_of(model: nn.Module, config: CdraConfig) -> None:
         check_base(model, config.base_fingerprint, table, names)
     except PlanError as error:
         halves = {state[name].dtype for name in names} & {torch.float16, torch.bfloat16}
+        if halves and config.base_fingerprint in known:
+            return
         if not halves:
             raise
         here = ' and '.join(sorted(str(dtype).removeprefix('torch.') for dtype in halves))

@@ -94,7 +94,9 @@ class CdraConfig(PeftConfig):
             raise ConfigError(
                 'this CdraConfig has no plan, so nothing says what to train: make one with '
                 'cdra_mm.peft.cdra_config, or read that of a saved adapter with '
-                'CdraConfig.from_pretrained(folder)'
+                'CdraConfig.from_pretrained(folder). A saved adapter is loaded by peft '
+                '(PeftModel.from_pretrained, AutoPeftModel): load_adapter and from_pretrained of a '
+                'transformers model see adapter_config.json alone'
             )
         return self.plan
 

@@ -57,6 +57,7 @@ class CdraLayer(AdapterSet, BaseTunerLayer):
         self.kept: dict[str, Tensor] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
+        self.cast_input_dtype_enabled = True  # peft's helpers switch it; nothing is cast here
         self._active_adapter: str | list[str] = []
 
     @property

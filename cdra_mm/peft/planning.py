@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from cdra_mm.core.model.targets import parameter_of
 from cdra_mm.core.scoring.losses import LossFn
 from cdra_mm.core.scoring.mean_gradients import mean_gradients
 from cdra_mm.core.scoring.scores import STATISTICS
+from cdra_mm.core.scoring.zero_head import nonzero_head
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.methods import CDRA, Request, make_method
 from cdra_mm.methods.cdra import settings_beside
@@ -23,7 +25,7 @@ from cdra_mm.progress import progress_line
 from cdra_mm.settings import check_types
 from cdra_mm.spelling import did_you_mean
 
-from .base import saved_modules
+from .base import check_base_of, saved_modules
 from .config import CdraConfig
 
 __all__ = ['cdra_config', 'mean_loss']
@@ -153,25 +155,34 @@ def cdra_config(
     if method.budget_percent is not None:
         total = sum(p.numel() for p in part.parameters() if id(p) not in saved)
         share = int(total * method.budget_percent / 100)
+        if not share:
+            raise ConfigError(
+                f'budget_percent={method.budget_percent}: of {total} parameters that is less than '
+                'one; give more, or budget_params'
+            )
         method = replace(method, budget_percent=None, budget_params=share)
     given: dict[str, Any] = {} if method.by_energy else dict(statistic=statistic)
     score = mean_gradients if method.by_energy else estimate_scores
     counted = _Counted(batches, num_samples, next(model.parameters()).device, progress)
-    found = score(
-        model, counted, loss_fn, targets=[prefix + n for n in targets], progress=counted.show,
-        **given,
-    )  # fmt: skip
+    own = [parameter for parameter in part.parameters() if id(parameter) not in saved]
+    with nonzero_head(model, own, seed, warnings.warn):
+        found = score(
+            model, counted, loss_fn, targets=[prefix + n for n in targets],
+            progress=counted.show, **given,
+        )  # fmt: skip
     scores = {name.removeprefix(prefix): value for name, value in found.items()}
     how = dict(statistic=statistic, num_samples=counted.done, seed=seed)
     plan = method.plan(Request(part, scores, also_train=whole, settings=how))
     assert plan is not None
     start = method.first_factors(plan, scores)
-    return CdraConfig(
+    config = CdraConfig(
         plan=_below(plan, prefix),
         start={prefix + name: value for name, value in start.items()},
         modules_to_save=list(modules_to_save) if modules_to_save else None,
         seed=seed,
     )
+    check_base_of(model, config)  # which notes what it was made for
+    return config
 
 
 class _Counted:

@@ -78,7 +78,8 @@ class CdraModel(BaseTuner):
             require_free_name(model)
         check_places(model, config)
         check_shapes(model, plan)
-        check_base_of(model, config)
+        others = (c for name, c in self.peft_config.items() if name != adapter_name)
+        check_base_of(model, config, [getattr(c, 'base_fingerprint', '') for c in others])
         slots = delta_adapters(model, plan)
         base = plain_class(model)
         config.auto_mapping = {

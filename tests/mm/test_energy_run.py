@@ -201,3 +201,18 @@ def test_what_is_trained_whole_does_not_compete(tmp_path, method):
     plan = Plan.from_json((tmp_path / 'run/cdra_plan.json').read_text())
     assert plan.also_train == {also: 32}
     assert also not in {vector.name for vector in plan.vectors} and plan.vectors
+
+
+def test_vectors_alone_are_planned_and_trained(tmp_path):
+    runner = toy.train(toy.config(tmp_path, cdra=dict(compete='vectors'), train_cfg=NONE))
+    plan = Plan.from_json((tmp_path / 'run/cdra_plan.json').read_text())
+    assert plan.vectors and not plan.blocks
+    assert runner.iter == 1
+    scores = dict(compete='vectors', allocation='scores')
+    with pytest.raises(PlanError, match="compete='vectors': no matrix competes"):
+        toy.train(toy.config(tmp_path, cdra=scores, work_dir=str(tmp_path / 'b'), train_cfg=NONE))
+
+
+@pytest.mark.parametrize(('start', 'begins'), [(None, False), ('gradient', True)])
+def test_a_start_of_none_is_none_given(start, begins):
+    assert CDRAHook(plan='plan.json', start=start).planner.start_given_plan is begins

@@ -137,3 +137,13 @@ def test_scoring_warns_of_labels_that_are_mostly_ignored(tmp_path, monkeypatch):
     monkeypatch.setattr(runner.logger, 'warning', lambda text, *_, **__: said.append(str(text)))
     runner.train()
     assert any('in masks of 0 and 255 the foreground is ignored' in text for text in said)
+
+
+@pytest.mark.parametrize('average', [False, True])
+def test_labels_that_are_all_ignored_are_named_and_not_the_backbone(tmp_path, monkeypatch, average):
+    picture = toy.picture
+    monkeypatch.setattr(toy, 'picture', lambda i: (picture(i)[0], np.full_like(picture(i)[1], 255)))
+    cfg = toy.config(tmp_path)
+    cfg.model.decode_head.loss_decode = dict(type='CrossEntropyLoss', avg_non_ignore=average)
+    with pytest.raises(DataError, match='none of the training samples drawn .* has a label'):
+        toy.train(cfg)

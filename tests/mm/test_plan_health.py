@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +31,10 @@ def plan(adapted=5, dropped=1, lost=10):
     )
 
 
+def energy_plan():
+    return replace(plan(), settings={'statistic': 'mean_gradient'})
+
+
 def masses(**changed):
     return {**{f'a{n}': 1.0 for n in range(8)}, 'd0': 1.0, 'v': 1.0, **changed}
 
@@ -49,12 +54,17 @@ def test_shares_are_those_of_the_scores_and_entries():
     [
         (plan(), dict(d0=3.0), r'd0 alone holds 25 % of all scores .*mean and std'),
         (plan(lost=60), {}, r"54 % of the selected entries lie in matrices .*rank_rule='count'"),
+        (energy_plan(), dict(d0=3.0), r"d0 alone holds 25 % of the mean gradients' energy"),
         (plan(adapted=0, lost=0), {}, r'0 % of the matrices are adapted: .*budget'),
     ],
 )
 def test_what_is_unhealthy_is_said_with_a_remedy(case, changed, words):
     (warning,) = plan_health(case, masses(**changed), MATRICES).warnings
     assert re.search(words, warning)
+
+
+def test_a_part_of_the_matrices_may_lie_in_one_of_them():
+    assert not plan_health(plan(), masses(d0=3.0), [*MATRICES, 'withheld']).warnings
 
 
 def test_a_plan_without_scores_has_no_health():

@@ -144,9 +144,15 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(run, tmp_path, damage):
     [
         (dict(cdra=dict(method=dict(type='lora'))), "method='cdra', the config says 'lora'"),
         (dict(cdra=dict(num_samples=4)), 'num_samples=8, the config says 4'),
+        (
+            dict(cdra=dict(allocation='scores')),
+            "allocation='energy', the config says 'scores'",
+        ),
+        (dict(cdra=dict(start='random')), "start='gradient', the config says 'random'"),
+        (dict(cdra=dict(max_rank=4)), 'max_rank=8, the config says 4'),
         (dict(custom_hooks=[dict(type='EMAHook')]), 'written without EMAHook, and the config has'),
     ],
-    ids=['method', 'samples', 'averages'],
+    ids=['method', 'samples', 'allocation', 'start', 'rank', 'averages'],
 )
 def test_another_run_is_not_gone_on_with(run, options, message):
     folder, _ = run

@@ -147,6 +147,29 @@ def segformer_client() -> Client:
     )
 
 
+def beit_segmentor_client() -> Client:
+    """A segmentor under UPerNet of transformers, whose neck is in the model."""
+    options = dict(
+        KINDS, num_hidden_layers=4, intermediate_size=64, num_labels=CLASSES,
+        out_indices=[1, 2, 3, 4], pool_scales=[1, 2], use_auxiliary_head=False,
+    )  # fmt: skip
+
+    def batch() -> dict[str, Tensor]:
+        masks = torch.randint(0, CLASSES, (4, SIZE, SIZE), generator=torch.Generator())
+        return labelled(masks)
+
+    return Client(
+        build=lambda: seeded(
+            lambda: _transformers('BeitForSemanticSegmentation', 'BeitConfig', **options)
+        ),
+        head=['decode_head', 'fpn'],  # the neck has running means
+        also_train=['beit.embeddings.cls_token'],
+        batch=batch,
+        loss=mean_loss,
+        call=lambda model, batch: model(pixel_values=batch['pixel_values']).logits,
+    )
+
+
 def eomt_client() -> Client:
     """A segmentor by masks: its queries meet the image in its last blocks."""
     options = dict(**KINDS, mlp_ratio=2, num_queries=4, num_blocks=1, num_upscale_blocks=1)
@@ -194,6 +217,7 @@ CLIENTS: dict[str, Client] = {
         'BeitForImageClassification', 'BeitConfig', ['classifier'],
         ['beit.embeddings.cls_token'], **KINDS, **FFN,
     ),
+    'BEiT segmentor': beit_segmentor_client(),
     'SegFormer': segformer_client(),
     'EoMT': eomt_client(),
 }  # fmt: skip

@@ -106,6 +106,16 @@ def test_model_is_left_as_it_was():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_zero_head_is_scored_through_random_weights_and_said_so():
+    model = VIT.build()
+    model.head.weight.data.zero_()
+    with pytest.warns(UserWarning, match='head.weight is all zeros'):
+        config = cdra_config(
+            model, [VIT.batch()], VIT.loss, modules_to_save=['head'], budget_percent=8
+        )
+    assert config.plan.blocks and not model.head.weight.any()
+
+
 WRONG = {
     'head': (dict(modules_to_save=['classifier']), ConfigError, "ends with 'classifier'"),
     'backbone': (dict(backbone='encoder'), ConfigError, "backbone='encoder'"),
@@ -119,6 +129,7 @@ WRONG = {
     'seed': (dict(seed='a'), ConfigError, "seed='a': expected an integer"),
     'one batch': (dict(batches=dict(a=1)), ConfigError, 'batches is a dict: expected a data'),
     'no batches': (dict(batches=4), ConfigError, 'batches is a int: expected a data loader'),
+    'nothing': (dict(budget_percent=1e-3), ConfigError, 'budget_percent=0.001: of .* less than on'),
     'batch': (dict(batches=[[1]], loss_fn=mean_loss), ConfigError, 'a batch is a list'),
 }
 

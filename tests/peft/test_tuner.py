@@ -20,7 +20,7 @@ from cdra_mm.core import Block, Plan, Vector, plan_from_masks
 from cdra_mm.core.adapters import compact_linear
 from cdra_mm.core.adapters.adapter_set import AdapterSet
 from cdra_mm.core.adapters.copied_weights import choose_product
-from cdra_mm.errors import CheckpointError, ConfigError
+from cdra_mm.errors import CheckpointError, ConfigError, PlanError
 from cdra_mm.peft import CdraConfig
 
 from .clients import CLIENTS, config_of, images, output, trained
@@ -326,7 +326,7 @@ def test_another_plan_under_a_name_is_refused(two, tmp_path):
 
 def test_refused_name_leaves_the_model_as_it_was(config):
     model = VIT.build()
-    with pytest.raises(ConfigError, match='without a dot'):
+    with pytest.raises(ConfigError, match='has a dot'):
         get_peft_model(model, copy.deepcopy(config), adapter_name='a.b')
     with pytest.raises(ConfigError, match='has no module that ends with'):
         get_peft_model(model, replace(copy.deepcopy(config), modules_to_save=['classifier']))
@@ -413,3 +413,44 @@ def test_trainable_parameters_are_those_of_the_plan(config, capsys):
     assert trainable == config.plan.num_trainable + head
     model.print_trainable_parameters()
     assert f'{trainable:,}' in capsys.readouterr().out
+
+
+def test_config_of_one_call_goes_onto_its_base_alone():
+    made = config_of(VIT)
+    assert made.base_fingerprint
+    get_peft_model(VIT.build(), copy.deepcopy(made))
+    other = VIT.build()
+    other.blocks[0].attn.qkv.weight.data[0, 0] += 1
+    with pytest.raises(PlanError, match='other base weights'):
+        get_peft_model(other, made)
+
+
+def test_further_adapter_goes_onto_a_converted_model_of_the_same_base(two, tmp_path):
+    two.save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(VIT.build(), tmp_path).to(torch.bfloat16)
+    model.load_adapter(tmp_path / 'other', 'other')
+    model.set_adapter('other')
+    whole = PeftModel.from_pretrained(VIT.build(), tmp_path)
+    whole.load_adapter(tmp_path / 'other', 'other')
+    whole.to(torch.bfloat16).set_adapter('other')
+    x = images().to(torch.bfloat16)
+    assert torch.equal(model(x), whole(x))
+    with pytest.raises(PlanError, match='other base weights'):
+        PeftModel.from_pretrained(VIT.build().to(torch.bfloat16), tmp_path)
+
+
+def test_heads_that_peft_adds_to_a_task_may_be_absent():
+    client = CLIENTS['ViT']
+    made = replace(config_of(client), task_type='SEQ_CLS')
+    model = get_peft_model(client.build(), made)
+    assert model.base_model.model.classifier.modules_to_save['default'].weight.requires_grad
+    assert output(client, model).shape == (4, 3)
+
+
+def test_a_helper_of_peft_that_switches_casting_has_nothing_to_switch(model):
+    from peft.helpers import disable_input_dtype_casting
+
+    x = images()
+    expected = model(x)
+    with disable_input_dtype_casting(model):
+        assert torch.equal(model(x), expected)

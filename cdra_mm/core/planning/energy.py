@@ -16,6 +16,7 @@ get their rank from a count (Eq. 7).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cdra_mm.errors import PlanError
+from cdra_mm.errors import ConfigError, PlanError
 
 from .plan import Block, Plan, Vector
 from .threads import one_thread
@@ -34,6 +35,7 @@ OVERSAMPLING = 8  # directions beside the ranks asked for
 ROUNDS = 6  # of subspace iteration, at most
 SETTLED = 1e-4  # relative growth of what is found in a round after which no other follows
 ROUNDS_WHOLE = 3  # for gains alone
+UNSPENT = 0.9  # share of a budget below which it is said that more cannot be bought
 START_LENGTH = 3**-0.5  # of a row of `down`: the expected one of LoRA's Kaiming-uniform rows
 
 
@@ -45,11 +47,20 @@ class EnergyRules:
         sides: Sides of a block over those of its matrix, each in (0, 1].
         max_rank: Largest rank of a block.
         vectors: Whether vectors are offered.
+
+    Raises:
+        ConfigError: If a setting is out of range.
     """
 
     sides: Sequence[float] = (1.0, 0.5, 0.25, 0.125)
     max_rank: int = 8
     vectors: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.sides or not all(0 < side <= 1 for side in self.sides):
+            raise ConfigError(f'sides={self.sides!r}: expected numbers above 0, at most 1')
+        if self.max_rank < 1:
+            raise ConfigError(f'max_rank={self.max_rank!r}: expected a count of at least 1')
 
 
 class _Offer(NamedTuple):
@@ -109,11 +120,13 @@ def plan_by_energy(
         that the trained parts can follow. Rows and columns are in the order of the matrix.
 
     Raises:
-        PlanError: If a gradient is not finite or of another kind, or no matrix fits the budget.
+        PlanError: If a gradient is not finite or of another kind, or nothing fits the budget; also
+            if there are matrices, and none fits.
     """
     also_train = dict(also_train or {})
     room = budget_params - sum(also_train.values())
-    total, steps, orders = 0.0, list[_Step](), dict[str, tuple[Tensor, ...]]()
+    total, steps = 0.0, list[_Step]()
+    orders, offered = dict[str, tuple[Tensor, ...]](), dict[str, list[_Offer]]()
     cheapest: _Offer | None = None
     for name, gradient in gradients.items():
         if gradient.dim() not in (1, 2):
@@ -124,11 +137,21 @@ def plan_by_energy(
         total += energy
         if gradient.dim() == 2:
             cheapest = min([*offers, *([cheapest] if cheapest else [])], default=None)
+        offered[name] = offers
         steps += _steps(name, offers)
+    most = sum(step.price for step in steps)
+    if most < UNSPENT * room:
+        warnings.warn(
+            f'of a budget of {room} parameters, {room - most} are left over: nothing else can be '
+            f'bought with max_rank={rules.max_rank}; a larger one spends them',
+            stacklevel=3,
+        )
     taken = _taken(steps, room)
+    spent = sum(offer.price for offer in taken.values())
+    taken |= _fillers(offered, taken, room - spent)
     order = [name for name in gradients if name in taken]
     matrices = [name for name in order if gradients[name].dim() == 2]
-    if not matrices:
+    if not matrices and not (taken and all(g.dim() == 1 for g in gradients.values())):
         vectors = sum(offer.price for offer in taken.values())
         reserved = budget_params - room
         raise PlanError(
@@ -165,7 +188,9 @@ def start_of(plan: Plan, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         The r top right singular vectors of ``G[R, C]``, each of length 0.577; fp32 ``[r, |C|]``
-        by name.
+        by name. Of large blocks as `leading_directions` finds them: together they hold what r
+        directions can hold to about a thousandth; where singular values are almost equal, single
+        ones are mixed.
     """
     start = {}
     for block in plan.blocks:
@@ -249,6 +274,8 @@ def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
 
 
 def _market(gradient: Tensor, rules: EnergyRules) -> _Market:
+    if not gradient.numel():
+        return _Market(0.0, [])
     scaled, scale = _scaled(gradient)
     unit = float(scale.double().square())
     if gradient.dim() == 1:
@@ -349,6 +376,24 @@ def _taken(steps: list[_Step], room: int) -> dict[str, _Offer]:
         room -= step.price
         taken[step.name] = step.offer
     return taken
+
+
+def _fillers(
+    offered: Mapping[str, list[_Offer]], taken: Mapping[str, _Offer], room: int
+) -> dict[str, _Offer]:
+    """What fits into what the steps have left: for each target in turn the best that is better.
+
+    The steps of a target go from one offer of its hull to the next; if the next is too dear, an
+    offer below the hull may not be.
+    """
+    better = {}
+    for name, offers in offered.items():
+        held = taken.get(name, _Offer(0, 0.0))
+        fitting = [o for o in offers if o.price - held.price <= room and o.gain > held.gain]
+        if fitting:
+            better[name] = max(fitting, key=lambda offer: (offer.gain, -offer.price))
+            room -= better[name].price - held.price
+    return better
 
 
 def _block(name: str, gradient: Tensor, offer: _Offer, orders: tuple[Tensor, ...]) -> Block:

@@ -101,7 +101,7 @@ class ScoredParameters:
             raise ScoreError(
                 f'the {what} of all {len(self._targets)} targets are exactly zero over {count} '
                 f'{unit}: the loss does not depend on the backbone. Is the last layer of the head '
-                'all zeros, or is the backbone run under no_grad?'
+                'all zeros, are all labels ignored, or is the backbone run under no_grad?'
             )
         return {
             name: view_of(target, sums[self._name_of[target.path]])

@@ -31,6 +31,11 @@ class LabelTally:
     def __init__(self) -> None:
         self.counts: Counter[int] = Counter()
 
+    def all_ignored(self, model: nn.Module) -> bool:
+        """Whether labels were seen in this process, and the head ignores all of them."""
+        ignored = getattr(last_head(model), 'ignore_index', None)
+        return ignored is not None and set(self.counts) == {ignored}
+
     def likely_mistakes(self, model: nn.Module, dataset: Any, num_samples: int) -> list[str]:
         """What the labels of all processes say about mistakes; every process has to call it.
 

@@ -25,6 +25,7 @@ from cdra_mm.core import estimate_scores, find_targets
 from cdra_mm.core.model.evaluation import evaluation_mode
 from cdra_mm.core.scoring.losses import LossFn
 from cdra_mm.core.scoring.mean_gradients import mean_gradients
+from cdra_mm.core.scoring.zero_head import nonzero_head
 from cdra_mm.errors import CDRAError, ConfigError, DataError, ScoreError
 from cdra_mm.progress import logged_progress
 
@@ -34,8 +35,8 @@ from ..rebuild import plain_model
 from .contrastive import TwoViews, contrastive_loss, join_views
 from .label_check import counted_labels
 from .sample_losses import per_sample_losses
-from .scoring_state import autocast, nonzero_head, plain_forward, preserved_random_state
-from .unlabelled import Unlabelled
+from .scoring_state import autocast, plain_forward, preserved_random_state
+from .unlabelled import Unlabelled, no_labels
 
 __all__ = [
     'SeededSamples',
@@ -152,7 +153,8 @@ def score_backbone(
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(plain_forward(model))
         if not contrastive:  # which sees no head
-            stack.enter_context(nonzero_head(model, backbone, seed, logger))
+            own = list(backbone.parameters())
+            stack.enter_context(nonzero_head(model, own, seed, logger.warning))
         stack.enter_context(autocast(runner))
         tally = stack.enter_context(counted_labels())
         try:
@@ -172,6 +174,8 @@ def score_backbone(
                 )
         except Exception as error:  # whatever it is, the others must not wait for it
             named = _naming_image(error, mine, loader.dataset)
+            if isinstance(error, ScoreError) and tally.all_ignored(model):
+                named = no_labels(f'{len(mine)} images')
             reduction.fail(named)
             raise named from error.__cause__
     for mistake in tally.likely_mistakes(model, loader.dataset, len(indices)):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -18,7 +17,6 @@ from ..backbone import find_backbone
 from ..host.model_patches import without_batch_augments, without_recomputation
 
 __all__ = [
-    'nonzero_head',
     'autocast',
     'kept_flags',
     'outputs_for_loss',
@@ -101,32 +99,6 @@ def outputs_for_loss(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in owners:
                 module.training = mode
-
-
-@contextmanager
-def nonzero_head(
-    model: nn.Module, backbone: nn.Module, seed: int, logger: MMLogger
-) -> Iterator[None]:
-    """A head that starts at zero sends no gradient: random weights for the pass ."""
-    inside = {id(parameter) for parameter in backbone.parameters()}
-    zeros = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in inside and parameter.dim() > 1 and not parameter.any()
-    }
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in zeros.items():
-        noise = torch.randn(parameter.shape, generator=generator) * 0.01
-        parameter.data.copy_(noise)
-        logger.warning(
-            f'{name} is all zeros, so the loss would not depend on the backbone: scored through '
-            'random weights (std 0.01), which are taken out again before training'
-        )
-    try:
-        yield
-    finally:
-        for parameter in zeros.values():
-            parameter.data.zero_()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from cdra_mm.errors import DataError
 
 from ..data_check.label_rule import last_head
 
-__all__ = ['Unlabelled']
+__all__ = ['Unlabelled', 'no_labels']
 
 Batch = TypeVar('Batch')
 
@@ -84,11 +84,16 @@ class Unlabelled:
             DataError: If nothing is left.
         """
         if not count and self.images:
-            raise DataError(
-                f'none of the training samples drawn ({self.images[0]} ...) has a labelled pixel: '
-                'check the labels, reduce_zero_label and the ignore_index of the head'
-            )
+            raise no_labels(f'{self.images[0]} ...')
         return count
+
+
+def no_labels(which: str) -> DataError:
+    """The error where nothing that was drawn has labels."""
+    return DataError(
+        f'none of the training samples drawn ({which}) has a label that counts: check the labels, '
+        'reduce_zero_label and the ignore_index of the head'
+    )
 
 
 def _is_unlabelled(model: nn.Module, sample: Any) -> bool:

@@ -7,6 +7,7 @@ import torch
 
 from cdra_mm.core import (
     Block,
+    ConfigError,
     Plan,
     PlanError,
     adapters,
@@ -174,7 +175,6 @@ def test_a_start_that_fits_no_block_is_refused_and_the_model_is_as_it_was():
     [
         ({'a.weight': torch.ones(4, 4)}, 1, 'the smallest adapter has 2'),
         ({'a.weight': torch.zeros(4, 4)}, 100, 'none of the 1 targets is a matrix with a grad'),
-        ({'a.bias': torch.ones(4)}, 100, 'none of the 1 targets is a matrix with a gradient'),
         (
             {'a.weight': torch.ones(4, 4), 'a.bias': torch.full((4,), 9.0)},
             5,
@@ -215,3 +215,62 @@ def test_gains_of_blocks_of_a_large_matrix_are_those_of_whole_decompositions(dec
     assert [price for price, _ in found] == [price for price, _ in expected]
     for (_, gain), (_, best) in zip(found, expected, strict=True):
         assert 0.99 * best <= gain <= 1.0001 * best
+
+
+def test_vectors_alone_make_a_plan_where_no_matrix_competes():
+    gradients = {f'{n}.bias': torch.full((4,), float(n)) for n in range(1, 4)}
+    plan = plan_by_energy(gradients, 9)
+    assert [vector.name for vector in plan.vectors] == ['2.bias', '3.bias'] and not plan.blocks
+    with pytest.raises(PlanError, match='no adapter fits a budget of 3'):
+        plan_by_energy(gradients, 3)
+
+
+def test_what_a_step_leaves_is_spent_on_what_fits_into_it():
+    # Of a matrix of ones no part has more gain per parameter than the whole.
+    ones = torch.ones(64, 64)
+    (block,) = plan_by_energy({'a.weight': ones}, 50).blocks
+    assert (len(block.rows), len(block.cols), block.rank) == (32, 16, 1)
+    spent = plan_by_energy({'a.weight': ones, 'b.weight': ones}, 128 + 50)
+    assert [block.num_params for block in spent.blocks] == [128, 48]
+
+
+@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('budget', [20, 45, 80, 150])
+def test_nothing_better_fits_into_what_is_left_of_a_budget(seed, budget):
+    gradients = random_gradients(seed)
+    plan = plan_by_energy(gradients, budget, RULES)
+    assert plan.num_trainable <= budget
+    room = budget - plan.num_trainable
+    held = {block.name: block for block in plan.blocks}
+    for name, gradient in gradients.items():
+        if gradient.dim() == 1:
+            continue
+        block = held.get(name)
+        price, gain = 0, 0.0
+        if block is not None:
+            part = gradient[list(block.rows)][:, list(block.cols)]
+            price = block.num_params
+            gain = float(torch.linalg.svdvals(part.double()).square()[: block.rank].sum())
+        for other_price, other_gain in offers(gradient.double(), RULES.sides, 3)[1:]:
+            assert other_price - price > room or other_gain <= gain * (1 + 1e-5)
+
+
+def test_a_budget_above_all_that_there_is_is_told():
+    gradients = random_gradients(0)
+    with pytest.warns(UserWarning, match='of a budget of 100000 parameters, .* max_rank=3; a lar'):
+        plan_by_energy(gradients, 100_000, RULES)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [dict(sides=()), dict(sides=(2.0,)), dict(sides=(0.0,)), dict(sides=(float('nan'),)),
+     dict(max_rank=0)],
+)  # fmt: skip
+def test_rules_out_of_range_are_refused(settings):
+    with pytest.raises(ConfigError, match=f'{next(iter(settings))}='):
+        EnergyRules(**settings)
+
+
+def test_an_empty_matrix_is_not_bought():
+    plan = plan_by_energy({'a': torch.ones(0, 4), 'b': torch.ones(4, 4)}, 20)
+    assert [block.name for block in plan.blocks] == ['b']
