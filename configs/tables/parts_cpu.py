@@ -25,6 +25,9 @@ methods = dict(
     energy=dict(method=ENERGY),
     energy_start_whole=dict(method=ENERGY, rules=dict(sides=(1.0,)), start=True),
     energy_start_novec=dict(method=ENERGY, rules=dict(vectors=False), start=True),
+    energy_start_whole_novec=dict(
+        method=ENERGY, rules=dict(sides=(1.0,), vectors=False), start=True
+    ),
     energy_start_rank24=dict(method=ENERGY, rules=dict(max_rank=24), start=True),
     energy_start_fitted=dict(method=ENERGY, start=True, head_iterations=100),
     count=dict(method=COUNT),
