@@ -145,5 +145,5 @@ def test_labels_that_are_all_ignored_are_named_and_not_the_backbone(tmp_path, mo
     monkeypatch.setattr(toy, 'picture', lambda i: (picture(i)[0], np.full_like(picture(i)[1], 255)))
     cfg = toy.config(tmp_path)
     cfg.model.decode_head.loss_decode = dict(type='CrossEntropyLoss', avg_non_ignore=average)
-    with pytest.raises(DataError, match='none of the training samples drawn .* has a label'):
+    with pytest.raises(DataError, match='none of the training samples drawn .* has a labelled'):
         toy.train(cfg)

@@ -91,8 +91,8 @@ class Unlabelled:
 def no_labels(which: str) -> DataError:
     """The error where nothing that was drawn has labels."""
     return DataError(
-        f'none of the training samples drawn ({which}) has a label that counts: check the labels, '
-        'reduce_zero_label and the ignore_index of the head'
+        f'none of the training samples drawn ({which}) has a labelled pixel (or image): check the '
+        'labels, reduce_zero_label and the ignore_index of the head'
     )
 
 
