@@ -8,7 +8,7 @@ Rows: ``_start`` begins the factors along the mean gradient; ``_whole`` takes wh
     100 steps on the features of the frozen backbone; ``_int8`` keeps the frozen matrices in int8.
 Search: the two rates that were best in study_cpu, so a best rate lies at an edge: differences
     between the rows count, not their heights.
-Result: docs/results.md, in an earlier form; not run in this one yet.
+Result: docs/results.md, the first five rows; the others in an earlier form. Runs in docs/records.
 """
 
 _base_ = './study_cpu.py'
