@@ -63,11 +63,19 @@ CASES = [
         blocks=(block('mha.in_proj_weight:q', (10, 10)), block('mha.out_proj.weight', (10, 10))),
     )}),
 ]  # fmt: skip
+# init_weights=False as theirs: adapters that do something before they are trained.
 PAIRS = [
-    ('CDRA Same', 'cdra', CdraConfig, {'plan': PLANS['one block']}, {'plan': PLANS['one block']}),
-    ('CDRA Different', 'cdra', CdraConfig, {'plan': Plan(blocks=(LIN0,))},
-     {'plan': Plan(blocks=(LIN1,))}),
-]  # fmt: skip
+    (
+        f'CDRA {name}',
+        'cdra',
+        CdraConfig,
+        *(dict(plan=plan, init_weights=False, seed=seed) for seed, plan in enumerate(plans)),
+    )
+    for name, plans in {
+        'Same': (PLANS['one block'], PLANS['one block']),
+        'Different': (PLANS['one block'], Plan(blocks=(LIN1,))),
+    }.items()
+]
 
 theirs = _their('test_custom_models')
 theirs.TEST_CASES[:] = CASES
