@@ -18,7 +18,7 @@ from .layer import CdraLayer
 __all__ = ['check_base_of', 'check_places', 'plain_class', 'saved_modules']
 
 # Tasks for which peft adds these names to modules_to_save, whether a model has them or not.
-TASKS_WITH_HEADS = ('SEQ_CLS', 'TOKEN_CLS', 'TaskType.SEQ_CLS', 'TaskType.TOKEN_CLS')
+TASKS_WITH_HEADS = ('SEQ_CLS', 'TOKEN_CLS')
 PEFT_HEADS = ('classifier', 'score')
 # What peft's wrapper of `modules_to_save` does not take: they have no forward.
 CONTAINERS = nn.ModuleDict | nn.ModuleList | nn.ParameterDict | nn.ParameterList
@@ -32,11 +32,8 @@ def check_places(model: nn.Module, config: CdraConfig) -> None:
         ConfigError: If `modules_to_save` names nothing that can be trained whole.
     """
     plan = config.require_plan()
-    named = config.modules_to_save or ()
-    if str(config.task_type) in TASKS_WITH_HEADS:  # peft itself adds names that models may have
-        ends = tuple(path for path, _ in model.named_modules())
-        named = [n for n in named if n not in PEFT_HEADS or any(p.endswith(n) for p in ends)]
-    saved_modules(model, named)
+    optional = PEFT_HEADS if config.task_type in TASKS_WITH_HEADS else ()
+    saved_modules(model, config.modules_to_save or (), optional)
     competing = _competing(model)
     for block in plan.blocks:
         target = resolve(model, block.name)
@@ -58,8 +55,15 @@ def check_places(model: nn.Module, config: CdraConfig) -> None:
             )
 
 
-def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> list[nn.Module]:
+def saved_modules(
+    model: nn.Module, modules_to_save: Sequence[str], optional: Collection[str] = ()
+) -> list[nn.Module]:
     """What peft takes `modules_to_save` to mean: all modules whose path ends with an entry.
+
+    Args:
+        model: The model.
+        modules_to_save: The entries.
+        optional: Those that may mean none.
 
     Raises:
         ConfigError: If an entry means none, or one that peft cannot train whole.
@@ -67,7 +71,7 @@ def saved_modules(model: nn.Module, modules_to_save: Sequence[str]) -> list[nn.M
     found: list[nn.Module] = []
     for entry in modules_to_save:
         modules = [(p, m) for p, m in model.named_modules() if entry and p.endswith(entry)]
-        if not modules:
+        if not modules and entry not in optional:
             raise ConfigError(
                 f'modules_to_save: {plain_class(model).__name__} has no module that ends with '
                 f'{entry!r}: name its head as the model does, or take it out of the config'

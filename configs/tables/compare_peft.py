@@ -91,5 +91,4 @@ methods = dict(
         peft=dict(peft_type='IA3', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
     ),
 )
-tasks = dict(cifar10=dict(_delete_=True))
 del QKV, ALL

@@ -86,15 +86,28 @@ def mean_loss(model: nn.Module, batch: Any) -> Any:
     return mean_loss(model, batch)
 
 
+def classes() -> Tensor:
+    return torch.tensor([0, 1, 2, 0])
+
+
+def masks() -> Tensor:
+    return torch.randint(0, CLASSES, (4, SIZE, SIZE), generator=torch.Generator())
+
+
 def transformers_client(
-    name: str, config: str, head: list[str], also_train: list[str], **options: Any
+    name: str,
+    config: str,
+    head: list[str],
+    also_train: list[str],
+    labels: Callable[[], Tensor] = classes,
+    **options: Any,
 ) -> Client:
-    """A classifier of transformers, by the name of its class."""
+    """A classifier of transformers, with masks as labels a segmentor, by the name of its class."""
     return Client(
         build=lambda: seeded(lambda: _transformers(name, config, num_labels=CLASSES, **options)),
         head=head,
         also_train=also_train,
-        batch=lambda: labelled(torch.tensor([0, 1, 2, 0])),
+        batch=lambda: labelled(labels()),
         loss=mean_loss,
         call=lambda model, batch: model(pixel_values=batch['pixel_values']).logits,
     )
@@ -121,52 +134,6 @@ def dinov3_client() -> Client:
         batch=lambda: (images(), torch.tensor([0, 1, 2, 0])),
         loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1], reduction='none'),
         call=lambda model, batch: model(batch[0]),
-    )
-
-
-def segformer_client() -> Client:
-    options = dict(
-        num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[16, 32], num_attention_heads=[1, 2],
-        patch_sizes=[7, 3], strides=[4, 2], sr_ratios=[2, 1], mlp_ratios=[2, 2],
-        decoder_hidden_size=16, num_labels=CLASSES,
-    )  # fmt: skip
-
-    def batch() -> dict[str, Tensor]:
-        masks = torch.randint(0, CLASSES, (4, SIZE, SIZE), generator=torch.Generator())
-        return labelled(masks)
-
-    return Client(
-        build=lambda: seeded(
-            lambda: _transformers('SegformerForSemanticSegmentation', 'SegformerConfig', **options)
-        ),
-        head=['decode_head'],
-        also_train=[],
-        batch=batch,
-        loss=mean_loss,
-        call=lambda model, batch: model(pixel_values=batch['pixel_values']).logits,
-    )
-
-
-def beit_segmentor_client() -> Client:
-    """A segmentor under UPerNet of transformers, whose neck is in the model."""
-    options = dict(
-        KINDS, num_hidden_layers=4, intermediate_size=64, num_labels=CLASSES,
-        out_indices=[1, 2, 3, 4], pool_scales=[1, 2], use_auxiliary_head=False,
-    )  # fmt: skip
-
-    def batch() -> dict[str, Tensor]:
-        masks = torch.randint(0, CLASSES, (4, SIZE, SIZE), generator=torch.Generator())
-        return labelled(masks)
-
-    return Client(
-        build=lambda: seeded(
-            lambda: _transformers('BeitForSemanticSegmentation', 'BeitConfig', **options)
-        ),
-        head=['decode_head', 'fpn'],  # the neck has running means
-        also_train=['beit.embeddings.cls_token'],
-        batch=batch,
-        loss=mean_loss,
-        call=lambda model, batch: model(pixel_values=batch['pixel_values']).logits,
     )
 
 
@@ -217,8 +184,17 @@ CLIENTS: dict[str, Client] = {
         'BeitForImageClassification', 'BeitConfig', ['classifier'],
         ['beit.embeddings.cls_token'], **KINDS, **FFN,
     ),
-    'BEiT segmentor': beit_segmentor_client(),
-    'SegFormer': segformer_client(),
+    'BEiT segmentor': transformers_client(
+        'BeitForSemanticSegmentation', 'BeitConfig', ['decode_head', 'fpn'],  # it has running means
+        ['beit.embeddings.cls_token'], masks, **{**KINDS, **FFN, 'num_hidden_layers': 4},
+        out_indices=[1, 2, 3, 4], pool_scales=[1, 2], use_auxiliary_head=False,
+    ),
+    'SegFormer': transformers_client(
+        'SegformerForSemanticSegmentation', 'SegformerConfig', ['decode_head'], [], masks,
+        num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[16, 32], num_attention_heads=[1, 2],
+        patch_sizes=[7, 3], strides=[4, 2], sr_ratios=[2, 1], mlp_ratios=[2, 2],
+        decoder_hidden_size=16,
+    ),
     'EoMT': eomt_client(),
 }  # fmt: skip
 
