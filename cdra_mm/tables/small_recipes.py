@@ -6,7 +6,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +41,7 @@ class Attached:
             tuner and the step, from 0; None for the others.
         blocks: Number of low-rank blocks, and of vectors, of a plan.
         vectors: The same.
+        rate_factors: See `Recipe`.
     """
 
     put: Callable[[nn.Module], nn.Module]
@@ -49,6 +50,16 @@ class Attached:
     schedule: Callable[[nn.Module, int], None] | None = None
     blocks: int = 0
     vectors: int = 0
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+
+    def groups(self, put: nn.Module, rate: float) -> list[tuple[list[nn.Parameter], float]]:
+        """What was put on, trained parameters together by their learning rate."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in put.named_parameters():
+            if parameter.requires_grad:
+                factor = self.rate_factors.get(name.rpartition('.')[2], 1.0)
+                groups.setdefault(factor * rate, []).append(parameter)
+        return [(parameters, rate) for rate, parameters in groups.items()]
 
     def after_step(self, put: nn.Module) -> AfterStep | None:
         """`schedule` of what was put on."""
@@ -75,6 +86,8 @@ class Recipe:
         head_iterations: Steps that fit the head alone before scores and training; 0 leaves it as
             it was drawn.
         base_dtype: ``'int8'`` keeps the frozen matrices in int8 while it trains and is validated.
+        rate_factors: Factors on the backbone's learning rate by a parameter's own name, such as
+            ``{'down': 0.1}``.
     """
 
     method: Mapping[str, Any] = field(default_factory=dict)
@@ -83,10 +96,14 @@ class Recipe:
     start: bool = False
     head_iterations: int = 0
     base_dtype: str | None = None
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.base_dtype not in (None, 'int8'):
             raise ConfigError(f"base_dtype={self.base_dtype!r}: expected 'int8' or None")
+        for name, factor in self.rate_factors.items():
+            if not isinstance(factor, int | float) or not 0 < factor < float('inf'):
+                raise ConfigError(f'rate_factors: {name}={factor!r}: expected a number above 0')
 
     def attach(self, backbone: nn.Module, scores: Scores, seed: int) -> Attached:
         """Decides what is trained of a backbone, which stays as it is.
@@ -94,6 +111,9 @@ class Recipe:
         Raises:
             ConfigError: If the method, the tuner or a setting is unknown.
         """
+        return replace(self._attach(backbone, scores, seed), rate_factors=self.rate_factors)
+
+    def _attach(self, backbone: nn.Module, scores: Scores, seed: int) -> Attached:
         if self.peft is not None:
             return _attach_peft(self.peft, backbone, seed)
         plan, start = self.plan(backbone, scores)

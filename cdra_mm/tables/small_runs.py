@@ -125,13 +125,13 @@ class Setting:
         images, labels = self.task.train
         model.backbone = attached.put(model.backbone)
         groups = [
-            {'params': list(model.head.parameters())},
-            {'params': [p for p in model.backbone.parameters() if p.requires_grad]},
+            (list(model.head.parameters()), self.head_rate),
+            *attached.groups(model.backbone, rate),
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        optimizer = torch.optim.AdamW([{'params': group} for group, _ in groups], weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            [self.head_rate, rate],
+            [peak for _, peak in groups],
             total_steps=self.iterations,
             pct_start=0.1,
             cycle_momentum=False,

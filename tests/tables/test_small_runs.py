@@ -191,3 +191,24 @@ def test_what_is_kept_is_what_the_pretrained_head_still_says(setting, tmp_path, 
     assert frozen.kept == 100
     tuned = setting.train(setting.attach(Recipe(dict(type='full'))), 1e-1, remembered=remembered)
     assert tuned.kept < 100
+
+
+def test_parts_of_what_is_trained_have_rates_of_their_own(setting):
+    recipe = Recipe(dict(type='lora', rank=1), rate_factors={'up': 1e-6})
+    attached = setting.attach(recipe)
+    put = attached.put(copy.deepcopy(setting.model().backbone))
+    groups = {f'{rate:g}': {id(p) for p in group} for group, rate in attached.groups(put, 1e-2)}
+    named = {name: id(p) for name, p in put.named_parameters() if p.requires_grad}
+    ups = {of for name, of in named.items() if name.endswith('.up')}
+    assert ups and groups == {'0.01': set(named.values()) - ups, '1e-08': ups}
+    # `up` starts at zero: hardly trained, it leaves the backbone as the head alone has it.
+    slow, alone = setting.train(attached, 1e-2), setting.train(setting.attach(LINEAR), 1e-2)
+    assert slow.val_loss == pytest.approx(alone.val_loss, rel=1e-4)
+    plain = setting.train(setting.attach(Recipe(dict(type='lora', rank=1))), 1e-2)
+    assert plain.val_loss != pytest.approx(alone.val_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize('factor', [0, -1, float('inf'), float('nan'), 'fast'])
+def test_factors_on_rates_are_checked(factor):
+    with pytest.raises(ConfigError, match='rate_factors: down=.*above 0'):
+        Recipe(dict(type='lora'), rate_factors={'down': factor})
