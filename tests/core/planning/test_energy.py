@@ -19,7 +19,6 @@ from cdra_mm.core.planning import energy as energy_module
 from cdra_mm.core.planning.energy import (
     START_LENGTH,
     EnergyRules,
-    leading_directions,
     plan_by_energy,
     start_of,
 )
@@ -105,24 +104,6 @@ def test_without_vectors_none_is_bought():
     gradients = {'a.weight': torch.eye(4), 'a.bias': 100 * torch.ones(4)}
     assert [v.name for v in plan_by_energy(gradients, 20).vectors] == ['a.bias']
     assert not plan_by_energy(gradients, 20, EnergyRules(vectors=False)).vectors
-
-
-@pytest.mark.parametrize('shape', [(96, 200), (200, 96), (5, 40)])
-def test_leading_directions_are_those_of_the_whole_decomposition(shape):
-    generator = torch.Generator().manual_seed(0)
-    u, _, v = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
-    values = 1 / torch.arange(1, len(v) + 1) ** 0.7
-    matrix = u * values @ v * 1e-12  # gradients are small, and their squares no fp32 numbers
-    found, directions = leading_directions(matrix, 4)
-    torch.testing.assert_close(found, values[:4] * 1e-12, rtol=1e-4, atol=0)
-    overlap = (directions @ v[:4].T).abs()
-    torch.testing.assert_close(overlap, torch.eye(4), rtol=0, atol=2e-2)
-
-
-def test_a_flat_spectrum_costs_little_accuracy():
-    matrix = torch.randn(128, 256, generator=torch.Generator().manual_seed(0))
-    exact = torch.linalg.svdvals(matrix)[:8].square().sum()
-    assert leading_directions(matrix, 8)[0].square().sum() > 0.97 * exact
 
 
 def test_the_first_step_follows_the_gradient_of_the_block():

@@ -1,0 +1,109 @@
+"""What a few directions of a gradient hold: the largest singular values of it and its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ['block_energies', 'leading_directions', 'scaled']
+
+OVERSAMPLING = 8  # directions beside the ranks asked for
+ROUNDS = 6  # of subspace iteration, at most
+SETTLED = 1e-4  # relative growth of what is found in a round after which no other follows
+ROUNDS_WHOLE = 3  # for gains alone
+
+
+def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest singular values of a matrix, and their right singular vectors.
+
+    By subspace iteration (Halko et al., SIAM Review 2011, Algorithm 4.4) from a fixed start: the
+    whole decomposition of a large matrix takes a hundred times as long. Small matrices are
+    decomposed as they are.
+
+    Args:
+        matrix: ``[O, I]``, of any floating type.
+        rank: r, at most the smaller side.
+
+    Returns:
+        Values, fp32 ``[r]``, falling; and vectors, fp32 ``[r, I]``, orthonormal.
+    """
+    parts, scale = scaled(matrix)
+    values, vectors = _decomposed(parts, rank, ROUNDS, SETTLED)
+    return values[:rank] * scale, vectors[:rank]
+
+
+def block_energies(
+    ordered: Tensor, heights: Sequence[int], widths: Sequence[int], max_rank: int
+) -> dict[tuple[int, int], Tensor]:
+    """The largest squared singular values of the blocks of the first rows and columns.
+
+    A block is projected onto what it makes of the leading directions of the whole matrix: products
+    that all blocks share, and one of its own. The values are never above the true ones, and on
+    gradients of pretrained models at most 0.5 % below.
+
+    Args:
+        ordered: A matrix by `scaled`, those of its rows and columns first that blocks have.
+        heights: Numbers of rows, rising, each for a block with each of `widths`.
+        widths: Likewise of columns.
+        max_rank: Largest number of values.
+
+    Returns:
+        Falling fp64 ``[r]`` by ``(height, width)``, r at most `max_rank`.
+    """
+    rank = min(max_rank, *ordered.shape)
+    values, directions = _decomposed(ordered, rank, ROUNDS_WHOLE)
+    directions = directions[: rank + OVERSAMPLING]
+    followed = ordered.new_zeros(ordered.shape[0], len(directions))
+    before, squares = 0, {}
+    for width in widths:
+        followed += ordered[:, before:width] @ directions[:, before:width].T
+        before = width
+        for height in heights:
+            if (height, width) == ordered.shape:
+                found = values.double().square()
+            else:
+                part = torch.linalg.qr(followed[:height]).Q.T @ ordered[:height, :width]
+                # Of sixteen by sixteen entries; the values of `part` itself take ten times as long.
+                found = torch.linalg.eigvalsh((part @ part.T).double()).flip(0).clamp_min(0)
+            squares[height, width] = found[: min(rank, height, width)]
+    return squares
+
+
+def scaled(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """In fp32, over its largest entry, and that: its squares could leave the range of fp32."""
+    wide = gradient.float()
+    low, high = wide.aminmax()
+    scale = torch.maximum(-low, high).clamp_min(torch.finfo(torch.float32).tiny)
+    return wide / scale, scale
+
+
+def _decomposed(
+    matrix: Tensor, rank: int, rounds: int, settled: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """See `leading_directions`; gives some more than are asked for.
+
+    Args:
+        matrix: One by `scaled`, in any order.
+        rank: r.
+        rounds: Of subspace iteration, at most.
+        settled: It ends where the energy of r directions grows by no more than this share.
+    """
+    width = rank + OVERSAMPLING
+    if min(matrix.shape) <= 2 * width:
+        _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)
+        return values, vectors
+    generator = torch.Generator().manual_seed(0)
+    begin = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
+    basis = torch.linalg.qr(matrix @ begin).Q
+    found = 0.0
+    for _ in range(rounds):
+        basis = torch.linalg.qr(matrix.T @ basis).Q
+        basis, triangle = torch.linalg.qr(matrix @ basis)
+        if settled:
+            before, found = found, float(torch.linalg.svdvals(triangle)[:rank].square().sum())
+            if found <= before * (1 + settled):
+                break
+    _, values, vectors = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return values, vectors
