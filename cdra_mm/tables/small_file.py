@@ -7,8 +7,8 @@ It is a config of mmengine, like a grid's (`grid_file`), told from one by its ``
 - ``methods``: name of a row -> ``dict(title, family, method=dict(type=..., **settings))``, or
   ``peft=dict(peft_type=..., **settings)`` in place of ``method`` for a tuner of peft's, and
   ``rate``, where on the ladder its search begins, None for a row that trains nothing of the
-  backbone. ``rules`` (of `EnergyRules`), ``start``, ``head_iterations``, ``base_dtype`` and
-  ``rate_factors`` as `Recipe` has them.
+  backbone. ``rules`` (of `EnergyRules`), ``start``, ``head_iterations``, ``base_dtype``,
+  ``rate_factors``, ``gradient`` and ``again`` as `Recipe` has them.
   An entry that is empty, such as ``dict(_delete_=True)`` over one of a base, is no row (no task).
 - ``tasks``: name -> ``dict(title, metric, folder, kind, size, batch, test)``. ``kind`` is
   ``'vtab'`` (``test``: so many test images) or ``'dense'`` (``test``: every so many-th; ``void``:
@@ -39,7 +39,8 @@ from .small_recipes import Recipe
 __all__ = ['SmallStudy', 'is_small_study', 'read_small_study']
 
 RATE = 'rate'  # the key of the setting that is searched for
-RECIPE = ('rate', 'rules', 'start', 'head_iterations', 'base_dtype', 'rate_factors')
+PLAIN = ('start', 'head_iterations', 'base_dtype', 'rate_factors', 'gradient', 'again')
+RECIPE = ('rate', 'rules', *PLAIN)
 KEYS = {
     'study': (
         'title', 'methods', 'tasks', 'seeds', 'weights', 'iterations', 'head_rate', 'rates',
@@ -162,10 +163,7 @@ def read_small_study(path: Path) -> SmallStudy:
             entry.get('method', {}),
             entry.get('peft'),
             None if rules is None else EnergyRules(**rules),
-            entry.get('start', False),
-            entry.get('head_iterations', 0),
-            entry.get('base_dtype'),
-            entry.get('rate_factors', {}),
+            **{name: entry[name] for name in PLAIN if name in entry},
         )
         begins[name] = begin
         search = {} if begin is None else {RATE: rates}

@@ -25,7 +25,8 @@ from cdra_mm.spelling import unknown
 
 __all__ = ['Attached', 'Recipe']
 
-Scores = Callable[[str], Mapping[str, Tensor]]  # by `Method.statistic`
+Scores = Callable[[str], Mapping[str, Tensor]]  # by `Method.statistic`, or one of GRADIENTS
+GRADIENTS = ('mean_gradient', 'signal', 'momentum')
 AfterStep = Callable[[int], None]
 
 
@@ -88,6 +89,9 @@ class Recipe:
         base_dtype: ``'int8'`` keeps the frozen matrices in int8 while it trains and is validated.
         rate_factors: Factors on the backbone's learning rate by a parameter's own name, such as
             ``{'down': 0.1}``.
+        gradient: What `rules` and `start` take for the gradient: ``'mean_gradient'``, ``'signal'``
+            or ``'momentum'``, see `Setting.scores`.
+        again: Step at which what was learnt is merged, and decided anew what is trained; 0: never.
     """
 
     method: Mapping[str, Any] = field(default_factory=dict)
@@ -97,10 +101,19 @@ class Recipe:
     head_iterations: int = 0
     base_dtype: str | None = None
     rate_factors: Mapping[str, float] = field(default_factory=dict)
+    gradient: str = 'mean_gradient'
+    again: int = 0
 
     def __post_init__(self) -> None:
         if self.base_dtype not in (None, 'int8'):
             raise ConfigError(f"base_dtype={self.base_dtype!r}: expected 'int8' or None")
+        if self.gradient not in GRADIENTS:
+            raise ConfigError(unknown('gradient', self.gradient, GRADIENTS, ''))
+        if self.again and self.gradient == 'momentum':
+            raise ConfigError(
+                f"again={self.again}: not with gradient='momentum', which is of heads on the "
+                'pretrained backbone'
+            )
         for name, factor in self.rate_factors.items():
             if not isinstance(factor, int | float) or not 0 < factor < float('inf'):
                 raise ConfigError(f'rate_factors: {name}={factor!r}: expected a number above 0')
@@ -133,14 +146,14 @@ class Recipe:
         plan: Plan | None
         if self.rules is not None:
             budget = sum(p.numel() for p in backbone.parameters()) // 200
-            plan = plan_by_energy(scores('mean_gradient'), budget, self.rules)
+            plan = plan_by_energy(scores(self.gradient), budget, self.rules)
         else:
             found = scores(method.statistic) if method.needs_scores else {}
             plan = method.plan(Request(backbone, scores=found))
         if plan is None:
             return None, {}
         if self.start:
-            return plan, start_of(plan, scores('mean_gradient'))
+            return plan, start_of(plan, scores(self.gradient))
         if not method.needs_start:
             return plan, {}
         return plan, method.first_factors(plan, scores('mean_gradient'))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from cdra_mm.benchmark.small_training import (
     train_small,
     validation_logits,
 )
-from cdra_mm.core import estimate_scores
+from cdra_mm.core import estimate_scores, merge_adapters, remove_adapters
 from cdra_mm.core.scoring.mean_gradients import mean_gradients
 
 from .small_memory import Remembered
@@ -31,6 +33,7 @@ __all__ = ['Setting', 'Trained']
 
 SCORED, SCORED_AT_A_TIME = 200, 20
 FITTED_AT = 1e-2  # the head's rate while it is fitted alone
+MOMENTUM = (0, 5, 10, 20)  # steps of the head over which gradients are averaged
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Setting:
         self,
         attached: Attached,
         rate: float,
-        head_iterations: int = 0,
+        recipe: Recipe,
         remembered: Remembered | None = None,
     ) -> Trained:
         """Trains what is attached, the head along.
@@ -118,16 +121,42 @@ class Setting:
         Args:
             attached: What is trained of the backbone.
             rate: Peak of the backbone's learning rate.
-            head_iterations: The head that it begins with, see `model`.
+            recipe: What it comes from: the head to begin with, and what changes meanwhile.
             remembered: Images to see what is forgotten by.
         """
-        model = copy.deepcopy(self.model(head_iterations))
+        model = copy.deepcopy(self.model(recipe.head_iterations))
         images, labels = self.task.train
-        model.backbone = attached.put(model.backbone)
-        groups = [
-            (list(model.head.parameters()), self.head_rate),
-            *attached.groups(model.backbone, rate),
-        ]
+        order = drawn_order(len(images), self.seed)[1]
+        batches = batches_of(len(images), self.batch, self.iterations, order)
+        begin, before = 0, None
+        for end in sorted({recipe.again, self.iterations} - {0}):
+            if begin:
+                merge_adapters(model.backbone)
+                remove_adapters(model.backbone)
+                scores = partial(self._found, model)
+                attached = recipe.attach(model.backbone, scores, self.seed)
+            model.backbone = attached.put(model.backbone)
+            optimizer, schedule = self._optimizer(model, attached, rate, begin, before)
+            torch.manual_seed(self.seed)  # of dropout, whatever ran before
+            after = attached.after_step(model.backbone)
+            part = islice(batches, end - begin)
+            train_loss = train_small(model, images, labels, part, optimizer, schedule, after)
+            begin, before = end, optimizer
+        metric, val_loss = self.validate(model)
+        kept = None if remembered is None else remembered.kept(model.backbone)
+        return Trained(metric, self._test(model), val_loss, train_loss, attached.params, kept)
+
+    def _optimizer(
+        self,
+        model: SmallModel,
+        attached: Attached,
+        rate: float,
+        begin: int,
+        before: torch.optim.Optimizer | None,
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """One cycle for head and backbone from a step on; what the head had gathered is kept."""
+        head = list(model.head.parameters())
+        groups = [(head, self.head_rate), *attached.groups(model.backbone, rate)]
         optimizer = torch.optim.AdamW([{'params': group} for group, _ in groups], weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
@@ -136,14 +165,13 @@ class Setting:
             pct_start=0.1,
             cycle_momentum=False,
         )
-        order = drawn_order(len(images), self.seed)[1]
-        batches = batches_of(len(images), self.batch, self.iterations, order)
-        torch.manual_seed(self.seed)  # of dropout, whatever ran before
-        after = attached.after_step(model.backbone)
-        train_loss = train_small(model, images, labels, batches, optimizer, schedule, after)
-        metric, val_loss = self.validate(model)
-        kept = None if remembered is None else remembered.kept(model.backbone)
-        return Trained(metric, self._test(model), val_loss, train_loss, attached.params, kept)
+        if before is not None:
+            optimizer.state.update({parameter: before.state[parameter] for parameter in head})
+        with warnings.catch_warnings():  # it wants a step of the optimizer before each of its own
+            warnings.filterwarnings('ignore', message='.*lr_scheduler.step\\(\\)')
+            for _ in range(begin):
+                schedule.step()
+        return optimizer, schedule
 
     def validate(self, model: SmallModel) -> tuple[float, float]:
         """Metric in percent and loss on the validation images."""
@@ -157,17 +185,39 @@ class Setting:
         return tested.score(validation_logits(model, tested).argmax(1))
 
     def scores(self, statistic: str, head_iterations: int = 0) -> dict[str, Tensor]:
-        """What a method asks for (`Method.statistic`), under the head of `model`."""
-        if (statistic, head_iterations) not in self._scores:
-            model = self.model(head_iterations)
-            find: Callable[..., dict[str, Tensor]] = (
-                mean_gradients
-                if statistic == 'mean_gradient'
-                else partial(estimate_scores, statistic=statistic)
+        """What a method asks for, under the head of `model`.
+
+        Args:
+            statistic: A `Method.statistic`, or of gradients ``'signal'``: the mean one over the
+                root of the mean square of single samples', or ``'momentum'``: the average of the
+                mean ones under heads that were fitted for 0 to 20 steps more.
+            head_iterations: See `model`.
+        """
+        key = statistic, head_iterations
+        if key not in self._scores:
+            if statistic == 'momentum':
+                each = [self.scores('mean_gradient', head_iterations + n) for n in MOMENTUM]
+                names = each[0]
+                found = {name: torch.stack([one[name] for one in each]).mean(0) for name in names}
+            else:
+                found = self._found(self.model(head_iterations), statistic)
+            self._scores[key] = found
+        return self._scores[key]
+
+    def _found(self, model: SmallModel, statistic: str) -> dict[str, Tensor]:
+        """A statistic of a model's own gradients."""
+        if statistic == 'signal':
+            means, squares = (
+                self._found(model, which) for which in ('mean_gradient', 'per_sample')
             )
-            found = find(model.backbone, self._scored(), sample_losses(model))
-            self._scores[statistic, head_iterations] = found
-        return self._scores[statistic, head_iterations]
+            tiny = torch.finfo(torch.float32).tiny
+            return {name: g / squares[name].sqrt().clamp_min(tiny) for name, g in means.items()}
+        find: Callable[..., dict[str, Tensor]] = (
+            mean_gradients
+            if statistic == 'mean_gradient'
+            else partial(estimate_scores, statistic=statistic)
+        )
+        return find(model.backbone, self._scored(), sample_losses(model))
 
     def _scored(self) -> list[tuple[Tensor, Tensor]]:
         images, labels = self.task.train

@@ -136,9 +136,7 @@ class _Work:
         if key not in self.runs.found:
             attached = self._attach(row)
             begin = time.time()
-            trained = self.setting.train(
-                attached, rate, self.study.recipes[row].head_iterations, self.remembered
-            )
+            trained = self.setting.train(attached, rate, self.study.recipes[row], self.remembered)
             model = self.setting.model()
             self.runs.add(
                 dict(

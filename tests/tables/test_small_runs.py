@@ -21,6 +21,7 @@ from cdra_mm.tables.small_runs import Setting
 from tests.benchmark.test_rounding import tiny_vit
 
 LINEAR = Recipe(dict(type='linear'))
+FITTED = Recipe(dict(type='linear'), head_iterations=40)
 ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy', start='random')
 
 
@@ -33,6 +34,10 @@ def setting():
     images[labels == 2, 1] //= 4
     task = Task((images, labels), (images[:6], labels[:6]), 3, (images[:3], labels[:3]))
     return Setting(task, tiny_vit, 0, iterations=4, batch=8)
+
+
+def trained(setting, recipe, rate=1e-3, **more):
+    return setting.train(setting.attach(recipe), rate, recipe, **more)
 
 
 def test_the_head_is_fitted_on_frozen_features(setting):
@@ -62,6 +67,8 @@ def test_the_head_is_fitted_on_frozen_features(setting):
             head_iterations=3,
         ),
         Recipe(dict(type='cdra', budget_percent=0.5, rank_rule='count'), base_dtype='int8'),
+        Recipe(ENERGY, rules=EnergyRules(vectors=False), start=True, gradient='signal', again=2),
+        Recipe(ENERGY, rules=EnergyRules(vectors=False), start=True, gradient='momentum'),
         Recipe(dict(type='spt_lora', rank=1, budget_percent=0.5)),
         Recipe(dict(type='vpt_deep', num_prompts=2)),
         Recipe(peft=dict(peft_type='LORA', r=1, target_modules=['qkv'])),
@@ -77,9 +84,9 @@ def test_every_method_plans_and_trains_and_leaves_the_models_as_they_were(settin
         assert 0 < attached.params <= total // 200 and attached.blocks
     if recipe.rules is not None:
         assert not attached.vectors
-    found = setting.train(attached, 1e-3, head)
+    found = setting.train(attached, 1e-3, recipe)
     assert found.params == attached.params and math.isfinite(found.val_loss)
-    assert found == setting.train(attached, 1e-3, head)  # dropout and all
+    assert found == setting.train(attached, 1e-3, recipe)  # dropout and all
     for name, value in setting.model(head).state_dict().items():
         assert torch.equal(value, state[name]), name
 
@@ -96,15 +103,15 @@ def test_factors_begin_where_the_gradient_says_if_they_are_to(setting):
 
 def test_training_starts_with_the_drawn_or_the_fitted_head(setting):
     setting.iterations = 1
-    drawn, fitted = (setting.train(setting.attach(LINEAR), 1e-3, steps) for steps in (0, 40))
+    drawn, fitted = (trained(setting, recipe) for recipe in (LINEAR, FITTED))
     assert fitted.train_loss < 0.8 * drawn.train_loss
 
 
 def test_the_test_images_are_looked_at_and_may_be_absent(setting):
-    found = setting.train(setting.attach(LINEAR), 1e-3, 40)
+    found = trained(setting, FITTED)
     assert found.test in (0, pytest.approx(100 / 3), pytest.approx(200 / 3), 100)
     setting.task = replace(setting.task, test=None)
-    assert setting.train(setting.attach(LINEAR), 1e-3, 40) == replace(found, test=None)
+    assert trained(setting, FITTED) == replace(found, test=None)
 
 
 def test_losses_of_samples_are_means_over_what_has_a_label():
@@ -151,7 +158,7 @@ def test_ranks_of_adalora_follow_its_own_schedule(setting):
     attached = setting.attach(recipe)
     steps = []
     told = replace(attached, schedule=lambda put, step: steps.append(step))
-    setting.train(told, 1e-3)
+    setting.train(told, 1e-3, LINEAR)
     assert steps == [0, 1, 2, 3]
     put = attached.put(copy.deepcopy(setting.model().backbone))
     for _ in range(4):
@@ -187,9 +194,9 @@ def test_what_is_kept_is_what_the_pretrained_head_still_says(setting, tmp_path, 
         for parameter in other.parameters():
             parameter.mul_(-1)
     assert remembered.kept(other) < 90
-    frozen = setting.train(setting.attach(LINEAR), 1e-3, remembered=remembered)
+    frozen = trained(setting, LINEAR, remembered=remembered)
     assert frozen.kept == 100
-    tuned = setting.train(setting.attach(Recipe(dict(type='full'))), 1e-1, remembered=remembered)
+    tuned = trained(setting, Recipe(dict(type='full')), 1e-1, remembered=remembered)
     assert tuned.kept < 100
 
 
@@ -202,9 +209,9 @@ def test_parts_of_what_is_trained_have_rates_of_their_own(setting):
     ups = {of for name, of in named.items() if name.endswith('.up')}
     assert ups and groups == {'0.01': set(named.values()) - ups, '1e-08': ups}
     # `up` starts at zero: hardly trained, it leaves the backbone as the head alone has it.
-    slow, alone = setting.train(attached, 1e-2), setting.train(setting.attach(LINEAR), 1e-2)
+    slow, alone = (trained(setting, given, 1e-2) for given in (recipe, LINEAR))
     assert slow.val_loss == pytest.approx(alone.val_loss, rel=1e-4)
-    plain = setting.train(setting.attach(Recipe(dict(type='lora', rank=1))), 1e-2)
+    plain = trained(setting, Recipe(dict(type='lora', rank=1)), 1e-2)
     assert plain.val_loss != pytest.approx(alone.val_loss, rel=1e-3)
 
 
@@ -212,3 +219,66 @@ def test_parts_of_what_is_trained_have_rates_of_their_own(setting):
 def test_factors_on_rates_are_checked(factor):
     with pytest.raises(ConfigError, match='rate_factors: down=.*above 0'):
         Recipe(dict(type='lora'), rate_factors={'down': factor})
+
+
+def test_the_signal_is_the_mean_gradient_over_the_size_of_single_ones(setting):
+    signal = setting.scores('signal')
+    model = setting.model()
+    images, labels = (torch.cat(part) for part in zip(*setting._scored(), strict=True))
+    singles = []
+    for n in range(len(images)):
+        model.zero_grad()
+        small_loss(model(images[n : n + 1]), labels[n : n + 1]).backward()
+        singles.append(model.backbone.blocks[0].mlp.fc1.weight.grad.clone())
+    each = torch.stack(singles)
+    expected = each.mean(0) / each.square().mean(0).sqrt()
+    found = signal['blocks.0.mlp.fc1.weight']
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_momentum_is_the_average_under_heads_that_are_fitted_on(setting):
+    found = setting.scores('momentum', 3)
+    each = [setting.scores('mean_gradient', steps) for steps in (3, 8, 13, 23)]
+    for name, value in found.items():
+        torch.testing.assert_close(value, sum(one[name] for one in each) / 4)
+    assert any(not torch.equal(value, each[0][name]) for name, value in found.items())
+
+
+def test_a_second_allocation_goes_on_from_what_was_learnt(setting, monkeypatch):
+    setting.iterations = 6
+    once, twice = (
+        Recipe(ENERGY, rules=EnergyRules(max_rank=1), start=True, again=again) for again in (0, 4)
+    )
+    seen = []
+    attach = Recipe.attach
+
+    def watched(recipe, backbone, scores, seed):
+        seen.append({name: value.clone() for name, value in backbone.state_dict().items()})
+        return attach(recipe, backbone, scores, seed)
+
+    monkeypatch.setattr(Recipe, 'attach', watched)
+    found = trained(setting, twice)
+    first, second = seen
+    assert set(first) == set(second)  # plain again
+    moved = {name for name in first if not torch.equal(first[name], second[name])}
+    assert any(name.endswith('fc1.weight') for name in moved)
+    assert found.params <= sum(p.numel() for p in setting.model().backbone.parameters()) // 200
+    assert found != trained(setting, once)
+
+
+def test_a_second_allocation_changes_nothing_else(setting):
+    """Of a head alone, where there is nothing to merge, it is the training as it was."""
+    again = replace(LINEAR, again=2)
+    found, expected = (trained(setting, recipe, 1e-2) for recipe in (again, LINEAR))
+    assert found.val_loss == expected.val_loss and found.metric == expected.metric
+
+
+@pytest.mark.parametrize('gradient', ['mean', None])
+def test_an_unknown_gradient_is_named(gradient):
+    with pytest.raises(ConfigError, match='gradient.*mean_gradient'):
+        Recipe(dict(type='lora'), gradient=gradient)
+
+
+def test_momentum_is_of_the_pretrained_backbone():
+    with pytest.raises(ConfigError, match="again=2: not with gradient='momentum'"):
+        Recipe(dict(type='lora'), gradient='momentum', again=2)
