@@ -188,7 +188,7 @@ class _FactoredLinear(torch.autograd.Function):
         weight, bias, blocks, factors = _unpacked(rest)
         kept = _kept(x, blocks)
         each = _each(weight, blocks, factors, kept)
-        hidden = torch.cat([x_c @ down.t() for _, down, _, x_c in each], 1)
+        hidden = torch.cat([(down @ x_c.t()).t() for _, down, _, x_c in each], 1)
         ctx.blocks = blocks
         ctx.save_for_backward(weight, *factors, *kept, hidden)
         return F.linear(x, weight, bias).addmm_(hidden, _wide_up(weight, blocks, factors).t())
@@ -202,13 +202,13 @@ class _FactoredLinear(torch.autograd.Function):
         for (rows, _, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
             h, hidden = hidden[:, : len(down)], hidden[:, len(down) :]
             dy_r = columns_of(dy, rows)
-            dh = dy_r @ scaled(up, scale)
-            d_hidden.append(dh)
-            grads += [dh.t() @ x_c, scaled(dy_r.t() @ h, scale)]
+            dh_t = scaled(up, scale).t() @ dy_r.t()
+            d_hidden.append(dh_t)
+            grads += [dh_t @ x_c, scaled(dy_r.t() @ h, scale)]
         dx = None
         if ctx.needs_input_grad[0]:
             wide = _wide_down(weight, ctx.blocks, factors)
-            dx = (dy @ weight).addmm_(torch.cat(d_hidden, 1), wide)
+            dx = (dy @ weight).addmm_(torch.cat([dh_t.t() for dh_t in d_hidden], 1), wide)
         return dx, None, _bias_gradient(ctx, dy), None, *grads
 
 
@@ -216,8 +216,9 @@ def columns_of(x: Tensor, index: Index) -> Tensor:
     """``x[:, index]``; of a slice a view."""
     if isinstance(index, slice):
         return x[:, index]
-    if x.element_size() < 4:  # there `index_select` takes more than twice as long on a CPU
-        return x.gather(1, index.expand(len(x), -1))
+    if x.element_size() < 4 and x.device.type == 'cpu':
+        # A quarter of the time of `index_select` along the rows; products take it as it lies.
+        return x.t().index_select(0, index).t()
     return x.index_select(1, index)
 
 
@@ -225,7 +226,12 @@ def _kept(x: Tensor, blocks: Blocks) -> list[Tensor]:
     """The columns of each adapter, or all of x where that is less."""
     if sum(length_of(cols) for _, cols, _ in blocks) >= x.shape[1]:
         return [x]
-    return [columns_of(x, cols).contiguous() for _, cols, _ in blocks]  # a view keeps all of x
+    kept = [columns_of(x, cols) for _, cols, _ in blocks]
+    # A view would keep all of x.
+    return [
+        x_c.contiguous() if isinstance(cols, slice) else x_c
+        for x_c, (_, cols, _) in zip(kept, blocks, strict=True)
+    ]
 
 
 def length_of(index: Index) -> int:
