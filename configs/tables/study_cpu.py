@@ -45,6 +45,11 @@ methods = dict(
     ),
     cdra_eq7=dict(method=dict(budget_percent=0.5)),
     dora=dict(method=dict(rank=3)),
+    dora_qkv=dict(
+        title='DoRA (qkv, by peft)',
+        family='Reparameterization-based',
+        peft=dict(peft_type='LORA', use_dora=True, r=2, lora_alpha=2, target_modules=['qkv']),
+    ),
     full=dict(rate=1e-4),
     gps=dict(method=dict(loss='task')),
     linear=dict(rate=None),

@@ -195,12 +195,14 @@ def test_the_shipped_study_in_memory_has_every_row_of_a_size_that_it_can_have():
     # NOAH searches through a whole run; the package's default is there under its allocation's.
     assert ROWS - names == {'noah', 'cdra'}
     own = {name for name in names if name.endswith('_own')}
-    assert (
-        names - ROWS == {'cdra_count', 'cdra_energy'} | own and {'lora_own', 'vpt_deep_own'} < own
-    )
+    assert names - ROWS == {'cdra_count', 'cdra_energy', 'dora_qkv'} | own
+    assert {'lora_own', 'vpt_deep_own'} < own
+    compared = read_small_study(FOLDER / 'compare_peft.py')
+    assert study.recipes['dora_qkv'] == compared.recipes['dora']
     parts = read_small_study(FOLDER / 'parts_cpu.py')
     for row in (*study.grid.rows, *parts.grid.rows):
-        make_method(row.method)
+        if row.name != 'dora_qkv':
+            make_method(row.method)
     assert parts.tasks == study.tasks and set(parts.rates) < set(study.rates)
     assert parts.recipes['energy_start_whole'].rules.sides == (1.0,)
 
