@@ -190,11 +190,13 @@ def kept_bytes(problem, strategy):
 
 @each_in_place
 @pytest.mark.parametrize('runs', [False, True], ids=['indices', 'runs'])
-def test_only_selected_columns_are_kept(strategy, runs):
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_only_selected_columns_are_kept(strategy, dtype, runs):
     sizes = [(20, 5, 2), (20, 6, 2), (20, 7, 2)]
-    problem = Problem(90, 64, sizes, torch.float32, tokens=(50,), runs=runs)
+    problem = Problem(90, 64, sizes, dtype, tokens=(50,), runs=runs)
     hidden = 6 if strategy == 'factored' else 0
-    assert kept_bytes(problem.requires_grad(), strategy) == 50 * (5 + 6 + 7 + hidden) * 4
+    kept = kept_bytes(problem.requires_grad(), strategy)
+    assert kept == 50 * (5 + 6 + 7 + hidden) * dtype.itemsize
 
 
 @each_in_place
