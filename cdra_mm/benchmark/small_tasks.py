@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,15 @@ class Task:
     def dense(self) -> bool:
         """Whether every pixel has a label."""
         return self.train[1].dim() == 3
+
+    def to(self, device: str) -> Task:
+        """The same on a device."""
+
+        def move(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return part[0].to(device), part[1].to(device)
+
+        test = None if self.test is None else move(self.test)
+        return replace(self, train=move(self.train), val=move(self.val), test=test)
 
     def score(self, found: Tensor) -> float:
         """Of validation labels: top-1, or the mean IoU over the classes that occur, in percent."""

@@ -67,7 +67,7 @@ class SmallModel(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the head is given: the class token ``[N, D]``, or the patches ``[N, P, D]``."""
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+        mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
         tokens = cast(Tensor, self.backbone((images.float() - mean) / std))
         return tokens[:, 1:] if self.dense else tokens[:, 0]
 

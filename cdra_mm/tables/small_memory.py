@@ -23,7 +23,8 @@ class Remembered:
     def __init__(self, backbone: nn.Module, weights: str, images: Tensor) -> None:
         state = load_file(weights)
         # Files of weights are often in half precision; a backbone takes them into its own type.
-        self._head = state['head.weight'].float(), state['head.bias'].float()
+        weight, bias = (state[f'head.{name}'].float() for name in ('weight', 'bias'))
+        self._head = weight.to(images.device), bias.to(images.device)
         self._images = images
         self._model = SmallModel(backbone, 1, False)
         self._called = self._calls(backbone)

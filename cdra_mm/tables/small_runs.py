@@ -68,6 +68,7 @@ class Setting:
         iterations: Steps of every training.
         batch: Images of a step, at most as many as there are.
         head_rate: Of the head in every training.
+        device: Where models and images lie. What is drawn is drawn on the CPU.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class Setting:
         iterations: int,
         batch: int,
         head_rate: float = 1e-2,
+        device: str = 'cpu',
     ) -> None:
-        self.task, self.seed = task, seed
+        self.task, self.seed = task.to(device), seed
         self.iterations, self.head_rate = iterations, head_rate
         self.batch = min(batch, len(task.train[0]))
         torch.manual_seed(seed)
-        self._models = {0: SmallModel(backbone(task.train[0].shape[-1]), task.classes, task.dense)}
+        model = SmallModel(backbone(task.train[0].shape[-1]), task.classes, task.dense)
+        self._models = {0: model.to(device)}
         self._scores: dict[tuple[str, int], dict[str, Tensor]] = {}
 
     def model(self, head_iterations: int = 0) -> SmallModel:

@@ -2,7 +2,8 @@
 
 What ``tools/tables.py`` does for a file of `small_file`. A run costs its training and nothing else:
 no start of an interpreter, no reading of files, no augmentation. Each task has a file of JSON
-lines, ``DIR/TASK.jsonl``, a run each; a run that is there is not run again.
+lines, ``DIR/TASK.jsonl``, a run each; a run that is there is not run again. Tasks run side by side:
+``--jobs 2`` processes on the CPU, or ``--jobs 3`` on each GPU.
 
 Rates are chosen on validation images with the first seed, from where a row begins up and down the
 ladder until a worse one stands on each side of the best; the other seeds take it. What is reported
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import cache, cached_property, lru_cache, partial
@@ -33,7 +34,9 @@ from cdra_mm.errors import ConfigError
 from .edges import Edge, edges_of
 from .grid import pick
 from .results import Result, State
+from .runner import Slot
 from .showing import show
+from .slots import find_slots
 from .small_file import RATE, SmallStudy, read_small_study
 from .small_memory import Remembered
 from .small_recipes import Attached
@@ -46,7 +49,7 @@ __all__ = ['main', 'results_of', 'run_task']
 Backbone = Callable[[str, int], nn.Module]
 # What the runs of a grid need and these do not.
 NOT_HERE: Mapping[str, Any] = dict(
-    cfg_options=[], no_search=False, devices=None, launcher=None, processes='none', cold=False,
+    cfg_options=[], no_search=False, launcher=None, processes='none', cold=False,
     timeout=None, drop_checkpoints=False,
 )  # fmt: skip
 
@@ -78,13 +81,19 @@ def results_of(study: SmallStudy, runs: Runs) -> tuple[Results, list[Edge]]:
     return results, edges
 
 
-def run_task(study: SmallStudy, out: Path, task: str, backbone: Backbone = deit_tiny) -> None:
+def run_task(
+    study: SmallStudy,
+    out: Path,
+    task: str,
+    backbone: Backbone = deit_tiny,
+    device: str = 'cpu',
+) -> None:
     """Trains what is not done of a task: all rows with the first seed, then with the others."""
     runs = Runs(out, [task])
     rates: dict[str, float] = {}
     data = cache(partial(study.data, task))
     for seed in study.grid.seeds:
-        work = _Work(study, runs, task, seed, data, partial(backbone, study.weights))
+        work = _Work(study, runs, task, seed, data, partial(backbone, study.weights), device)
         for row in (row.name for row in study.grid.rows):
             run = partial(work.run, row)
             if row not in rates:
@@ -104,9 +113,10 @@ class _Work:
         seed: int,
         data: Callable[[], Task],
         backbone: Callable[[int], nn.Module],
+        device: str,
     ) -> None:
         self.study, self.runs, self.task, self.seed = study, runs, task, seed
-        self._data, self._backbone = data, backbone
+        self._data, self._backbone, self._device = data, backbone, device
         self._attach = lru_cache(1)(self._attached)
 
     @cached_property
@@ -118,6 +128,7 @@ class _Work:
             iterations=self.study.iterations,
             batch=self.study.tasks[self.task]['batch'],
             head_rate=self.study.head_rate,
+            device=self._device,
         )
 
     @cached_property
@@ -125,7 +136,8 @@ class _Work:
         images = self.study.remembered_images(self.task)
         if images is None:
             return None
-        return Remembered(self._backbone(images.shape[-1]), self.study.weights, images)
+        backbone = self._backbone(images.shape[-1]).to(self._device)
+        return Remembered(backbone, self.study.weights, images.to(self._device))
 
     def _attached(self, row: str) -> Attached:
         return self.setting.attach(self.study.recipes[row])
@@ -180,8 +192,7 @@ def main(arguments: argparse.Namespace, path: Path, backbone: Backbone = deit_ti
         pick('method', study.grid.rows, [arguments.against])
     out = Path(arguments.out or Path('work_dirs') / 'tables' / study.grid.name)
     Runs(out, tasks)  # damaged lines are found before anything runs
-    if arguments.jobs < 1:
-        raise ConfigError(f'--jobs {arguments.jobs}: expected at least 1')
+    slots = find_slots(arguments.devices, arguments.jobs)
     if arguments.dry_run:
         print('\n'.join(f'{task}: {", ".join(rows)}' for task in tasks))
         return
@@ -190,14 +201,34 @@ def main(arguments: argparse.Namespace, path: Path, backbone: Backbone = deit_ti
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f'--out {out} cannot be written: {error}') from None
-        if arguments.jobs == 1:
-            for task in tasks:
-                run_task(study, out, task, backbone)
-        else:
-            threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-            with ProcessPoolExecutor(
-                arguments.jobs, get_context('spawn'), torch.set_num_threads, (threads,)
-            ) as pool:
-                list(pool.map(partial(run_task, study, out, backbone=backbone), tasks))
+        _run_tasks(study, out, tasks, backbone, slots)
+    looked = arguments.show or arguments.on == 'validation'
+    if arguments.on == 'validation':
+        told = tuple(replace(task, report='validation') for task in study.grid.tasks)
+        study = replace(study, grid=replace(study.grid, tasks=told))
     results, edges = results_of(study, Runs(out, tasks))
-    show(study.grid, results, edges, arguments, None if arguments.show else out)
+    show(study.grid, results, edges, arguments, None if looked else out)
+
+
+def _run_tasks(
+    study: SmallStudy, out: Path, tasks: Sequence[str], backbone: Backbone, slots: Sequence[Slot]
+) -> None:
+    """Each task in a process of its own, so many at a time; in this one, if that is one."""
+    # `find_slots` gives places on GPUs, or on the CPU.
+    device = 'cuda' if all(slot.environment['CUDA_VISIBLE_DEVICES'] for slot in slots) else 'cpu'
+    if len(slots) == 1 and device == 'cpu':
+        for task in tasks:
+            run_task(study, out, task, backbone)
+        return
+    context = get_context('spawn')
+    places = context.SimpleQueue()
+    for slot in slots:
+        places.put(dict(slot.environment))
+    threads = max(1, (os.cpu_count() or 1) // len(slots))
+    with ProcessPoolExecutor(len(slots), context, _take_place, (places, threads)) as pool:
+        list(pool.map(partial(run_task, study, out, backbone=backbone, device=device), tasks))
+
+
+def _take_place(places: Any, threads: int) -> None:
+    os.environ.update(places.get())  # before torch looks for GPUs
+    torch.set_num_threads(threads)

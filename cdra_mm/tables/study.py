@@ -50,6 +50,11 @@ def main(arguments: argparse.Namespace, tools: Path) -> None:
     if is_small_study(path):
         small_study.main(arguments, path)
         return
+    if arguments.on != 'test':
+        raise ConfigError(
+            f'--on {arguments.on}: only for studies in memory; {path.name} shows what its configs '
+            'report'
+        )
     whole = read_grid(path)
     grid = narrow(
         whole,

@@ -57,6 +57,13 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         metavar='NAME',
         help='row that the report compares all others with (the one of the best mean rank)',
     )
+    made.add_argument(
+        '--on',
+        choices=['test', 'validation'],
+        default='test',
+        help='images that the figures are of, in a study in memory; validation: what rates were '
+        'chosen on, printed and not written (test)',
+    )
     place = made.add_argument_group('where the runs go')
     place.add_argument(
         '--devices', nargs='+', metavar='ID', help="GPUs, such as 0 1, or 'cpu' (all visible GPUs)"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import SmallModel, sample_losses, small_loss
@@ -282,3 +283,33 @@ def test_an_unknown_gradient_is_named(gradient):
 def test_momentum_is_of_the_pretrained_backbone():
     with pytest.raises(ConfigError, match="again=2: not with gradient='momentum'"):
         Recipe(dict(type='lora'), gradient='momentum', again=2)
+
+
+def test_a_small_model_computes_where_its_images_lie():
+    """On tensors without values, of a GPU that need not be there: no two devices are mixed."""
+    model = SmallModel(tiny_vit(32), 3, True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        state = {
+            name: torch.empty(value.shape, device='cuda', requires_grad=True)
+            for name, value in model.state_dict().items()
+        }
+        images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device='cuda')
+        labels = torch.zeros(2, 32, 32, dtype=torch.int64, device='cuda')
+        loss = small_loss(torch.func.functional_call(model, state, (images,)), labels)
+        assert loss.device.type == 'cuda'
+
+
+def test_data_and_models_of_a_setting_are_on_its_device(setting):
+    moved = Setting(setting.task, tiny_vit, 0, iterations=1, batch=2, device='meta')
+    tensors = [*moved.model().state_dict().values(), *moved.task.train, *moved.task.val]
+    assert {value.device.type for value in (*tensors, *moved.task.test)} == {'meta'}
+    assert replace(setting.task, test=None).to('meta').test is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_a_gpu_trains_what_a_cpu_trains(setting):
+    recipe = Recipe(dict(ENERGY, start='gradient'))
+    there = Setting(setting.task, tiny_vit, 0, iterations=4, batch=8, device='cuda')
+    found, expected = (trained(one, recipe) for one in (there, setting))
+    assert found.params == expected.params
+    assert found.val_loss == pytest.approx(expected.val_loss, rel=1e-3)

@@ -17,6 +17,7 @@ from cdra_mm.tables.small_records import Runs, search
 from cdra_mm.tables.small_study import results_of
 from cdra_mm.tables.study_options import parser
 from tests.benchmark.test_rounding import picture, tiny_vit, vtab  # noqa: F401
+from tests.tables.project import REPOSITORY
 
 STUDY = """
 title = 'Two rows'
@@ -232,7 +233,7 @@ def test_a_wrong_file_is_refused(study, tmp_path, old, new, message):
         (['--against', 'nobody'], "'nobody'"),
         (['--seeds', 'one'], "seed 'one'"),
         (['--jobs', '0'], '--jobs 0: expected at least 1'),
-        (['--devices', 'cpu'], '--devices has no meaning for study.py'),
+        (['--devices', '7'], '--devices 7: PyTorch sees'),
         (['--cfg-options', 'a=1'], '--cfg-options has no meaning for study.py'),
         (['--no-search'], '--no-search has no meaning for study.py'),
     ],
@@ -253,3 +254,53 @@ def test_a_damaged_line_is_named(study, tmp_path, text):
     (out / 'a.jsonl').write_text(line('a', 'bias', 1e-3, 0, 50, 99) + f'\n{text}\n')
     with pytest.raises(ConfigError, match='a.jsonl:2 is no line of a run of a'):
         run(study, '--out', out)
+
+
+def test_validation_figures_are_shown_beside_the_test_figures(study, tmp_path, capsys):
+    out = tmp_path / 'out'
+    run(study, '--out', out)
+    runs = Runs(out, ['a', 'b'])
+    written = {path: path.read_text() for path in out.iterdir() if path.suffix in ('.md', '.json')}
+    capsys.readouterr()
+    run(study, '--out', out, '--show', '--on', 'validation', '--seeds', 0, '--format', 'csv')
+    shown = capsys.readouterr().out
+    results, _ = results_of(read_small_study(study), runs)
+    best = max(r['metric'] for r in runs.of('a', 'bias', 0).values())
+    assert f',Bias,{best:g},' in shown and results['bias', 'a', 0].figures['top-1'] != best
+    assert {path: path.read_text() for path in written} == written
+
+
+def test_a_grid_has_no_validation_figures_to_choose(tmp_path):
+    with pytest.raises(ConfigError, match='--on validation: only for studies in memory'):
+        words = ['six_tasks', '--on', 'validation', '--out', str(tmp_path / 'out')]
+        tables.main(parser().parse_args(words), REPOSITORY / 'tools')
+
+
+def test_tasks_run_side_by_side_each_in_its_place(study, tmp_path, monkeypatch):
+    """On GPUs one process each; here they are told from the CPU by the device that they are for."""
+    asked = []
+
+    class Pool:
+        def __init__(self, count, context, take, given):
+            places, threads = given
+            asked.append((count, [places.get() for _ in range(count)], threads))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def map(self, call, tasks):
+            asked.append((call.keywords['device'], list(tasks)))
+            return []
+
+    monkeypatch.setattr(small_study, 'ProcessPoolExecutor', Pool)
+    run(study, '--out', tmp_path / 'out', '--devices', 'cpu', '--jobs', 2)
+    assert asked[0][0] == 2 and {place['CUDA_VISIBLE_DEVICES'] for place in asked[0][1]} == {''}
+    assert asked[1] == ('cpu', ['a', 'b'])
+    asked.clear()
+    monkeypatch.setattr('cdra_mm.tables.slots._visible', lambda: ['0', '3'])
+    run(study, '--out', tmp_path / 'out', '--jobs', 1)
+    assert [place['CUDA_VISIBLE_DEVICES'] for place in asked[0][1]] == ['0', '3']
+    assert asked[1] == ('cuda', ['a', 'b'])
