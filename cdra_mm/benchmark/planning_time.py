@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cdra_mm.core import make_plan, select
+from cdra_mm.core.planning.energy import plan_by_energy
 from cdra_mm.sizing.synthetic_scores import synthetic_scores
 
 from .memory import in_child, peak_above_rest
@@ -61,7 +62,9 @@ def compare_planning(
     seed: int = 0,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Seconds and bytes of `select` and `make_plan` for a model of so many entries.
+    """Seconds and bytes of `select` and of plans for a model of so many entries.
+
+    `plan_by_energy` is given the scores for its gradients: it takes as long for any.
 
     Args:
         entries: Key of `SHAPES`.
@@ -106,6 +109,7 @@ def measure_planning(
         'select gamma': lambda: select(scores, gamma=GAMMA),
         'make_plan gamma': lambda: make_plan(scores, gamma=GAMMA),
         'make_plan budget': lambda: make_plan(scores, budget_params=int(BUDGET * total)),
+        'plan_by_energy': lambda: plan_by_energy(scores, int(BUDGET * total)),
     }
     candidates: dict[str, dict[str, Any]] = {}
     for name, operation in operations.items():

@@ -9,7 +9,8 @@ Rows: ``_start`` begins the factors along the mean gradient; ``_whole`` takes wh
     the rate; ``_signal`` plans and begins with the mean gradient over the root mean square of the
     samples', ``_momentum`` with its average under the drawn head and three that were fitted for 5
     to 20 steps; ``_again`` merges after 50 steps, scores and plans anew; ``_int8`` keeps the frozen
-    matrices in int8.
+    matrices in int8. ``linear_long`` trains the head 1350 steps more than ``linear``: had it
+    converged?
 Search: the two rates that were best in study_cpu, so a best rate lies at an edge: differences
     between the rows count, not their heights.
 Result: docs/results.md, the first five rows; the others in an earlier form. Runs in docs/records.
@@ -42,6 +43,8 @@ methods = dict(
     count_start=dict(method=COUNT, start=True),
     count_int8=dict(method=COUNT, base_dtype='int8'),
     lora=dict(method=LORA),
+    linear=dict(method=dict(type='linear'), rate=None),
+    linear_long=dict(method=dict(type='linear'), rate=None, head_iterations=1350),
     lora_start=dict(method=LORA, start=True),
     lora_fitted=dict(method=LORA, head_iterations=100),
 )

@@ -115,11 +115,30 @@ def test_recomputed_weights_have_their_gradient_or_are_refused(reentrant):
             mean_gradients(layers, [torch.ones(3, 4)], loss, targets=names)
         assert not any(p.requires_grad for p in layers.parameters())
     else:
-        found = mean_gradients(layers, [torch.ones(3, 4)], loss, targets=names)
-        assert all(found[name].any() for name in names)
+        given = [torch.randn(3, 4, generator=torch.Generator().manual_seed(0))]
+        found = mean_gradients(layers, given, loss, targets=names)
+        plain = mean_gradients(
+            layers, given, lambda model, x: model[1](model[0](x)).square().sum(1), targets=names
+        )
+        assert all(plain[name].any() for name in names)
+        torch.testing.assert_close(found, plain)
 
 
 def test_no_target_has_no_gradient():
     model = MODELS['fused']().double()
     with pytest.raises(ScoreError, match='all 0 targets are exactly zero'):
         mean_gradients(model, batches([2]), losses, targets=[])
+
+
+def test_a_convolution_has_the_gradient_of_its_kernel():
+    convolution = torch.nn.Conv2d(3, 4, 2, stride=2)
+    model = torch.nn.Sequential(convolution, torch.nn.Flatten(), torch.nn.Linear(16, 5))
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(5, 3, 4, 4, generator=generator), torch.arange(5)
+
+    def loss(model, given):
+        return torch.nn.functional.cross_entropy(model(given[0]), given[1], reduction='none')
+
+    found = mean_gradients(model, [(x[:2], y[:2]), (x[2:], y[2:])], loss, targets=['0.weight'])
+    (expected,) = torch.autograd.grad(loss(model, (x, y)).mean(), [convolution.weight])
+    torch.testing.assert_close(found['0.weight'].reshape(4, 3, 2, 2), expected)
