@@ -35,7 +35,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ['BlockIndex', 'Index', 'columns_of', 'compact_linear', 'length_of', 'wide_factors']
+__all__ = [
+    'BlockIndex',
+    'Index',
+    'columns_apart',
+    'columns_of',
+    'compact_linear',
+    'length_of',
+    'wide_factors',
+]
 
 # A run of rows or columns (LoRA's: all of them) is a slice: it is taken without a copy.
 Index = Tensor | slice
@@ -226,12 +234,13 @@ def _kept(x: Tensor, blocks: Blocks) -> list[Tensor]:
     """The columns of each adapter, or all of x where that is less."""
     if sum(length_of(cols) for _, cols, _ in blocks) >= x.shape[1]:
         return [x]
-    kept = [columns_of(x, cols) for _, cols, _ in blocks]
-    # A view would keep all of x.
-    return [
-        x_c.contiguous() if isinstance(cols, slice) else x_c
-        for x_c, (_, cols, _) in zip(kept, blocks, strict=True)
-    ]
+    return [columns_apart(x, cols) for _, cols, _ in blocks]
+
+
+def columns_apart(x: Tensor, index: Index) -> Tensor:
+    """``x[:, index]``, to be kept: no view, which would keep all of x."""
+    columns = columns_of(x, index)
+    return columns.contiguous() if isinstance(index, slice) else columns
 
 
 def length_of(index: Index) -> int:

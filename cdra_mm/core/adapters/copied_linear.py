@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ..model.row_int8 import is_int8
 from .block_ops import adapted_copies, factor_gradients
-from .compact_linear import autocast_type, columns_of, length_of, scaled
+from .compact_linear import autocast_type, columns_apart, columns_of, length_of, scaled
 from .joint_blocks import JointBlocks
 
 __all__ = [
@@ -195,7 +195,7 @@ class _CopiedLinear(torch.autograd.Function):
         ctx.joint, ctx.remade = joint, is_remade(weight, x.dtype)
         ctx.bias_type = None if bias is None else bias.dtype
         whole = length_of(joint.cols) >= x.shape[1]  # kept as it is where that is less
-        x_c = x if whole else columns_of(x, joint.cols).contiguous()  # a view keeps all of x
+        x_c = x if whole else columns_apart(x, joint.cols)
         ctx.save_for_backward(weight if ctx.remade else copy, x_c, *factors)
         return F.linear(x, copy, bias_copy)
 

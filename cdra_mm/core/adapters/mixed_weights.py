@@ -159,7 +159,7 @@ def _add_blocks(
 ) -> None:
     """Adds to ``y [T, O]`` what blocks make of ``x [T, I]``, in place."""
     each = zip(blocks, factors[::2], strict=True)
-    hidden = torch.cat([columns_of(x, cols) @ down.t() for (_, cols, _), down in each], 1)
+    hidden = torch.cat([(down @ columns_of(x, cols).t()).t() for (_, cols, _), down in each], 1)
     _, up = wide_factors(y.new_empty(1).expand(y.shape[1], x.shape[1]), blocks, factors)
     y.addmm_(hidden, up.t())
 
