@@ -382,7 +382,7 @@ def test_recomputed_model_has_the_same_gradients(reentrant):
 
 @pytest.mark.parametrize('kind', ['fused', 'mha'])
 def test_compiled_model_is_the_eager_one(kind):
-    """In one graph, training and not."""
+    """Whole, training and not; torch takes the hooks of what it is given apart."""
     model = copied(kind, torch.float32)
     twin_model = copy.deepcopy(model)
     torch.compiler.reset()
@@ -398,6 +398,33 @@ def test_compiled_model_is_the_eager_one(kind):
     with torch.no_grad():
         x = images(3, torch.float32)[0]
         torch.testing.assert_close(compiled(x), model(x))
+
+
+class Around(torch.nn.Module):
+    """What holds an adapted backbone, as a segmentor does."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+
+@pytest.mark.parametrize('kind', ['fused', 'mha'])
+def test_what_holds_an_adapted_model_compiles_into_one_graph(kind):
+    model = copied(kind, torch.float32)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(Around(model), backend=count, fullgraph=True)
+    found = results(model, compiled, dtype=torch.float32)
+    assert len(graphs) == 1 and any('adapted_copies' in name for name in graphs[0])
+    torch.testing.assert_close(found, results(model, dtype=torch.float32))
 
 
 @pytest.mark.parametrize('grad', [False, True])
