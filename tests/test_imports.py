@@ -103,6 +103,15 @@ def test_import_loads_no_torch(repository):
     assert first_to_load(modules, {'torch'}, repository) == ''
 
 
+def test_core_and_methods_do_not_load_the_compiler(repository):
+    """Which takes a second or two; torch loads it where it is used."""
+    code = (
+        'import sys, torch, cdra_mm.core, cdra_mm.methods\n'
+        'assert "torch._dynamo" not in sys.modules'
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=repository, check=True)
+
+
 def test_import_check_would_notice(repository):
     assert first_to_load(['ast', 'json', 'csv'], {'json'}, repository) == "json {'json'}\n"
 

@@ -29,7 +29,7 @@ gradient of the block, one product in the place of four skinny ones:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -142,14 +142,17 @@ def takes_merged(x: Tensor, weight: Tensor) -> bool:
     return many and (x.dtype == torch.float64 or (x.dtype == torch.float32 and _fp32_is_exact()))
 
 
-# torch.compile cannot read the setting while it traces.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _fp32_is_exact() -> bool:
     """Whether a product keeps all digits of fp32, not those of TF32."""
     try:
         return torch.get_float32_matmul_precision() == 'highest'
     except RuntimeError:  # precisions set by torch's newer interface cannot be read by the older
         return False
+
+
+# torch.compile cannot read the setting while it traces. `torch.compiler.assume_constant_result`
+# sets this mark, after it has imported the compiler, which takes a second or two.
+cast(Any, _fp32_is_exact)._dynamo_marked_constant = True
 
 
 # Without gradients torch.compile calls a forward with its context only if the number of arguments
