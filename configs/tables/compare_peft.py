@@ -7,8 +7,8 @@ Data, weights, model, training: as in study_cpu, on its six tasks. peft 0.21.
 Rows: each of peft's tuners trains about as many parameters as LoRA of rank 3 on the fused qkv
     (27,648), as far as its settings allow. Where it can choose, it adapts all four matrices of
     every block; LoRA and its kin adapt qkv, which served them best in their papers.
-Search: the backbone's rate, as in study_cpu. One seed; three for DoRA, LoRA, VeRA and CDRA
-    (--seeds 0 1 2 --methods dora lora vera cdra_energy).
+Search: the backbone's rate, as in study_cpu. One seed; three for LoRA, VeRA and CDRA (--seeds 0 1 2
+    --methods dora lora vera cdra_energy), five for DoRA (--seeds 0 1 2 3 4 --methods dora).
 Forgetting: of 500 test photographs of Caltech-101 those that the pretrained ImageNet head on the
     tuned backbone still calls what it called them before, whatever the task was; in its size.
 Result: docs/peft.md; runs in docs/records. Some five hours of two cores.
