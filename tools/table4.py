@@ -1,4 +1,4 @@
-"""The trained shares of the CDRA paper's Table 4, and ours on SPT's masks, as Markdown.
+"""The trained shares of the CDRA paper's Tables 4, 6 and 7, and ours on SPT's masks, as Markdown.
 
     python tools/table4.py MASK_FILE.npz ... [--millions 0.8]
 
@@ -12,6 +12,8 @@ least a tenth of LoRA's parameters selected. So a plan of the size of SPT's is a
 - A matrix that SPT tunes with LoRA has at least the number of entries that makes it so.
 - All of them are then moved together until SPT-LoRA-8 trains what its budget says.
 
+Each budget between the others is then estimated without its own masks, and compared with them.
+
 What a mask file holds: cdra_mm/reading/mask_file.py; beside the masks the tables that begin with
 two underscores, which SPT's files have.
 """
@@ -19,6 +21,7 @@ two underscores, which SPT's files have.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from math import log
 from pathlib import Path
 from statistics import NormalDist, median
@@ -46,6 +49,14 @@ RULES: list[tuple[str, dict[str, Any], float | None]] = [
     ('Eq. 7 with 20 n', {'rule': 'eq7', 'alpha': 20}, DYNAMIC),
     ('count', {'rule': 'count'}, DYNAMIC),
     ('count with 2 n', {'rule': 'count', 'alpha': 2}, DYNAMIC),
+]
+# Tables 6 and 7: the same by what is adapted instead of R x C, whose share is `DYNAMIC` in both.
+PARTS: list[tuple[str, dict[str, Any], float]] = [
+    ('sides 1.5 times', {'size_ratio': 1.5}, 0.54),
+    ('sides 0.5 times', {'size_ratio': 0.5}, 0.29),
+    ('not-R x C', {'quadrant': '00'}, 0.74),
+    ('R x not-C', {'quadrant': '11'}, 0.73),
+    ('not-R x not-C', {'quadrant': '01'}, 0.48),
 ]
 NORMAL = NormalDist()
 
@@ -83,10 +94,14 @@ def lora_params(name: str) -> int:
     return LORA_RANK * sum(WEIGHTS[name])
 
 
+def has_lora(name: str, entries: float) -> bool:
+    """Whether SPT tunes a matrix with LoRA (Eq. 1)."""
+    return entries * LORA_SHARE >= lora_params(name)
+
+
 def spt_params(name: str, entries: float) -> float:
-    """What SPT-LoRA-8 trains of a matrix (Eq. 1)."""
-    lora = lora_params(name)
-    return lora if entries * LORA_SHARE >= lora else entries
+    """What SPT-LoRA-8 trains of a matrix."""
+    return lora_params(name) if has_lora(name, entries) else entries
 
 
 def read(path: Path) -> dict[float, Released]:
@@ -197,6 +212,53 @@ def trained(sizes: dict[str, Size], rule: dict[str, Any]) -> tuple[int, int]:
     return params, sum(rank > 0 for rank in ranks.values())
 
 
+def num_sides(sizes: Iterable[Size]) -> int:
+    return sum(size.rows + size.cols for size in sizes)
+
+
+def sides_of(sizes: dict[str, Size], part: dict[str, Any]) -> int:
+    """Rows and columns of what an ablation adapts of the matrices, none longer than its matrix."""
+    from cdra_mm.core.planning.ablations import Ablation
+
+    ablation, total = Ablation(**part), 0
+    for name, size in sizes.items():
+        high, wide = WEIGHTS[name]
+        sides = ablation.resized(size.rows, high), ablation.resized(size.cols, wide)
+        total += sum(ablation.sides(*sides, (high, wide)))
+    return total
+
+
+def without_its_masks(budgets: dict[float, Released], held: float) -> dict[str, Size]:
+    """The estimate for a released budget, made from the others."""
+    others = {budget: step for budget, step in budgets.items() if budget != held}
+    return Estimate(others).at(held)[0]
+
+
+def compared(tasks: dict[str, dict[float, Released]], held: float) -> str:
+    """What the estimates of a budget without its masks say, beside these masks."""
+    named = right = known = single = 0
+    shared: list[list[tuple[Size, Size]]] = []  # of each task, estimated and released
+    for budgets in tasks.values():
+        if held not in list(budgets)[1:-1]:
+            continue
+        sizes, there = without_its_masks(budgets, held), budgets[held]
+        lora = {name for name, size in sizes.items() if has_lora(name, size.entries)}
+        named, right = named + len(lora), right + len(lora & there.structured)
+        known, single = known + len(there.structured), single + len(there.single)
+        shared.append([(sizes[name], there.single[name]) for name in there.single if name in sizes])
+    entries = max(
+        abs(sum(a.entries for a, _ in t) / sum(b.entries for _, b in t) - 1) for t in shared
+    )
+    sides = max(abs(num_sides(a for a, _ in t) / num_sides(b for _, b in t) - 1) for t in shared)
+    return (
+        f'Made without the masks of {held:g} M, the estimate names {named} matrices as those that '
+        f'SPT tunes with LoRA there; {right} of them are among the {known} that it does. Of the '
+        f'{single} that it tunes entry by entry another budget has {sum(map(len, shared))}: their '
+        f'selected entries are found to {100 * entries:.0f} %, their rows and columns to '
+        f'{100 * sides:.0f} %, summed by task.'
+    )
+
+
 def percent(params: float) -> str:
     return f'{100 * params / BACKBONE:.2f}'
 
@@ -213,8 +275,25 @@ def line() -> tuple[float, float]:
     return up, y - up * x
 
 
+def parts_of(plans: dict[str, tuple[dict[str, Size], float]]) -> list[list[str]]:
+    """The rows for Tables 6 and 7: what one rank trains of other blocks than R x C."""
+    slope, rest = line()
+    ranks = [
+        (DYNAMIC / 100 * BACKBONE - beside) / num_sides(sizes.values())
+        for sizes, beside in plans.values()
+    ]
+    rows = [['rank', f'{(DYNAMIC - rest) / slope:.1f}', *(f'{rank:.1f}' for rank in ranks)]]
+    for words, part, printed in PARTS:
+        shares = [
+            percent(rank * sides_of(sizes, part) + beside)
+            for rank, (sizes, beside) in zip(ranks, plans.values(), strict=True)
+        ]
+        rows.append([f'{words}, %', f'{printed:.2f}', *shares])
+    return rows
+
+
 def report(tasks: dict[str, dict[float, Released]], millions: float) -> str:
-    """The three tables."""
+    """The tables, and what was found without a budget's own masks."""
     slope, rest = line()
     released = [
         [
@@ -223,7 +302,7 @@ def report(tasks: dict[str, dict[float, Released]], millions: float) -> str:
             str(len(step.single)),
             str(len(step.structured)),
             f'{sum(size.entries for size in step.single.values()):,}',
-            f'{sum(size.rows + size.cols for size in step.single.values()):,}',
+            f'{num_sides(step.single.values()):,}',
             percent(step.beside),
         ]
         for task, budgets in tasks.items()
@@ -234,7 +313,7 @@ def report(tasks: dict[str, dict[float, Released]], millions: float) -> str:
         ['selected entries', '']
         + [f'{sum(size.entries for size in sizes.values()):,}' for sizes, _ in plans.values()],
         ['rows and columns', f'{slope / 100 * BACKBONE:,.0f}']
-        + [f'{sum(s.rows + s.cols for s in sizes.values()):,}' for sizes, _ in plans.values()],
+        + [f'{num_sides(sizes.values()):,}' for sizes, _ in plans.values()],
         ['vectors, %', f'{rest:.3f}'] + [percent(beside) for _, beside in plans.values()],
     ]
     for words, rule, printed in RULES:
@@ -243,6 +322,8 @@ def report(tasks: dict[str, dict[float, Released]], millions: float) -> str:
             params, adapted = trained(sizes, rule)
             cells.append(f'{percent(params + beside)} ({adapted} of {len(sizes)})')
         count.append([f'{words}, %', '' if printed is None else f'{printed:.2f}', *cells])
+    inner = sorted({held for budgets in tasks.values() for held in list(budgets)[1:-1]})
+    free = ' and '.join(f'{rest + times * (DYNAMIC - rest):.2f}' for times in (1.5, 0.5))
     return '\n\n'.join(
         (
             f'The fixed ranks of Table 4 lie on a line: {slope / 100 * BACKBONE:,.0f} parameters '
@@ -256,6 +337,11 @@ def report(tasks: dict[str, dict[float, Released]], millions: float) -> str:
             ),
             f'Estimated, where SPT-LoRA-8 trains {millions:g} M (matrices that have a rank):',
             table(['', 'paper', *tasks], count),
+            f'Tables 6 and 7 on the same estimate, with one rank in all matrices, by which R x C '
+            f'trains the printed {DYNAMIC} %. Sides end at those of the matrix; if they did not, '
+            f'1.5 and 0.5 times would train {free} %.',
+            table(['', 'paper', *tasks], parts_of(plans)),
+            *(compared(tasks, held) for held in inner),
         )
     )
 

@@ -4,6 +4,10 @@ Houlsby et al., *Parameter-Efficient Transfer Learning for NLP*, ICML 2019 (two 
 block, after the attention's and the FFN's projection, before the residual is added); Pfeiffer
 et al., *AdapterFusion*, EACL 2021 (the one after the FFN suffices). The row "Adapter" of the
 tables for vision is the latter with 8 hidden units.
+
+VPT's code (KMnP/vpt) trains this row by SGD with momentum 0.9, the rate and weight decay of a grid
+for each task, keeps the frozen encoder in evaluation mode (no dropout, no drop path) and starts the
+head's bias at -4.6. Here it is trained as all rows are (docs/methods.md).
 """
 
 from __future__ import annotations

@@ -31,19 +31,21 @@ class GPS(Method):
     - The code scores on the whole training set, here on the hook's `num_samples` of it. As there
       the gradients of the batches' losses are added up and an entry's score is the magnitude of
       the sum (``statistic='summed'``), over augmented views. Averaged squares of the batches
-      (``statistic='per_batch'``), the default before, pick another connection in 44 % of the rows
-      (DeiT-Tiny on 256 images of Caltech-101 at 96 pixels in batches of 32); a run that began
-      with them goes on with this setting in its config.
+      (``statistic='per_batch'``), the default before, pick another connection in 44 % of the rows:
+      two plans of ``cdra plan cdra/deit_tiny_caltech101`` on healthy weights at 96 pixels, with
+      ``num_samples=256, batch_size=32``. A run that began with them goes on with this setting in
+      its config.
     - The code also trains k entries of every filter of the patch embedding, 768 of
       ViT-B/16's 167 424 parameters. Here the patch embedding's weight is frozen, as
       for every method; 166 656 are left.
     - The code scores in training mode, under autocast; here dropout and drop path are off.
     - The code's scripts choose for each data set: k is 2 for Camelyon and 1 for the other tasks of
       VTAB-1k; 2, 20, 1, 15, 1 for CUB, NABirds, Flowers, Cars and Dogs (``configs/tables`` has
-      these); the rate is 3e-4 to 1e-2, the batch 16, 32 or 64, drop path 0 to 0.2. They train by
-      Adam without weight decay, behind 10 epochs of warm-up, on images normalised with mean and
-      standard deviation 0.5, from AugReg's weights, on train and val of FGVC, and report the best
-      test epoch. The configs here train every method alike, see docs/methods.md.
+      these); the rate is 3e-4 to 1e-2 on VTAB-1k and 1e-4 to 3e-3 on FGVC, the batch 16, 32
+      or 64, drop path 0 to 0.2. They train by Adam without weight decay, behind 10 epochs of
+      warm-up, on images normalised with mean and standard deviation 0.5, from AugReg's weights, and
+      report the best test epoch. On FGVC they train on train and val, as ``--final`` does. The
+      configs here train every method alike, see docs/methods.md.
     - Ties go to the lower index.
 
     Args:

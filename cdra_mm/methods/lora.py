@@ -1,4 +1,9 @@
-"""LoRA: the same low rank on whole matrices (Hu et al., ICLR 2022)."""
+"""LoRA: the same low rank on whole matrices (Hu et al., ICLR 2022).
+
+The 0.90 % that the CDRA paper prints for it on FGVC is rank 16 on q and v, 0.69 % of a ViT-B/16,
+with the head, 0.21 % on average. The table of FGVC has rank 16 too; shares here leave the head out
+(docs/methods.md).
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ Where paper and released code (github.com/ziplab/SPT) differ, or leave a choice:
   attention's output) and, unless told not to, 10 % of a module's outputs by sample.
   Here `dropout` does the former for every module; the latter is left out.
 - *Figures.* The code's scripts try five budgets for each task on the test images and report the
-  best epoch's figure (docs/methods.md); the tables here have one budget and the last epoch.
+  best epoch's figure; the tables here have one budget and the last epoch. On FGVC they train on
+  train.json alone; ``--final`` here takes train and val, unless told otherwise (docs/methods.md).
 - *Scale* of the low-rank branch: 1, no alpha / r of LoRA's.
 """
 

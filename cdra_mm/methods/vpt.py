@@ -12,9 +12,10 @@ tokens as a set, so that the order changes nothing. A backbone whose blocks do k
 positions (relative or rotary ones, windows) is refused; the paper's variant for Swin, with
 prompts in every window, is not built.
 
-That code trains by SGD, with rate, weight decay and number of prompts chosen for each task, keeps
-the encoder in evaluation mode and starts the head's bias at -4.6 (docs/methods.md); here all rows
-are trained alike.
+That code (KMnP/vpt) trains by SGD with momentum 0.9, with rate, weight decay and number of prompts
+chosen for each task, keeps the frozen encoder in evaluation mode (no dropout, no drop path) and
+starts the head's bias at -4.6; its final runs on FGVC train on train.json alone. Here all rows are
+trained alike, with 10 prompts; ``--final`` on FGVC takes train and val (docs/methods.md).
 """
 
 from __future__ import annotations

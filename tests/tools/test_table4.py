@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from tests.tools.project import REPOSITORY, call, refusal, succeed
 
 QUERY = 'blocks.0.attn.q.weight'
+# Of Tables 6 and 7, with the printed shares.
+PARTS = [
+    ('sides 1.5 times', '0.54'),
+    ('sides 0.5 times', '0.29'),
+    ('not-R x C', '0.74'),
+    ('R x not-C', '0.73'),
+    ('not-R x not-C', '0.48'),
+]
 
 
 def write_masks(path, name=QUERY, side=768, tables=True, budgets=('0.1', '1.0')):
@@ -39,6 +49,29 @@ def test_table4_prints_what_the_page_says(spt_masks, tmp_path):
     ):
         shares = [float(cell.split()[0]) for cell in rows[rule][1:]]
         assert len(shares) == 4 and low < min(shares) <= max(shares) < high, rule
+    # What the page's text says of Tables 6 and 7.
+    text = ' '.join(page[: -len(printed)].split())
+    ranges = []
+    for part, share in PARTS:
+        paper, *cells = (cell.strip(' |') for cell in rows[f'{part}, %'])
+        assert paper == share
+        ranges.append(f'{min(cells)} to {max(cells)}')
+    wide, small, *parts = ranges
+    assert f'(Table 6) train {wide} and {small} %' in text
+    assert f'train {parts[0]}, {parts[1]} and {parts[2]} %' in text
+
+
+def test_a_budget_between_the_others_is_estimated_without_its_masks(spt_masks, tmp_path):
+    """From the released masks: what is found of 0.4 M, which is no part of that estimate."""
+    printed = succeed(tmp_path, 'table4', *spt_masks[:1])
+    assert printed.count('Made without the masks of') == 1
+    found = re.search(r'of 0\.4 M, the estimate names (\d+) .*?; (\d+) .*? the (\d+) that', printed)
+    assert found, printed
+    named, right, known = map(int, found.groups())
+    # As SPT's own table counts them.
+    with np.load(spt_masks[0]) as arrays:
+        assert known == int(arrays['b0.4/__structured__'].sum())
+    assert known / 2 < right <= min(named, known)
 
 
 @pytest.mark.parametrize(

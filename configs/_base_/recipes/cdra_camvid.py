@@ -1,6 +1,10 @@
 """CDRA on CamVid for 1000 iterations, label 11 ignored; a config adds the model.
 
 The head or heads ignore label 11 too: ``ignore_index=_base_.ignore_index``.
+
+Rates: head 1e-3, backbone 1e-4, which was chosen on damaged weights. On short schedules with the
+head at 1e-2 the backbone's best on healthy ones were 3e-3 to 2e-2 (docs/results.md); lower it first
+if CDRA is below the head alone.
 """
 
 _base_ = [
