@@ -46,7 +46,7 @@ class CDRA(Selecting):
     paper's steps 1 to 3 (Eqs. 3 to 7) takes the paper's scores, as ``allocation='scores'`` does:
     that is CDRA-SPT, its ranks by Eq. 7 to the letter under a budget in trained parameters. With
     about as many selected entries as the paper must have had, the printed rule trains a fifth of
-    what its Table 4 states; no single rule gives the shares of Tables 6 and 7 as well
+    what its Table 4 states; no single rule gives the shares of Table 7 as well
     (docs/table4.md). Every one of the four budgets holds for every ablation.
 
     ====================  ==========================================================
