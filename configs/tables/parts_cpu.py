@@ -6,7 +6,7 @@ Rows: ``_start`` begins the factors along the mean gradient; ``_whole`` takes wh
     blocks of a half, a quarter and an eighth as well; ``_novec`` trains no vectors; ``_rank24``
     allows ranks to 24, not 8; ``_fitted`` scores and begins with a head that was fitted alone for
     100 steps on the features of the frozen backbone; ``_slow_down`` trains ``down`` at a tenth of
-    the rate; ``_signal`` plans and begins with the mean gradient over the root mean square of the
+    the rate, ``_fast_down`` at three times it; ``_signal`` plans and begins with the mean gradient over the root mean square of the
     samples', ``_momentum`` with its average under the drawn head and three that were fitted for 5
     to 20 steps; ``_again`` merges after 50 steps, scores and plans anew; ``_int8`` keeps the frozen
     matrices in int8. ``linear_long`` trains the head 1350 steps more than ``linear``: had it
@@ -36,6 +36,7 @@ methods = dict(
     energy_start_rank24=dict(method=ENERGY, rules=dict(max_rank=24), start=True),
     energy_start_fitted=dict(method=ENERGY, start=True, head_iterations=100),
     energy_start_slow_down=dict(method=ENERGY, start=True, rate_factors=dict(down=0.1)),
+    energy_start_fast_down=dict(method=ENERGY, start=True, rate_factors=dict(down=3.0)),
     energy_start_signal=dict(method=ENERGY, rules=dict(), start=True, gradient='signal'),
     energy_start_momentum=dict(method=ENERGY, rules=dict(), start=True, gradient='momentum'),
     energy_start_again=dict(method=ENERGY, start=True, again=50),
