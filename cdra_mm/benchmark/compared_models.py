@@ -21,6 +21,7 @@ from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.sizing.block_sizes import adapt
 
 __all__ = [
+    'FULL',
     'LORA',
     'REFERENCE',
     'Builder',
@@ -36,7 +37,8 @@ __all__ = [
 ]
 
 LORA_RANK = 8
-REFERENCE, LORA = 'frozen limit', f'peft LoRA r={LORA_RANK}'  # their names beside ours
+# Their names beside ours.
+REFERENCE, LORA, FULL = 'frozen limit', f'peft LoRA r={LORA_RANK}', 'full'
 Builder = Callable[[nn.Module], nn.Module]
 
 
