@@ -28,6 +28,7 @@ STEPS: tuple[Setting, ...] = (
 )
 SCORED = (32, 64)  # batches
 OURS = ('ours paper', 'ours spt')
+SHOWN = 2  # of what a goal lacks: the table names all that was left out
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Goal:
         known = {place: value for place, value in figures.items() if value is not None}
         missed = {place: value for place, value in known.items() if not self._holds(value)}
         unknown = [place for place in figures if place not in known]
-        lacking = f'not measured: {"; ".join(unknown)}' if unknown else ''
+        more = f' and {len(unknown) - SHOWN} more' if len(unknown) > SHOWN else ''
+        lacking = f'not measured: {"; ".join(unknown[:SHOWN])}{more}' if unknown else ''
         if missed:
             return f'NOT MET: {_listed(missed)}' + (f'; {lacking}' if lacking else '')
         if not known:
