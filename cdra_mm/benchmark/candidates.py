@@ -10,7 +10,17 @@ from typing import Any
 from .case import Case
 from .timing import add_ratio, is_out_of_memory, measure
 
-__all__ = ['Candidates']
+__all__ = ['Candidates', 'error_line']
+
+
+def error_line(error: BaseException) -> str:
+    r"""An error's type and the first line of what it says.
+
+    Example:
+        >>> error_line(ValueError('no such kernel\n at line 3'))
+        'ValueError: no such kernel'
+    """
+    return f'{type(error).__name__}: {str(error).strip()}'.partition('\n')[0]
 
 
 class Candidates:
@@ -21,6 +31,8 @@ class Candidates:
         benchmark: Its name.
         references: The candidates that others are compared with, by the key of the ratio
             (``ratio_vs_<key>``); the first one is the record's reference.
+        keep_going: Whether a candidate with any error is left out, as one that does not fit is;
+            the record's ``failed`` names them.
         **settings: Further plain values for the record.
 
     Attributes:
@@ -30,38 +42,58 @@ class Candidates:
     """
 
     def __init__(
-        self, case: Case, benchmark: str, references: Mapping[str, str], **settings: Any
+        self,
+        case: Case,
+        benchmark: str,
+        references: Mapping[str, str],
+        keep_going: bool = False,
+        **settings: Any,
     ) -> None:
-        self.case, self.references = case, references
+        self.case, self.references, self.keep_going = case, references, keep_going
         self.found: dict[str, dict[str, Any]] = {}
         self.skipped: dict[str, str] = {}
         reference = next(iter(references.values()))
         self.record = {'benchmark': benchmark, **case.describe(), 'reference': reference}
         self.record |= {**settings, 'candidates': self.found, 'skipped': self.skipped}
+        self.failed: list[str] = []
+        if keep_going:
+            self.record['failed'] = self.failed
 
     @contextmanager
     def fitting(self, name: str) -> Iterator[None]:
-        """Inside, a candidate that does not fit into memory is left out; the others go on."""
+        """Inside, a candidate that does not fit into memory is left out; the others go on.
+
+        With `keep_going`, one that has any error.
+        """
         try:
             yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            if not (self.keep_going or is_out_of_memory(error)):
                 raise
-            self.leave_out(name)
+            self.leave_out(name, error)
 
-    def leave_out(self, name: str) -> None:
-        """Notes that a candidate does not fit."""
+    def leave_out(self, name: str, error: Exception) -> None:
+        """Notes that a candidate does not fit, or what else went wrong."""
         self.found.pop(name, None)
-        self.skipped[name] = f'out of memory at batch {self.case.batch}'
+        if is_out_of_memory(error):
+            self.skipped[name] = f'out of memory at batch {self.case.batch}'
+        else:
+            self.skipped[name] = error_line(error)
+            self.failed.append(name)
 
     def time(self, runs: Mapping[str, Callable[[], Any]]) -> None:
         """Times the candidates and notes times and ratios."""
         case = self.case
         measured = measure(
-            runs, device=case.device, repeats=case.repeats, warmup=case.warmup, seed=case.seed
+            runs,
+            device=case.device,
+            repeats=case.repeats,
+            warmup=case.warmup,
+            seed=case.seed,
+            keep_going=self.keep_going,
         )
-        for name in measured.failed:
-            self.leave_out(name)
+        for name, error in measured.failed.items():
+            self.leave_out(name, error)
         for name, seconds in measured.seconds.items():
             entry = self.found.setdefault(name, {})
             entry |= {'seconds': median(seconds), 'seconds_all': seconds}

@@ -21,6 +21,7 @@ from cdra_mm.core.adapters.copied_weights import choose_product
 from cdra_mm.sizing.block_sizes import adapt
 
 __all__ = [
+    'FULL',
     'LORA',
     'REFERENCE',
     'Builder',
@@ -36,7 +37,8 @@ __all__ = [
 ]
 
 LORA_RANK = 8
-REFERENCE, LORA = 'frozen limit', f'peft LoRA r={LORA_RANK}'  # their names beside ours
+# Their names beside ours.
+REFERENCE, LORA, FULL = 'frozen limit', f'peft LoRA r={LORA_RANK}', 'full'
 Builder = Callable[[nn.Module], nn.Module]
 
 
@@ -60,19 +62,24 @@ def _head_only(model: nn.Module) -> nn.Module:
 def frozen_limit(model: nn.Module) -> nn.Module:
     """A frozen base whose backward reaches the first block: the limit of any adapter.
 
-    The input of the first block is made to require a gradient, as it does where something is
-    trained there; only the head is trained.
+    A zero that requires a gradient is added to the input of the first block, as something that is
+    trained there would; only the head is trained. Compiles into one graph.
     """
     _head_only(model)
     first = cast(nn.ModuleList, model.get_submodule('blocks'))[0]
+    device = next(model.parameters()).device
+    zero = torch.zeros((), device=device, requires_grad=True)  # no dimension: it changes no type
+    zero.register_post_accumulate_grad_hook(_drop_gradient)  # as an optimizer's user does
 
     def require_grad(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled():
-            return inputs
-        return (inputs[0].detach().requires_grad_(), *inputs[1:])
+        return (inputs[0] + zero, *inputs[1:]) if torch.is_grad_enabled() else inputs
 
     first.register_forward_pre_hook(require_grad)
     return model
+
+
+def _drop_gradient(tensor: Tensor) -> None:
+    tensor.grad = None
 
 
 def full(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from cdra_mm.core.model.graph import nodes_of
 from cdra_mm.core.model.own_state import tensors_in
 
-__all__ = ['in_child', 'peak_above_rest', 'saved_bytes']
+__all__ = ['allocated', 'in_child', 'peak_above_rest', 'peaks_since', 'saved_bytes']
 
 STATUS, CLEAR_REFS = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 
@@ -48,6 +48,32 @@ def peak_above_rest(run: Callable[[], Any], device: str) -> int | None:
         return max(0, _status('VmHWM') - before)
     except (OSError, AttributeError):
         return None
+
+
+def allocated(device: str) -> int:
+    """Bytes that PyTorch's allocator has given out on a GPU, garbage left out; 0 on a CPU."""
+    if device != 'cuda':
+        return 0
+    gc.collect()
+    torch.cuda.synchronize()
+    return torch.cuda.memory_allocated()
+
+
+def peaks_since(before: int, run: Callable[[], Any], device: str) -> dict[str, int | None]:
+    """Peak of a run on a GPU above the rest, and with all that is held since ``before``.
+
+    Args:
+        before: What was `allocated` before the model and its optimizer were made.
+        run: One step.
+        device: ``'cuda'``.
+
+    Returns:
+        ``peak_bytes_above_rest``, and ``peak_bytes``: weights, kept copies and the optimizer's
+        state included.
+    """
+    above = peak_above_rest(run, device)
+    whole = None if above is None else above + allocated(device) - before
+    return {'peak_bytes_above_rest': above, 'peak_bytes': whole}
 
 
 def _status(key: str) -> int:

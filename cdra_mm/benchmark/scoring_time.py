@@ -16,7 +16,14 @@ from .memory import in_child, peak_above_rest
 from .peers import PEERS, Scorer, quiet
 from .timing import is_out_of_memory
 
-__all__ = ['TOLERANCE', 'compare_scores', 'whole_matrices', 'worst_error']
+__all__ = [
+    'REFERENCE',
+    'TOLERANCE',
+    'backward_of',
+    'compare_scores',
+    'whole_matrices',
+    'worst_error',
+]
 
 REFERENCE, OURS = 'backward', 'ours'
 # Largest deviation from ours that a peer may show, relative to a parameter's largest score. In
@@ -43,7 +50,7 @@ def compare_scores(
     with quiet():
         model, batch = case.make_model(), case.make_batch()
         runs: dict[str, Callable[[], Any]] = {}
-        runs[REFERENCE] = _backward(case, model, batch)
+        runs[REFERENCE] = backward_of(case, model, batch)
         runs[OURS] = _ours(case, model, batch)
         expected = whole_matrices(runs[OURS]())
         score_bytes = sum(score.nbytes for score in expected.values())
@@ -89,7 +96,8 @@ def compare_scores(
     return {**compared.record, 'candidates': in_order}
 
 
-def _backward(case: Case, model: nn.Module, batch: Batch) -> Callable[[], None]:
+def backward_of(case: Case, model: nn.Module, batch: Batch) -> Callable[[], None]:
+    """An ordinary forward and backward of the whole model."""
     model.requires_grad_(True)
 
     def run() -> None:
@@ -138,7 +146,8 @@ def _peak_alone(case: Case, name: str) -> int | None:
     with quiet():
         model, batch = case.make_model(), case.make_batch()
         if name in (REFERENCE, OURS):
-            run: Callable[[], Any] = (_backward if name == REFERENCE else _ours)(case, model, batch)
+            make = backward_of if name == REFERENCE else _ours
+            run: Callable[[], Any] = make(case, model, batch)
         else:
             peer = next(p for p in PEERS.values() if p.title == name)
             paths = dict.fromkeys(target.path for target in find_targets(model).values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,8 +16,8 @@ from cdra_mm.sizing.block_sizes import label, make_block_plan
 from . import compared_models as models
 from .candidates import Candidates
 from .case import Batch, Case
-from .compared_models import LORA, REFERENCE, Builder
-from .memory import peak_above_rest, saved_bytes
+from .compared_models import FULL, LORA, REFERENCE, Builder
+from .memory import allocated, peaks_since, saved_bytes
 from .peers import quiet
 
 __all__ = ['STEP_PEERS', 'Step', 'compare_steps', 'step_builders']
@@ -77,6 +79,8 @@ def compare_steps(
     peers: Sequence[str] = STEP_PEERS,
     builders: dict[str, Builder] | None = None,
     of_size: bool = True,
+    keep_going: bool = False,
+    until: float = math.inf,
 ) -> dict[str, Any]:
     """Times, parameters and saved bytes of a training step.
 
@@ -87,22 +91,31 @@ def compare_steps(
             skipped with a line.
         builders: Candidates by name, instead of those of `step_builders`.
         of_size: Whether to compare with LoRA of our number of parameters too.
+        keep_going: Whether a candidate with an error is left out and named; otherwise only one
+            that does not fit into memory is.
+        until: Candidates whose turn to be made comes later than this are left out
+            (`time.monotonic`).
     """
-    references = {'frozen_limit': REFERENCE, 'peft_lora': LORA}
-    compared = Candidates(case, 'step', references, blocks=list(blocks))
+    references = {'frozen_limit': REFERENCE, 'peft_lora': LORA, 'full': FULL}
+    compared = Candidates(case, 'step', references, keep_going, blocks=list(blocks))
     with quiet():
         builders = builders or step_builders(case, blocks, peers, compared.skipped, of_size)
         batch = case.make_batch()
         steps: dict[str, Step] = {}
         for name, build in builders.items():
+            if time.monotonic() > until:
+                compared.skipped[name] = 'left out: no time for it'
+                continue
             with compared.fitting(name):
+                before = allocated(case.device)
                 step = STEPS[case.mode](case, build(case.make_model()), batch)
                 compared.found[name] = {'trainable': models.trainable(step.model)}
                 if case.mode == 'eager':
                     compared.found[name]['saved_bytes'] = saved_bytes(step.model, step.forward)
                 if case.device == 'cuda' and case.mode == 'eager':
-                    peak = peak_above_rest(step, case.device)
-                    compared.found[name]['peak_bytes_above_rest'] = peak
+                    compared.found[name] |= peaks_since(before, step, case.device)
+                if case.mode == 'compile':
+                    step()  # compiles
                 steps[name] = step
         compared.time(steps)
     _compare_saved(compared.found)
@@ -161,5 +174,5 @@ def step_builders(
             skipped['mmpretrain LoRA'] = problem
         else:
             builders[f'mmpretrain LoRA r={models.LORA_RANK}'] = models.mmpretrain_lora
-    builders['full'] = models.full
+    builders[FULL] = models.full
     return builders

@@ -25,11 +25,11 @@ class Measurement:
 
     Attributes:
         seconds: Times of each candidate by round, warm-up left out.
-        failed: Candidates that ran out of memory, and the message.
+        failed: Candidates that were taken out, and the error.
     """
 
     seconds: dict[str, list[float]]
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def measure(
     warmup: int,
     seed: int = 0,
     clock: Callable[[Callable[[], Any], str], float] | None = None,
+    keep_going: bool = False,
 ) -> Measurement:
     """Runs every candidate once a round, in an order shuffled each round.
 
@@ -62,6 +63,7 @@ def measure(
         seed: Seed of the orders.
         clock: Called as ``clock(candidate, device)``, returns seconds. Default:
             `seconds_of`.
+        keep_going: Whether a candidate with any other error is taken out too.
     """
     clock = clock or seconds_of
     rng = random.Random(seed)
@@ -69,7 +71,7 @@ def measure(
     gc.collect()
     gc.freeze()  # what lives now need not be looked through again in every round
     try:
-        _rounds(candidates, result, device, warmup, repeats, rng, clock)
+        _rounds(candidates, result, device, warmup, repeats, rng, clock, keep_going)
     finally:
         gc.unfreeze()
     return result
@@ -83,6 +85,7 @@ def _rounds(
     repeats: int,
     rng: random.Random,
     clock: Callable[[Callable[[], Any], str], float],
+    keep_going: bool,
 ) -> None:
     for number in range(warmup + repeats):
         order = list(result.seconds)
@@ -91,10 +94,10 @@ def _rounds(
         for name in order:
             try:
                 seconds = clock(candidates[name], device)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+            except Exception as error:
+                if not (keep_going or is_out_of_memory(error)):
                     raise
-                result.failed[name] = str(error).partition('\n')[0]
+                result.failed[name] = error.with_traceback(None)  # which holds what the step made
                 del result.seconds[name]
                 gc.collect()
                 if device == 'cuda':

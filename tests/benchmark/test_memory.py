@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from cdra_mm.benchmark.memory import CLEAR_REFS, in_child, peak_above_rest, saved_bytes
+from cdra_mm.benchmark.memory import (
+    CLEAR_REFS,
+    allocated,
+    in_child,
+    peak_above_rest,
+    peaks_since,
+    saved_bytes,
+)
 from cdra_mm.sizing.block_sizes import KINDS, adapt, drawn_plan
 
 from .tiny import tiny_case
@@ -80,3 +87,26 @@ def test_child_that_is_killed_is_out_of_memory():
     with pytest.raises(MemoryError):
         in_child(os._exit, 9)
     assert 'MALLOC_MMAP_THRESHOLD_' not in os.environ
+
+
+def test_peak_since_counts_what_was_made_before_the_run(monkeypatch):
+    """Weights, copies that are kept and AdamW's state: 100 before, 60 made, a step takes 25."""
+    held = {'now': 100, 'peak': 0}
+    fake = {
+        'synchronize': lambda: None,
+        'memory_allocated': lambda: held['now'],
+        'max_memory_allocated': lambda: held['peak'],
+        'reset_peak_memory_stats': lambda: held.update(peak=held['now']),
+    }
+    for name, function in fake.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    before = allocated('cuda')
+    held['now'] += 40  # weights
+
+    def step():
+        held['now'] = 160  # with the optimizer's state, from the first step on
+        held['peak'] = max(held['peak'], held['now'] + 25)
+
+    found = peaks_since(before, step, 'cuda')
+    assert found == {'peak_bytes_above_rest': 25, 'peak_bytes': 85}
+    assert allocated('cpu') == 0

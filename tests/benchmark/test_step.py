@@ -25,7 +25,9 @@ def test_frozen_limit_reaches_the_first_block_and_trains_the_head():
     one = Step(case, models.frozen_limit(case.make_model()), case.make_batch())
     inputs = []
     one.model.blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    one.forward().backward()
+    loss = one.forward()
+    inputs[0].retain_grad()
+    loss.backward()
     assert inputs[0].grad is not None and inputs[0].grad.abs().sum() > 0
     trained = {name for name, p in one.model.named_parameters() if p.requires_grad}
     assert trained == {'head.weight', 'head.bias'} and models.trainable(one.model) == 0
@@ -37,6 +39,25 @@ def test_frozen_limit_computes_the_plain_output():
     with torch.no_grad():
         plain = case.make_model()(images)
         assert torch.equal(models.frozen_limit(case.make_model())(images), plain)
+
+
+@pytest.mark.parametrize('name', [REFERENCE, 'ours paper', LORA, 'full'])
+def test_compiled_step_is_one_graph(name):
+    """None is slower than the others for a reason of the benchmark's own."""
+    if name == LORA:
+        needs_peft()
+    case = tiny_case(dtype='bf16')
+    model = step_builders(case, ['paper'], ['peft'], {}, of_size=False)[name](case.make_model())
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model.train(), backend=counted)
+    case.losses(compiled, case.make_batch()).mean().backward()
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize('name', [REFERENCE, 'ours paper', 'ours spt', LORA, 'full'])

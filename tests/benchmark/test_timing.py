@@ -48,7 +48,7 @@ def test_measure_goes_on_without_what_ran_out_of_memory():
     candidates = {'large': large, 'small': lambda: None}
     found = measure(candidates, device='cpu', repeats=2, warmup=1, clock=run_once)
     assert found.seconds == {'small': [1.0, 1.0]}
-    assert found.failed == {'large': 'CUDA out of memory.'}
+    assert list(found.failed) == ['large'] and is_out_of_memory(found.failed['large'])
 
 
 def test_measure_keeps_a_bug_a_bug():
@@ -57,6 +57,9 @@ def test_measure_keeps_a_bug_a_bug():
 
     with pytest.raises(RuntimeError, match='shapes differ'):
         measure({'a': broken}, device='cpu', repeats=1, warmup=0)
+    steps = {'a': broken, 'b': lambda: None}
+    found = measure(steps, device='cpu', repeats=1, warmup=0, keep_going=True)
+    assert list(found.seconds) == ['b'] and str(found.failed['a']) == 'shapes differ'
 
 
 def test_paired_ratio_is_taken_within_each_round():

@@ -112,7 +112,14 @@ def _multiplies_wide(device: torch.device, dtype: torch.dtype) -> bool:
 @cache
 def _kernel_runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the Triton kernel works there, seen by running it once on ones."""
-    if dtype not in KERNEL_DTYPES or missing_for_kernels(device):
+    if device.type != 'cuda':
+        return False
+    missing = missing_for_kernels(device)
+    if missing:
+        _say_slower(f'the Triton kernel needs {missing}')
+        return False
+    if dtype not in KERNEL_DTYPES:
+        _say_slower(f'the Triton kernel knows fp32, bf16 and fp16, not {dtype}')
         return False
 
     def check() -> None:
@@ -127,9 +134,11 @@ def _kernel_runs(device: torch.device, dtype: torch.dtype) -> bool:
 
     failure = failure_of(check)
     if failure:
-        warnings.warn(
-            f'scoring is slower than it could be: the Triton kernel for {dtype} does not run on '
-            f'{device} {failure}',
-            stacklevel=2,
-        )
+        _say_slower(f'the Triton kernel for {dtype} does not run on {device} {failure}')
     return not failure
+
+
+@cache
+def _say_slower(why: str) -> None:
+    """Once a process for each reason."""
+    warnings.warn(f'scoring is slower than it could be: {why}', stacklevel=3)

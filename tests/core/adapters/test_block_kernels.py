@@ -5,6 +5,8 @@ They are tested natively where there is a GPU, and in the interpreter (`interpre
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 
@@ -92,9 +94,15 @@ def test_number_of_tables_is_limited(monkeypatch):
 def test_self_check_passes_and_would_notice(monkeypatch):
     kernels.check_kernels(torch.device(DEVICE))
     plain = kernels._strips
-    monkeypatch.setattr(
-        kernels, '_strips', lambda *a: ([*row[:-1], row[-1] + 1] for row in plain(*a))
-    )
+
+    def one_term_less(*arguments):
+        for row in plain(*arguments):
+            yield [*row[:4], row[4] - 1, *row[5:]]
+
+    monkeypatch.setattr(kernels, '_strips', one_term_less)
+    # A GPU's allocator may give the same addresses once more, and with them the first check's
+    # tables and results: every result is wrong, and no table is known.
+    monkeypatch.setattr(kernels, '_tables', OrderedDict())
     with pytest.raises(RuntimeError, match='its gradients are off'):
         kernels.check_kernels(torch.device(DEVICE))
     kernels.write_blocks(torch.ones(1), [], [], [], [], [], [])  # nothing to write; and it counts
@@ -103,26 +111,3 @@ def test_self_check_passes_and_would_notice(monkeypatch):
 @once_more
 def test_kernel_laws_in_the_interpreter():
     run_interpreted(__file__)
-
-
-@pytest.mark.skipif(INTERPRETED, reason='interpreted kernels are not compiled')
-@pytest.mark.parametrize('capability', [80, 90])
-@pytest.mark.parametrize('dtype', ['bf16', 'fp32'])
-def test_kernels_compile_without_a_gpu(dtype, capability):
-    """What the interpreter runs need not be what the compiler takes."""
-    import triton.language as tl
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    target = GPUTarget('cuda', capability, 32)
-    constant = {'FIELDS': 13, 'WEIGHT': tl.float32, 'TILE': kernels.TILE}
-    tensors = {'flat': f'*{dtype}', 'table': '*i64', 'scales': '*fp32'}
-    signature = {**tensors, **dict.fromkeys(constant, 'constexpr')}
-    assert compile(ASTSource(kernels._write_tiles, signature, constant), target=target).asm['cubin']
-    constant = {'FIELDS': 10, 'TILE': kernels.TILE, 'RANKS': kernels.RANKS}
-    tensors = {'flat': '*fp32', **{f'g{i}': f'*{dtype}' for i in range(4)}}
-    tensors |= {'table': '*i64', 'scales': '*fp32'}
-    signature = {**tensors, **dict.fromkeys(constant, 'constexpr')}
-    made = compile(ASTSource(kernels._factor_tiles, signature, constant), target=target)
-    assert made.asm['cubin']
-    assert made.metadata.shared <= 96 * 1024  # what consumer GPUs have

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -84,11 +85,11 @@ def test_squares_by_chunk_hold_as_many_gradients_as_fit(monkeypatch, held):
     assert sum(seen) == 7
 
 
-def test_squares_leave_the_kernel_to_gpus():
+def test_squares_leave_the_kernel_to_gpus(recwarn):
     squares._kernel_runs.cache_clear()
-    assert not squares._kernel_runs(torch.device('cpu'), torch.float32)
-    assert not squares._kernel_runs(torch.device('meta'), torch.float32)
-    assert not squares._kernel_runs(torch.device('cuda'), torch.float64)
+    for device in ('cpu', 'meta', 'mps'):
+        assert not squares._kernel_runs(torch.device(device), torch.float32)
+    assert not [w for w in recwarn if 'Triton kernel' in str(w.message)]
 
 
 @pytest.fixture
@@ -97,9 +98,11 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.version, 'cuda', '12.8')
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
     monkeypatch.setattr(triton_support, 'find_spec', lambda name: object())
-    squares._kernel_runs.cache_clear()
+    for known in (squares._kernel_runs, squares._say_slower):
+        known.cache_clear()
     yield torch.device('cuda')
-    squares._kernel_runs.cache_clear()
+    for known in (squares._kernel_runs, squares._say_slower):
+        known.cache_clear()
 
 
 def test_squares_say_once_that_the_kernel_does_not_run(monkeypatch, gpu, recwarn):
@@ -111,16 +114,25 @@ def test_squares_say_once_that_the_kernel_does_not_run(monkeypatch, gpu, recwarn
     assert 'bfloat16 does not run on cuda (ModuleNotFoundError' in str(warning.message)
 
 
-@pytest.mark.parametrize('what', ['an old GPU', 'an AMD GPU', 'no Triton'])
-def test_squares_need_no_warning_where_there_is_no_kernel(monkeypatch, gpu, recwarn, what):
+@pytest.mark.parametrize('what', ['an old GPU', 'an AMD GPU', 'no Triton', 'an unknown type'])
+def test_squares_say_once_what_the_kernel_needs(monkeypatch, gpu, recwarn, what):
+    """One line a process, for all GPUs and types; scores are the same, only slower."""
+    dtypes, text = (torch.bfloat16, torch.float32), 'needs Triton and compute capability 8.0'
     if what == 'an old GPU':
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
     elif what == 'an AMD GPU':
         monkeypatch.setattr(torch.version, 'cuda', None)
-    else:
+        text = 'needs an NVIDIA GPU'
+    elif what == 'no Triton':
         monkeypatch.setattr(triton_support, 'find_spec', lambda name: None)
-    assert not squares._kernel_runs(gpu, torch.bfloat16)
-    assert not [w for w in recwarn if 'Triton kernel' in str(w.message)]
+    else:
+        dtypes, text = (torch.float64,), 'knows fp32, bf16 and fp16, not torch.float64'
+    warnings.simplefilter('always')
+    for device in (gpu, torch.device('cuda', 1)):
+        for dtype in dtypes:
+            assert not squares._kernel_runs(device, dtype)
+    (warning,) = [w for w in recwarn if 'Triton kernel' in str(w.message)]
+    assert str(warning.message) == f'scoring is slower than it could be: the Triton kernel {text}'
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
