@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ class Step:
         self.optimizer = torch.optim.AdamW(
             trained, lr=1e-4, fused=on_gpu or None, capturable=case.mode == 'graph'
         )
-        self.called: Any = torch.compile(model) if case.mode == 'compile' else model
+        # Torch compiles hooks of what it is given apart; of what that holds, in its graph.
+        self.called: Any = torch.compile(_Held(model)) if case.mode == 'compile' else model
 
     def forward(self) -> Tensor:
         """The mean loss."""
@@ -46,6 +47,17 @@ class Step:
         self.forward().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+class _Held(nn.Module):
+    """What holds a backbone, as a segmentor does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.model(images))
 
 
 class GraphStep(Step):

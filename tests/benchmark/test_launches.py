@@ -53,8 +53,8 @@ def test_ours_launch_less_than_full_fine_tuning():
         made = record['candidates'][f'ours {blocks}, copied']['by_operation']
         assert made['forward']['adapted_copies'] == 1
         assert made['backward']['factor_gradients'] == layers
-        # A gather is one launch, whatever a CPU makes of it.
-        assert made['forward'].get('index_select', 0) <= layers and 'clone' not in made['forward']
+        # A gather, or a copy of a run, is one launch a layer, whatever a CPU makes of it.
+        assert sum(made['forward'].get(name, 0) for name in ('index_select', 'clone')) <= layers
     assert 'x full' in render([record])
 
 
