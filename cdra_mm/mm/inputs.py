@@ -75,6 +75,7 @@ def check_inputs(cfg: Config, stage: str) -> None:
                 f'{", ".join(keys)}, or none (no {name} stage then)'
             )
     for loader in LOADERS[stage]:
+        _check_loader(cfg, loader)
         for where, dataset in _located(cfg.get(loader), loader):
             _check_dataset(cfg, where, dataset)
     if cfg.get('load_from'):
@@ -85,6 +86,19 @@ def check_inputs(cfg: Config, stage: str) -> None:
         plan = ((cfg.get('default_hooks') or {}).get('cdra') or {}).get('plan')
         if plan and not Path(plan).is_file():
             raise ConfigError(f'plan {plan} does not exist: name a cdra_plan.json of another run')
+
+
+def _check_loader(cfg: Config, name: str) -> None:
+    """What goes with workers needs some."""
+    loader = cfg.get(name)
+    if not isinstance(loader, Mapping) or loader.get('num_workers', 0) != 0:
+        return
+    for key in ('persistent_workers', 'prefetch_factor'):
+        if loader.get(key):
+            raise ConfigError(
+                f'{name}.num_workers=0: {key}={loader[key]!r} needs workers; give '
+                f'{name}.{key}={False if loader[key] is True else None} too, or at least one worker'
+            )
 
 
 def named_files(cfg: Config) -> Iterator[tuple[str, str]]:

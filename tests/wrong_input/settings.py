@@ -280,6 +280,17 @@ with heading('Settings') as (refused, taken):
             Config(dict(model={'type': 'X'}, train_cfg={'a': 1}, optim_wrapper={'a': 1})), 'train'
         )
 
+    @refused(
+        'a loader without workers that are to persist',
+        ConfigError,
+        'train_dataloader.num_workers=0: persistent_workers=True needs workers; give '
+        'train_dataloader.persistent_workers=False too',
+    )
+    def _(folder):
+        loader = dict(num_workers=0, persistent_workers=True, dataset=dict(type='X'))
+        whole = dict(model={'type': 'X'}, train_cfg={'a': 1}, optim_wrapper={'a': 1})
+        check_inputs(Config(dict(whole, train_dataloader=loader)), 'train')
+
 
 with heading('Plans') as (refused, taken):
 
