@@ -12,8 +12,9 @@ rate's peak is `AFTER_PEAK` iterations past:
     the loss       the mean of the last `WINDOW` iterations beside that of the first, when the
                    adapters had not moved: what the head alone began with
 
-The first look that finds weights or features replaced, or a considerable update under which the
-loss has risen, says so in one line with the rate to try. The thresholds come from the runs in
+The first look that finds weights replaced, a loss that has risen under a considerable update, or
+features that are replaced while nothing is learnt, says so in one line with the rate to try. Good
+runs replace features too, so the loss decides. The thresholds come from the runs in
 docs/reliability.md.
 """
 
@@ -48,6 +49,8 @@ REPLACED = 0.8  # an update nearly as large as the weights that it changes
 DRIFTED = 0.8  # of the features; to nothing at all would be 1
 CONSIDERABLE = 0.1  # an update
 RISEN = 1.05  # the loss over that of the start
+UNLEARNT = 0.85  # the same, after so many iterations:
+LEARNT_BY = 64
 
 
 class Look(NamedTuple):
@@ -60,6 +63,7 @@ class Look(NamedTuple):
         drift: Of the features; 0 where it is not measured.
         first: Mean loss of the first iterations; nan where a model has no single loss.
         last: Mean loss of the last iterations.
+        done: Iterations until then.
     """
 
     update: float
@@ -68,14 +72,17 @@ class Look(NamedTuple):
     drift: float
     first: float
     last: float
+    done: int
 
     @property
     def is_ruin(self) -> bool:
         """Whether it is that of a run that is being ruined."""
         if not math.isfinite(self.update):
             return False  # `DivergenceHook` has to say more about it
-        risen = self.update >= CONSIDERABLE and self.last > RISEN * self.first
-        return self.update >= REPLACED or self.drift >= DRIFTED or risen
+        moved = self.update >= CONSIDERABLE or self.drift >= DRIFTED
+        risen = moved and self.last > RISEN * self.first
+        late = self.done >= LEARNT_BY and self.drift >= DRIFTED
+        return self.update >= REPLACED or risen or (late and self.last > UNLEARNT * self.first)
 
     def __str__(self) -> str:
         found = [
@@ -166,7 +173,7 @@ class RateWatch(Hook):
             start = self._state['start'].get(kind, 0.0)
             found.append((median(updates) - start, max(updates), kind))
         drift = self._drift.measure(runner) if self._drift else 0.0
-        return Look(*max(found), drift, *_losses(runner, done))
+        return Look(*max(found), drift, *_losses(runner, done), done)
 
     def _warn(self, runner: Runner, look: Look) -> None:
         full = max(_full_rate(group) for group in self._groups)

@@ -6,14 +6,14 @@ Rows: ``_start`` begins the factors along the mean gradient; ``_whole`` takes wh
     blocks of a half, a quarter and an eighth as well; ``_novec`` trains no vectors; ``_rank24``
     allows ranks to 24, not 8; ``_fitted`` scores and begins with a head that was fitted alone for
     100 steps on the features of the frozen backbone; ``_slow_down`` trains ``down`` at a tenth of
-    the rate, ``_fast_down`` at three times it; ``_signal`` plans and begins with the mean gradient over the root mean square of the
-    samples', ``_momentum`` with its average under the drawn head and three that were fitted for 5
-    to 20 steps; ``_again`` merges after 50 steps, scores and plans anew; ``_int8`` keeps the frozen
-    matrices in int8. ``linear_long`` trains the head 1350 steps more than ``linear``: had it
+    the rate, ``_fast_down`` at three times it; ``_signal`` plans and begins with the mean gradient
+    over the root mean square of the samples', ``_momentum`` with its average under the drawn head
+    and three that were fitted for 5 to 20 steps; ``_again`` merges after 50 steps, scores and plans
+    anew; ``_int8`` keeps the frozen matrices in int8. ``linear_long`` trains the head 1350 steps more than ``linear``: had it
     converged?
 Search: the two rates that were best in study_cpu, so a best rate lies at an edge: differences
     between the rows count, not their heights.
-Result: docs/results.md, the first five rows; the others in an earlier form. Runs in docs/records.
+Result: docs/results.md; runs in docs/records.
 """
 
 _base_ = './study_cpu.py'

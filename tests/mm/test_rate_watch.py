@@ -208,21 +208,26 @@ def test_drift_is_that_of_the_features_without_the_adapters(adapted):
 
 
 @pytest.mark.parametrize(
-    ('update', 'drift', 'last', 'ruin'),
+    ('update', 'drift', 'last', 'done', 'ruin'),
     [
-        (0.24, 0.37, 4.5, False),  # the measured cases of docs/reliability.md
-        (0.011, 0.59, 4.4, False),
-        (0.99, 0.64, 4.4, True),
-        (1.0, 0.81, 4.6, True),
-        (0.083, 1.1, 4.5, True),
-        (0.2, 0.0, 6.0, True),  # the loss has risen
-        (0.2, 0.0, math.nan, False),
-        (0.05, 0.0, 6.0, False),
-        (math.nan, 1.5, math.nan, False),  # has diverged, which is said elsewhere
-        (math.inf, 1.5, math.inf, False),
+        (0.24, 0.37, 4.5, 32, False),  # damaged weights, a rate that suits them
+        (0.011, 0.59, 4.4, 64, False),  # healthy weights
+        (0.03, 0.85, 1.3, 64, False),  # the same, which learn: features are replaced there too
+        (0.046, 1.0, 2.8, 32, False),
+        (0.05, 1.1, 3.3, 64, False),
+        (0.99, 0.64, 4.4, 64, True),  # damaged weights, replaced
+        (1.0, 0.81, 4.6, 16, True),
+        (0.083, 1.1, 4.5, 32, False),  # too early to say
+        (0.083, 1.1, 4.28, 64, True),  # healthy weights, nothing is learnt
+        (0.083, 1.48, 6.7, 32, True),  # worse than it began
+        (0.2, 0.0, 6.0, 16, True),
+        (0.2, 0.0, math.nan, 16, False),
+        (0.05, 0.0, 6.0, 16, False),
+        (math.nan, 1.5, math.nan, 64, False),
+        (math.inf, 1.5, math.inf, 64, False),
     ],
 )
-def test_a_look_tells_ruined_runs_from_others(update, drift, last, ruin):
-    look = Look(update, update, 'low_rank', drift, 4.6, last)
+def test_a_look_tells_ruined_runs_from_others(update, drift, last, done, ruin):
+    look = Look(update, update, 'low_rank', drift, 4.6, last, done)
     assert look.is_ruin is ruin
     assert ('the loss is' in str(look)) is not math.isnan(last)
