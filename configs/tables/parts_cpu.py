@@ -9,8 +9,8 @@ Rows: ``_start`` begins the factors along the mean gradient; ``_whole`` takes wh
     the rate, ``_fast_down`` at three times it; ``_signal`` plans and begins with the mean gradient
     over the root mean square of the samples', ``_momentum`` with its average under the drawn head
     and three that were fitted for 5 to 20 steps; ``_again`` merges after 50 steps, scores and plans
-    anew; ``_int8`` keeps the frozen matrices in int8. ``linear_long`` trains the head 1350 steps more than ``linear``: had it
-    converged?
+    anew; ``_int8`` keeps the frozen matrices in int8. ``linear_long`` trains the head 1350 steps
+    more than ``linear``: had it converged?
 Search: the two rates that were best in study_cpu, so a best rate lies at an edge: differences
     between the rows count, not their heights.
 Result: docs/results.md; runs in docs/records.
