@@ -79,10 +79,10 @@ class Look(NamedTuple):
         """Whether it is that of a run that is being ruined."""
         if not math.isfinite(self.update):
             return False  # `DivergenceHook` has to say more about it
-        moved = self.update >= CONSIDERABLE or self.drift >= DRIFTED
-        risen = moved and self.last > RISEN * self.first
-        late = self.done >= LEARNT_BY and self.drift >= DRIFTED
-        return self.update >= REPLACED or risen or (late and self.last > UNLEARNT * self.first)
+        drifted = self.drift >= DRIFTED
+        most = UNLEARNT if drifted and self.done >= LEARNT_BY else RISEN
+        moved = drifted or self.update >= CONSIDERABLE
+        return self.update >= REPLACED or (moved and self.last > most * self.first)
 
     def __str__(self) -> str:
         found = [

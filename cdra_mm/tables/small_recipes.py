@@ -6,7 +6,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +42,6 @@ class Attached:
             tuner and the step, from 0; None for the others.
         blocks: Number of low-rank blocks, and of vectors, of a plan.
         vectors: The same.
-        rate_factors: See `Recipe`.
     """
 
     put: Callable[[nn.Module], nn.Module]
@@ -51,16 +50,6 @@ class Attached:
     schedule: Callable[[nn.Module, int], None] | None = None
     blocks: int = 0
     vectors: int = 0
-    rate_factors: Mapping[str, float] = field(default_factory=dict)
-
-    def groups(self, put: nn.Module, rate: float) -> list[tuple[list[nn.Parameter], float]]:
-        """What was put on, trained parameters together by their learning rate."""
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in put.named_parameters():
-            if parameter.requires_grad:
-                factor = self.rate_factors.get(name.rpartition('.')[2], 1.0)
-                groups.setdefault(factor * rate, []).append(parameter)
-        return [(parameters, rate) for rate, parameters in groups.items()]
 
     def after_step(self, put: nn.Module) -> AfterStep | None:
         """`schedule` of what was put on."""
@@ -124,9 +113,6 @@ class Recipe:
         Raises:
             ConfigError: If the method, the tuner or a setting is unknown.
         """
-        return replace(self._attach(backbone, scores, seed), rate_factors=self.rate_factors)
-
-    def _attach(self, backbone: nn.Module, scores: Scores, seed: int) -> Attached:
         if self.peft is not None:
             return _attach_peft(self.peft, backbone, seed)
         plan, start = self.plan(backbone, scores)
@@ -139,6 +125,15 @@ class Recipe:
             blocks=len(plan.blocks),
             vectors=len(plan.vectors),
         )
+
+    def groups(self, put: nn.Module, rate: float) -> list[tuple[list[nn.Parameter], float]]:
+        """What was put on, trained parameters together by their learning rate."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in put.named_parameters():
+            if parameter.requires_grad:
+                factor = self.rate_factors.get(name.rpartition('.')[2], 1.0)
+                groups.setdefault(factor * rate, []).append(parameter)
+        return [(parameters, rate) for rate, parameters in groups.items()]
 
     def plan(self, backbone: nn.Module, scores: Scores) -> tuple[Plan | None, Mapping[str, Tensor]]:
         """The plan of a method, None where all is trained, and where its factors begin."""

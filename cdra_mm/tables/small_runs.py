@@ -139,7 +139,7 @@ class Setting:
                 scores = partial(self._found, model)
                 attached = recipe.attach(model.backbone, scores, self.seed)
             model.backbone = attached.put(model.backbone)
-            optimizer, schedule = self._optimizer(model, attached, rate, begin, before)
+            optimizer, schedule = self._optimizer(model, recipe, rate, begin, before)
             torch.manual_seed(self.seed)  # of dropout, whatever ran before
             after = attached.after_step(model.backbone)
             part = islice(batches, end - begin)
@@ -152,14 +152,14 @@ class Setting:
     def _optimizer(
         self,
         model: SmallModel,
-        attached: Attached,
+        recipe: Recipe,
         rate: float,
         begin: int,
         before: torch.optim.Optimizer | None,
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """One cycle for head and backbone from a step on; what the head had gathered is kept."""
         head = list(model.head.parameters())
-        groups = [(head, self.head_rate), *attached.groups(model.backbone, rate)]
+        groups = [(head, self.head_rate), *recipe.groups(model.backbone, rate)]
         optimizer = torch.optim.AdamW([{'params': group} for group, _ in groups], weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,

@@ -205,7 +205,7 @@ def test_parts_of_what_is_trained_have_rates_of_their_own(setting):
     recipe = Recipe(dict(type='lora', rank=1), rate_factors={'up': 1e-6})
     attached = setting.attach(recipe)
     put = attached.put(copy.deepcopy(setting.model().backbone))
-    groups = {f'{rate:g}': {id(p) for p in group} for group, rate in attached.groups(put, 1e-2)}
+    groups = {f'{rate:g}': {id(p) for p in group} for group, rate in recipe.groups(put, 1e-2)}
     named = {name: id(p) for name, p in put.named_parameters() if p.requires_grad}
     ups = {of for name, of in named.items() if name.endswith('.up')}
     assert ups and groups == {'0.01': set(named.values()) - ups, '1e-08': ups}

@@ -199,6 +199,7 @@ class _FactoredLinear(torch.autograd.Function):
         weight, bias, blocks, factors = _unpacked(rest)
         kept = _kept(x, blocks)
         each = _each(weight, blocks, factors, kept)
+        # Not x_c @ down.t(): the columns may lie transposed, see `columns_of`.
         hidden = torch.cat([(down @ x_c.t()).t() for _, down, _, x_c in each], 1)
         ctx.blocks = blocks
         ctx.save_for_backward(weight, *factors, *kept, hidden)
