@@ -11,7 +11,7 @@ from cdra_mm.errors import ConfigError
 
 from .runner import Slot
 
-__all__ = ['find_slots']
+__all__ = ['find_slots', 'visible_gpus']
 
 
 def find_slots(devices: Sequence[str] | None, jobs: int, *, launched: bool = False) -> list[Slot]:
@@ -32,7 +32,7 @@ def find_slots(devices: Sequence[str] | None, jobs: int, *, launched: bool = Fal
         if devices:
             raise ConfigError('--devices and --launcher do not go together: the launcher chooses')
         return [Slot(f'launcher {i}' if jobs > 1 else 'the launcher', {}) for i in range(jobs)]
-    visible = _visible()
+    visible = visible_gpus()
     chosen = list(dict.fromkeys(devices or visible or ['cpu']))
     if chosen == ['cpu']:
         # More threads each would only wait for one another.
@@ -51,7 +51,8 @@ def find_slots(devices: Sequence[str] | None, jobs: int, *, launched: bool = Fal
     ]
 
 
-def _visible() -> list[str]:
+def visible_gpus() -> list[str]:
+    """GPUs as ``CUDA_VISIBLE_DEVICES`` names them, in the order of PyTorch's indices."""
     count = torch.cuda.device_count()
     named = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = named.split(',') if named else [str(i) for i in range(count)]

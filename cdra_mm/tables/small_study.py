@@ -36,7 +36,7 @@ from .grid import pick
 from .results import Result, State
 from .runner import Slot
 from .showing import show
-from .slots import find_slots
+from .slots import find_slots, visible_gpus
 from .small_file import RATE, SmallStudy, read_small_study
 from .small_memory import Remembered
 from .small_recipes import Attached
@@ -230,5 +230,8 @@ def _run_tasks(
 
 
 def _take_place(places: Any, threads: int) -> None:
-    os.environ.update(places.get())  # before torch looks for GPUs
+    """What is imported has asked for GPUs: too late for variables of the environment."""
+    gpu = places.get()['CUDA_VISIBLE_DEVICES']
+    if gpu:
+        torch.cuda.set_device(visible_gpus().index(gpu))
     torch.set_num_threads(threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -300,7 +301,20 @@ def test_tasks_run_side_by_side_each_in_its_place(study, tmp_path, monkeypatch):
     assert asked[0][0] == 2 and {place['CUDA_VISIBLE_DEVICES'] for place in asked[0][1]} == {''}
     assert asked[1] == ('cpu', ['a', 'b'])
     asked.clear()
-    monkeypatch.setattr('cdra_mm.tables.slots._visible', lambda: ['0', '3'])
+    monkeypatch.setattr('cdra_mm.tables.slots.visible_gpus', lambda: ['0', '3'])
     run(study, '--out', tmp_path / 'out', '--jobs', 1)
     assert [place['CUDA_VISIBLE_DEVICES'] for place in asked[0][1]] == ['0', '3']
     assert asked[1] == ('cuda', ['a', 'b'])
+
+
+def test_a_process_takes_the_gpu_of_its_place(monkeypatch):
+    """By its index: the environment is read once, when what is imported asks for GPUs."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, 'set_device', taken.append)
+    monkeypatch.setattr(torch, 'set_num_threads', lambda threads: None)
+    monkeypatch.setattr(small_study, 'visible_gpus', lambda: ['2', '5'])
+    places = SimpleQueue()
+    for name in ('5', ''):
+        places.put({'CUDA_VISIBLE_DEVICES': name})
+        small_study._take_place(places, 1)
+    assert taken == [1]
