@@ -28,7 +28,9 @@ LABORATORY = (
     'tools/benchmark.py',
     'tools/demo.py',
     'tools/mask_table.py',
+    'tools/spt_sizes/',
     'tools/stress.py',
+    'tools/stressed/',
     'tools/table4.py',
     'tools/tables.py',
 )

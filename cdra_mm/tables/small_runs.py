@@ -202,6 +202,8 @@ class Setting:
                 each = [self.scores('mean_gradient', head_iterations + n) for n in MOMENTUM]
                 names = each[0]
                 found = {name: torch.stack([one[name] for one in each]).mean(0) for name in names}
+            elif statistic == 'signal':
+                found = _signal(partial(self.scores, head_iterations=head_iterations))
             else:
                 found = self._found(self.model(head_iterations), statistic)
             self._scores[key] = found
@@ -210,11 +212,7 @@ class Setting:
     def _found(self, model: SmallModel, statistic: str) -> dict[str, Tensor]:
         """A statistic of a model's own gradients."""
         if statistic == 'signal':
-            means, squares = (
-                self._found(model, which) for which in ('mean_gradient', 'per_sample')
-            )
-            tiny = torch.finfo(torch.float32).tiny
-            return {name: g / squares[name].sqrt().clamp_min(tiny) for name, g in means.items()}
+            return _signal(partial(self._found, model))
         find: Callable[..., dict[str, Tensor]] = (
             mean_gradients
             if statistic == 'mean_gradient'
@@ -226,3 +224,10 @@ class Setting:
         images, labels = self.task.train
         chosen = drawn_order(len(images), self.seed)[0][:SCORED]
         return [(images[part], labels[part]) for part in chosen.split(SCORED_AT_A_TIME)]
+
+
+def _signal(scores: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """See `Setting.scores`."""
+    means, squares = scores('mean_gradient'), scores('per_sample')
+    tiny = torch.finfo(torch.float32).tiny
+    return {name: g / squares[name].sqrt().clamp_min(tiny) for name, g in means.items()}

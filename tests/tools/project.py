@@ -122,6 +122,7 @@ def call(folder: Path, tool: str, *arguments: object) -> Ended:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, 'argv', [f'{tool}.py', *map(str, arguments)])
+        patch.syspath_prepend(REPOSITORY / 'tools')  # as Python does for a script
         try:
             runpy.run_path(str(REPOSITORY / 'tools' / f'{tool}.py'), run_name='__main__')
         except SystemExit as end:
