@@ -20,7 +20,7 @@ from cdra_mm.core.planning.energy import EnergyRules, plan_by_energy, start_of
 from cdra_mm.data.optional import optional_module
 from cdra_mm.errors import ConfigError
 from cdra_mm.methods import make_method
-from cdra_mm.methods.base import Request
+from cdra_mm.methods.base import Request, Trials
 from cdra_mm.spelling import unknown
 
 __all__ = ['Attached', 'Recipe']
@@ -107,15 +107,23 @@ class Recipe:
             if not isinstance(factor, int | float) or not 0 < factor < float('inf'):
                 raise ConfigError(f'rate_factors: {name}={factor!r}: expected a number above 0')
 
-    def attach(self, backbone: nn.Module, scores: Scores, seed: int) -> Attached:
+    def attach(
+        self, backbone: nn.Module, scores: Scores, seed: int, trials: Trials | None = None
+    ) -> Attached:
         """Decides what is trained of a backbone, which stays as it is.
+
+        Args:
+            backbone: The backbone.
+            scores: Gives a statistic of its gradients.
+            seed: Of factors that are drawn.
+            trials: Where methods that search can try out plans.
 
         Raises:
             ConfigError: If the method, the tuner or a setting is unknown.
         """
         if self.peft is not None:
             return _attach_peft(self.peft, backbone, seed)
-        plan, start = self.plan(backbone, scores)
+        plan, start = self.plan(backbone, scores, trials)
         if plan is None:
             return Attached(_whole, _save_whole, sum(p.numel() for p in backbone.parameters()))
         return Attached(
@@ -135,7 +143,9 @@ class Recipe:
                 groups.setdefault(factor * rate, []).append(parameter)
         return [(parameters, rate) for rate, parameters in groups.items()]
 
-    def plan(self, backbone: nn.Module, scores: Scores) -> tuple[Plan | None, Mapping[str, Tensor]]:
+    def plan(
+        self, backbone: nn.Module, scores: Scores, trials: Trials | None = None
+    ) -> tuple[Plan | None, Mapping[str, Tensor]]:
         """The plan of a method, None where all is trained, and where its factors begin."""
         method = make_method(self.method)
         plan: Plan | None
@@ -144,7 +154,7 @@ class Recipe:
             plan = plan_by_energy(scores(self.gradient), budget, self.rules)
         else:
             found = scores(method.statistic) if method.needs_scores else {}
-            plan = method.plan(Request(backbone, scores=found))
+            plan = method.plan(Request(backbone, scores=found, trials=trials))
         if plan is None:
             return None, {}
         if self.start:

@@ -28,6 +28,7 @@ from cdra_mm.core.scoring.mean_gradients import mean_gradients
 
 from .small_memory import Remembered
 from .small_recipes import Attached, Recipe
+from .small_trials import SmallTrials
 
 __all__ = ['Setting', 'Trained']
 
@@ -108,8 +109,17 @@ class Setting:
     def attach(self, recipe: Recipe) -> Attached:
         """What a recipe puts on a backbone, as scores under its head say."""
         head = recipe.head_iterations
+        model = self.model(head)
         return recipe.attach(
-            self.model(head).backbone, partial(self.scores, head_iterations=head), self.seed
+            model.backbone,
+            partial(self.scores, head_iterations=head),
+            self.seed,
+            self._trials(model),
+        )
+
+    def _trials(self, model: SmallModel) -> SmallTrials:
+        return SmallTrials(
+            model, self.task, seed=self.seed, batch=self.batch, head_rate=self.head_rate
         )
 
     def train(
@@ -137,7 +147,7 @@ class Setting:
                 merge_adapters(model.backbone)
                 remove_adapters(model.backbone)
                 scores = partial(self._found, model)
-                attached = recipe.attach(model.backbone, scores, self.seed)
+                attached = recipe.attach(model.backbone, scores, self.seed, self._trials(model))
             model.backbone = attached.put(model.backbone)
             optimizer, schedule = self._optimizer(model, recipe, rate, begin, before)
             torch.manual_seed(self.seed)  # of dropout, whatever ran before

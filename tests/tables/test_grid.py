@@ -192,8 +192,8 @@ def test_shipped_grid_has_every_row_and_its_command(name):
 def test_the_shipped_study_in_memory_has_every_row_of_a_size_that_it_can_have():
     study = read_small_study(FOLDER / 'study_cpu.py')
     names = {row.name for row in study.grid.rows}
-    # NOAH searches through a whole run; the package's default is there under its allocation's.
-    assert ROWS - names == {'noah', 'cdra'}
+    # The package's default is there under its allocation's name.
+    assert ROWS - names == {'cdra'}
     own = {name for name in names if name.endswith('_own')}
     assert names - ROWS == {'cdra_count', 'cdra_energy', 'dora_qkv'} | own
     assert {'lora_own', 'vpt_deep_own'} < own

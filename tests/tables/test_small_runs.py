@@ -23,6 +23,10 @@ from tests.benchmark.test_rounding import tiny_vit
 
 LINEAR = Recipe(dict(type='linear'))
 FITTED = Recipe(dict(type='linear'), head_iterations=40)
+NOAH = dict(
+    type='noah', prompt_dims=[1, 2], lora_dims=[1, 2], adapter_dims=[1, 2], supernet_iters=3,
+    population=4, num_parents=2, num_mutations=2, num_crossovers=2, generations=1,
+)  # fmt: skip
 ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy', start='random')
 
 
@@ -72,6 +76,7 @@ def test_the_head_is_fitted_on_frozen_features(setting):
         Recipe(ENERGY, rules=EnergyRules(vectors=False), start=True, gradient='momentum'),
         Recipe(dict(type='spt_lora', rank=1, budget_percent=0.5)),
         Recipe(dict(type='vpt_deep', num_prompts=2)),
+        Recipe(NOAH),
         Recipe(peft=dict(peft_type='LORA', r=1, target_modules=['qkv'])),
     ],
     ids=lambda recipe: recipe.method.get('type', 'peft'),
