@@ -27,6 +27,7 @@ __all__ = [
     'build_optimizer',
     'named_optimizers',
     'named_wrappers',
+    'quiet_about',
     'single_optimizer',
     'trained_parameters',
 ]
@@ -48,7 +49,7 @@ def build_optimizer(runner: Runner, backbone: nn.Module, config: Any) -> Any:
     try:
         for base in bases:
             base.requires_grad_(True)
-        with _quiet_about_frozen():
+        with quiet_about('requires_grad'):
             wrapper = runner.build_optim_wrapper(copy.deepcopy(config))
     finally:
         for base in bases:
@@ -157,11 +158,14 @@ def _keep_trainable(name: str, optimizer: Optimizer) -> None:
 
 
 @contextmanager
-def _quiet_about_frozen() -> Iterator[None]:
-    """mmengine warns once per frozen parameter of a paramwise_cfg: hundreds of lines."""
+def quiet_about(words: str) -> Iterator[None]:
+    """Keeps lines with these words out of mmengine's log.
+
+    Of a paramwise_cfg it has one for each frozen parameter, and three for each trained one.
+    """
 
     def keep(record: logging.LogRecord) -> bool:
-        return 'requires_grad' not in record.getMessage()
+        return words not in record.getMessage()
 
     logger = MMLogger.get_current_instance()
     logger.addFilter(keep)

@@ -22,6 +22,7 @@ from cdra_mm.progress import duration
 from .backbone import find_backbone
 from .hook import PLAN_FILE, CDRAHook
 from .host.runner_parts import leave_validation_out
+from .optimizer_parameters import quiet_about
 from .rebuild import plain_model
 
 __all__ = ['plan_only']
@@ -80,7 +81,8 @@ def plan_only(runner: Runner, steps: int = STEPS) -> Path:
     end = _EndHook(steps)
     runner.register_hook(end)
     try:
-        runner.train()
+        with quiet_about('paramwise_options'):  # the plan would be lost between hundreds of lines
+            runner.train()
     except _Planned:
         hook.after_run(runner)  # the work directory is free
     if hook.record is None or not hook.record.plan:

@@ -85,6 +85,7 @@ def test_a_run_says_it_and_a_plan_says_what_training_takes(tmp_path, method):
     cfg.default_hooks.checkpoint.interval = -1
     cfg.default_hooks.checkpoint.save_last = False
     cfg.train_cfg.val_interval = 1  # and yet nothing is validated
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=dict(backbone=dict(lr_mult=0.5)))
     runner = toy.Runner.from_cfg(cfg)
     path = plan_only(runner)
     read = Plan.from_json(path.read_text())
@@ -97,4 +98,5 @@ def test_a_run_says_it_and_a_plan_says_what_training_takes(tmp_path, method):
         rf'iteration of 4 images takes .* s here, 8 of them .*: {adapter:.2f} MiB', text
     )
     assert '(val)' not in text
+    assert 'paramwise_options' not in text  # mmengine's: three lines for each parameter
     assert not list((tmp_path / 'run').glob('*.pth'))
