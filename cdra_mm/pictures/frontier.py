@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import TYPE_CHECKING
 
 from .plan_map import short_number
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ['draw_frontier', 'frontier']
 
 MARKERS = 'os^Dv<>P'
+FEW = 8  # points whose legend is one column
+SIDE_BY_SIDE = 90  # characters of two labels that fit into the figure
 
 
 def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -54,7 +57,9 @@ def draw_frontier(
         errors: Half the length of a bar through a point, in units of accuracy.
     """
     best = frontier(points)
-    figure = new_figure(7.5, 3.6 + 0.18 * len(points))
+    longest = sorted(map(len, labels.values()))[-2:]
+    columns = 2 if len(points) > FEW and sum(longest) <= SIDE_BY_SIDE else 1
+    figure = new_figure(7.5, 3.6 + 0.18 * ceil(len(points) / columns))
     axes = figure.subplots()
     if len(best) > 1:
         line = [points[name] for name in best]
@@ -74,5 +79,5 @@ def draw_frontier(
     axes.set_ylabel(upwards)
     axes.margins(x=0.06, y=0.12)
     axes.grid()
-    figure.legend(loc='outside lower left', ncols=1)
+    figure.legend(loc='outside lower left', ncols=columns)
     return figure

@@ -19,7 +19,7 @@ from cdra_mm.analysis.shares import shares
 from cdra_mm.analysis.updates import updates_of
 from cdra_mm.core import ConfigError, select
 from cdra_mm.core.artifacts.state_keys import adapter_prefix
-from cdra_mm.pictures.frontier import frontier
+from cdra_mm.pictures.frontier import draw_frontier, frontier
 
 from .problems import PLANNED, learnt, plan_of_method, write_run
 
@@ -178,3 +178,15 @@ def test_comparison_leaves_out_what_is_measured_otherwise(tmp_path):
     pictures, missing = comparison_pictures(runs, {n: regions_of(r) for n, r in runs.items()})
     assert [row['run'] for row in rows_of(pictures[-1])] == ['a', 'b']
     assert any(reason.startswith('c is not among') for reason in missing)
+
+
+@pytest.mark.parametrize(('count', 'shares', 'columns'), [(8, '0', 1), (9, '0', 2), (9, '0.50', 1)])
+def test_a_long_legend_has_two_columns_where_its_labels_are_short(count, shares, columns):
+    points = {f'm{i}': (float(i), float(i)) for i in range(count)}
+    labels = dict.fromkeys(points, f'CDRA-SPT (Eq. 7 to the letter): 48.0 at {shares} %')
+    figure = draw_frontier(points, labels, 'parameters', 'accuracy')
+    figure.savefig(io.BytesIO(), dpi='figure')
+    (legend,) = figure.legends
+    entries = [text.get_window_extent() for text in legend.get_texts()]
+    assert len({round(entry.x0) for entry in entries}) == columns
+    assert max(entry.x1 for entry in entries) < figure.bbox.x1
