@@ -17,3 +17,5 @@ model = dict(
     data_preprocessor=dict(seg_pad_val=_base_.ignore_index),
     decode_head=dict(num_classes=11, ignore_index=_base_.ignore_index),
 )
+# After 200 iterations 48.8 and 49.7 mIoU on val, without 40.6 and 43.2 (two seeds).
+default_hooks = dict(cdra=dict(head_iters=100))

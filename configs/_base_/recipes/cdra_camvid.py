@@ -3,7 +3,7 @@
 The head or heads ignore label 11 too: ``ignore_index=_base_.ignore_index``.
 
 Rates: head 1e-3, backbone 5e-3: after 200 iterations 40.6 mIoU on val, at 1e-3 and 1e-4 34.2 (one
-seed, linear head). Lower it first if CDRA is below the head alone.
+seed, linear head, not fitted first). Lower it first if CDRA is below the head alone.
 """
 
 _base_ = [
