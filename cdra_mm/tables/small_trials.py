@@ -18,7 +18,7 @@ from cdra_mm.benchmark.small_training import (
     small_loss,
 )
 from cdra_mm.core import Plan
-from cdra_mm.errors import DataError
+from cdra_mm.errors import DataError, ScoreError
 from cdra_mm.methods import SharedAdapters
 
 __all__ = ['SmallTrials']
@@ -62,6 +62,7 @@ class SmallTrials:
 
         Raises:
             DataError: If no image is held out, or too few are left for a batch.
+            ScoreError: If the loss is not finite.
         """
         images, labels = self._task.train
         order, generator = drawn_order(len(images), self.seed)
@@ -86,6 +87,10 @@ class SmallTrials:
             with self._shared.applied(draw()):
                 model.train()  # the adapters of this step, too
                 loss = small_loss(model(images[chosen]), labels[chosen])
+                if not loss.isfinite():
+                    raise ScoreError(
+                        f'the loss of the supernet is {float(loss.detach())}: lower supernet_lr_mult'
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -10,9 +10,9 @@ Rows: ``_start`` begins the factors along the mean gradient; ``_whole`` takes wh
     over the root mean square of the samples', ``_momentum`` with its average under the drawn head
     and three that were fitted for 5 to 20 steps; ``_again`` merges after 50 steps, scores and plans
     anew; ``_int8`` keeps the frozen matrices in int8. ``linear_long`` trains the head 1350 steps
-    more than ``linear``: had it converged?
-Search: the two rates that were best in study_cpu, so a best rate lies at an edge: differences
-    between the rows count, not their heights.
+    more than ``linear``: had it converged? ``dora_qkv`` is peft's DoRA of rank 2 on the fused qkv.
+Search: two rates of study_cpu's ladder, best there on four of six tasks for energy_start, so a
+    best rate lies at an edge: differences between the rows count, not their heights.
 Result: docs/results.md; runs in docs/records.
 """
 
@@ -24,6 +24,7 @@ rates = [3e-3, 1e-2]
 ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy', start='random')
 COUNT = dict(type='cdra', budget_percent=0.5, rank_rule='count')
 LORA = dict(type='lora', rank=3)
+DORA_QKV = dict(peft_type='LORA', use_dora=True, r=2, lora_alpha=2, target_modules=['qkv'])
 methods = dict(
     _delete_=True,
     energy_start=dict(method=ENERGY, start=True),
@@ -48,5 +49,6 @@ methods = dict(
     linear_long=dict(method=dict(type='linear'), rate=None, head_iterations=1350),
     lora_start=dict(method=LORA, start=True),
     lora_fitted=dict(method=LORA, head_iterations=100),
+    dora_qkv_fitted=dict(peft=DORA_QKV, head_iterations=100),
 )
-del ENERGY, COUNT, LORA
+del ENERGY, COUNT, LORA, DORA_QKV

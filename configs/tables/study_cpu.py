@@ -8,11 +8,11 @@ Data: CDRA_VTAB_ROOT with caltech101 and cifar10; CDRA_CAMVID_ROOT, CDRA_CWFID_R
     CDRA_DUBAI_AERIAL_ROOT and CDRA_VNC_EM_ROOT. Weights: CDRA_DEIT_TINY.
 Model: DeiT-Tiny under a linear head, of the class token or of every patch.
 Training: 150 iterations of AdamW, batch 16 (dense 4), one cycle, no augmentation, whole images made
-    square. The head's rate is 1e-2: so the head alone had converged, with 1,350 steps more it is no
-    better on validation but on CamVid (rows linear and linear_long of parts_cpu).
+    square. The head's rate is 1e-2: so the head alone had converged: with 1,350 steps more it is
+    at most a point better on validation but on CamVid (rows linear and linear_long of parts_cpu).
 Rows: every method trains about as many parameters of the backbone, 0.3 to 0.6 percent; what has no
-    such size (Full, Partial-1, VPT-Shallow, RLRR, GPS, MLP) has its own. Rows that end in ``_own``
-    are of their papers' sizes, as is spt_lora_16.
+    such size (Full, Partial-1, VPT-Shallow, RLRR, GPS, MLP, Mona) has its own. Rows that end in
+    ``_own`` are of their papers' sizes, as is spt_lora_16.
 Search: the backbone's rate on the validation images with the first seed, from ``rate`` up and down
     the ladder ``rates`` until a worse one stands on each side. The other seeds take it.
 Result: docs/results.md; runs in docs/records.

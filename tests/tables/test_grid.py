@@ -200,8 +200,10 @@ def test_the_shipped_study_in_memory_has_every_row_of_a_size_that_it_can_have():
     compared = read_small_study(FOLDER / 'compare_peft.py')
     assert study.recipes['dora_qkv'] == compared.recipes['dora']
     parts = read_small_study(FOLDER / 'parts_cpu.py')
+    fitted = replace(parts.recipes['dora_qkv_fitted'], head_iterations=0)
+    assert fitted == study.recipes['dora_qkv']
     for row in (*study.grid.rows, *parts.grid.rows):
-        if row.name != 'dora_qkv':
+        if row.method:  # the others are of peft
             make_method(row.method)
     assert parts.tasks == study.tasks and set(parts.rates) < set(study.rates)
     assert parts.recipes['energy_start_whole'].rules.sides == (1.0,)

@@ -9,7 +9,7 @@ import torch
 
 from cdra_mm.benchmark.small_tasks import IGNORED, Task
 from cdra_mm.benchmark.small_training import SmallModel, small_loss
-from cdra_mm.core import DataError, adapters, find_targets
+from cdra_mm.core import DataError, ScoreError, adapters, find_targets
 from cdra_mm.methods import make_method
 from cdra_mm.methods.base import Request
 from cdra_mm.tables.small_trials import SmallTrials
@@ -106,3 +106,9 @@ def test_too_few_images_are_refused(sizes, words):
     model, trials = made()
     with pytest.raises(DataError, match=words):
         trials.train(plan_of(model, 1), lambda: plan_of(model, 1), **{**SIZES, **sizes})
+
+
+def test_a_supernet_that_diverges_is_refused():
+    model, trials = made()
+    with pytest.raises(ScoreError, match='the loss of the supernet is nan: lower supernet_lr_mult'):
+        trials.train(plan_of(model, 2), lambda: plan_of(model, 2), **{**SIZES, 'lr_mult': 1e30})
