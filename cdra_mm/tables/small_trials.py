@@ -88,9 +88,8 @@ class SmallTrials:
                 model.train()  # the adapters of this step, too
                 loss = small_loss(model(images[chosen]), labels[chosen])
                 if not loss.isfinite():
-                    raise ScoreError(
-                        f'the loss of the supernet is {float(loss.detach())}: lower supernet_lr_mult'
-                    )
+                    found = float(loss.detach())
+                    raise ScoreError(f'the loss of the supernet is {found}: lower supernet_lr_mult')
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
