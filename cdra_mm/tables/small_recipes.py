@@ -23,7 +23,7 @@ from cdra_mm.methods import make_method
 from cdra_mm.methods.base import Request, Trials
 from cdra_mm.spelling import unknown
 
-__all__ = ['Attached', 'Recipe']
+__all__ = ['Attached', 'Recipe', 'Scores']
 
 Scores = Callable[[str], Mapping[str, Tensor]]  # by `Method.statistic`, or one of GRADIENTS
 GRADIENTS = ('mean_gradient', 'signal', 'momentum')

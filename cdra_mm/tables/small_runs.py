@@ -27,7 +27,7 @@ from cdra_mm.core import estimate_scores, merge_adapters, remove_adapters
 from cdra_mm.core.scoring.mean_gradients import mean_gradients
 
 from .small_memory import Remembered
-from .small_recipes import Attached, Recipe
+from .small_recipes import Attached, Recipe, Scores
 from .small_trials import SmallTrials
 
 __all__ = ['Setting', 'Trained']
@@ -109,18 +109,14 @@ class Setting:
     def attach(self, recipe: Recipe) -> Attached:
         """What a recipe puts on a backbone, as scores under its head say."""
         head = recipe.head_iterations
-        model = self.model(head)
-        return recipe.attach(
-            model.backbone,
-            partial(self.scores, head_iterations=head),
-            self.seed,
-            self._trials(model),
-        )
+        scores = partial(self.scores, head_iterations=head)
+        return self._attached(recipe, self.model(head), scores)
 
-    def _trials(self, model: SmallModel) -> SmallTrials:
-        return SmallTrials(
+    def _attached(self, recipe: Recipe, model: SmallModel, scores: Scores) -> Attached:
+        trials = SmallTrials(
             model, self.task, seed=self.seed, batch=self.batch, head_rate=self.head_rate
         )
+        return recipe.attach(model.backbone, scores, self.seed, trials)
 
     def train(
         self,
@@ -146,8 +142,7 @@ class Setting:
             if begin:
                 merge_adapters(model.backbone)
                 remove_adapters(model.backbone)
-                scores = partial(self._found, model)
-                attached = recipe.attach(model.backbone, scores, self.seed, self._trials(model))
+                attached = self._attached(recipe, model, partial(self._found, model))
             model.backbone = attached.put(model.backbone)
             optimizer, schedule = self._optimizer(model, recipe, rate, begin, before)
             torch.manual_seed(self.seed)  # of dropout, whatever ran before

@@ -24,7 +24,6 @@ rates = [3e-3, 1e-2]
 ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy', start='random')
 COUNT = dict(type='cdra', budget_percent=0.5, rank_rule='count')
 LORA = dict(type='lora', rank=3)
-DORA_QKV = dict(peft_type='LORA', use_dora=True, r=2, lora_alpha=2, target_modules=['qkv'])
 methods = dict(
     _delete_=True,
     energy_start=dict(method=ENERGY, start=True),
@@ -49,6 +48,6 @@ methods = dict(
     linear_long=dict(method=dict(type='linear'), rate=None, head_iterations=1350),
     lora_start=dict(method=LORA, start=True),
     lora_fitted=dict(method=LORA, head_iterations=100),
-    dora_qkv_fitted=dict(peft=DORA_QKV, head_iterations=100),
+    dora_qkv_fitted=dict(peft=_base_.methods.dora_qkv.peft, head_iterations=100),
 )
-del ENERGY, COUNT, LORA, DORA_QKV
+del ENERGY, COUNT, LORA
