@@ -56,6 +56,7 @@ class Cost:
 
 def costs_of(
     study: SmallStudy,
+    task: str,
     setting: Setting,
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
@@ -64,14 +65,15 @@ def costs_of(
 
     Args:
         study: The study.
-        setting: The task with a seed.
+        task: One of its tasks.
+        setting: That task with a seed.
         rounds: Steps of each row that are timed.
         clock: Seconds.
     """
     models: dict[str, SmallModel] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for row in study.grid.rows:
-        attached = setting.attach(study.recipes[row.name])
+        attached = setting.attach(study.recipe(row.name, task))
         model = copy.deepcopy(setting.model())
         model.backbone = attached.put(model.backbone)
         models[row.name] = model.train()
@@ -151,7 +153,7 @@ def main(
         iterations=1,
         batch=study.tasks[given.task]['batch'],
     )
-    costs = costs_of(study, setting, given.rounds)
+    costs = costs_of(study, given.task, setting, given.rounds)
     print(text(study, costs))
     if given.json:
         found = {name: asdict(cost) for name, cost in costs.items()}

@@ -12,7 +12,7 @@ It is a config of mmengine, like a grid's (`grid_file`), told from one by its ``
   An entry that is empty, such as ``dict(_delete_=True)`` over one of a base, is no row (no task).
 - ``tasks``: name -> ``dict(title, metric, folder, kind, size, batch, test)``. ``kind`` is
   ``'vtab'`` (``test``: so many test images) or ``'dense'`` (``test``: every so many-th; ``void``:
-  the label without a class).
+  the label without a class). ``head_iterations`` is that of all rows that have none of their own.
 - ``remembered``, for what a training forgets: ``dict(folder, images)``, the first so many
   test images of a folder in VTAB's layout.
 """
@@ -39,7 +39,8 @@ from .small_recipes import Recipe
 __all__ = ['SmallStudy', 'is_small_study', 'read_small_study']
 
 RATE = 'rate'  # the key of the setting that is searched for
-PLAIN = ('start', 'head_iterations', 'base_dtype', 'rate_factors', 'gradient', 'again')
+HEAD = 'head_iterations'
+PLAIN = ('start', HEAD, 'base_dtype', 'rate_factors', 'gradient', 'again')
 RECIPE = ('rate', 'rules', *PLAIN)
 KEYS = {
     'study': (
@@ -47,7 +48,7 @@ KEYS = {
         'remembered',
     ),
     'method': ('title', 'family', 'method', 'peft', *RECIPE),
-    'task': ('title', 'metric', 'folder', 'kind', 'size', 'batch', 'test', 'void'),
+    'task': ('title', 'metric', 'folder', 'kind', 'size', 'batch', 'test', 'void', HEAD),
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ class SmallStudy:
 
     Attributes:
         grid: Rows, tasks and seeds, as tables and reports have them.
-        recipes: What each row trains.
+        recipes: What each row trains, whatever the task; see `recipe`.
         begins: Where on the ladder each row's search begins; None for nothing to search.
         tasks: What the file says of each task.
         rates: The ladder, rising.
@@ -95,6 +96,12 @@ class SmallStudy:
             seeds=self.grid.seeds if seeds is None else read_seeds(seeds),
         )
         return replace(self, grid=grid)
+
+    def recipe(self, row: str, task: str) -> Recipe:
+        """What a row trains on a task."""
+        recipe = self.recipes[row]
+        head = recipe.head_iterations or self.tasks[task].get(HEAD, 0)
+        return replace(recipe, head_iterations=head)
 
     def data(self, task: str) -> Data:
         """Reads the images of a task.

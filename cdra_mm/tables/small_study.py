@@ -140,7 +140,7 @@ class _Work:
         return Remembered(backbone, self.study.weights, images.to(self._device))
 
     def _attached(self, row: str) -> Attached:
-        return self.setting.attach(self.study.recipes[row])
+        return self.setting.attach(self.study.recipe(row, self.task))
 
     def run(self, row: str, rate: float) -> Mapping[str, Any]:
         """A run, unless it is done."""
@@ -148,7 +148,8 @@ class _Work:
         if key not in self.runs.found:
             attached = self._attach(row)
             begin = time.time()
-            trained = self.setting.train(attached, rate, self.study.recipes[row], self.remembered)
+            recipe = self.study.recipe(row, self.task)
+            trained = self.setting.train(attached, rate, recipe, self.remembered)
             model = self.setting.model()
             self.runs.add(
                 dict(

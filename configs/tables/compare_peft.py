@@ -91,4 +91,5 @@ methods = dict(
         peft=dict(peft_type='IA3', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
     ),
 )
+tasks = {name: dict(_delete_=True) for name in _base_.tasks if name.endswith('_fitted')}
 del QKV, ALL

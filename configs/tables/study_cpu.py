@@ -111,3 +111,9 @@ tasks = dict(
     dubai_aerial=segmentation('Aerial', '{{$CDRA_DUBAI_AERIAL_ROOT:data/dubai_aerial}}'),
     vnc_em=segmentation('Microscopy', '{{$CDRA_VNC_EM_ROOT:data/vnc_em}}'),
 )
+tasks.update(
+    {
+        f'{name}_fitted': dict(task, title=f'{task["title"]}, head first', head_iterations=100)
+        for name, task in tasks.items()
+    }
+)

@@ -19,7 +19,7 @@ def test_costs_are_of_what_is_trained(study):  # noqa: F811
     read = read_small_study(study)
     setting = Setting(read.data('b'), tiny_vit, 0, iterations=1, batch=4)
     ticks = count()
-    costs = costs_of(read, setting, 2, clock=lambda: float(next(ticks)))
+    costs = costs_of(read, 'b', setting, 2, clock=lambda: float(next(ticks)))
     assert list(costs) == ['linear', 'bias']
     assert costs['linear'].params == 0 < costs['bias'].params
     assert costs['bias'].file_bytes > costs['linear'].file_bytes + 4 * costs['bias'].params

@@ -88,6 +88,38 @@ def test_runs_go_on_where_they_broke_off(study, tmp_path, monkeypatch):
     assert read(out / 'a.jsonl') == again
 
 
+def test_a_task_may_begin_with_a_fitted_head_for_all_rows_that_say_nothing_else(study, tmp_path):
+    out = tmp_path / 'out'
+    text = study.read_text()
+    own = "bias_own=dict(method=dict(type='bias'), head_iterations=3),"
+    text = text.replace('    gone=dict(),', f'    {own}')
+    head = 'batch=4, head_iterations=2),'
+    assert text.count('batch=4),') == 1
+    study.write_text(text.replace('batch=4),', head))
+    run(study, '--out', out, '--methods', 'bias', 'bias_own')
+    drawn, fitted, own = (
+        {
+            (r['seed'], r['rate']): r['train_loss']
+            for r in read(out / f'{t}.jsonl')
+            if r['method'] == m
+        }
+        for t, m in (('a', 'bias'), ('b', 'bias'), ('b', 'bias_own'))
+    )
+    study.write_text(text.replace('head_iterations=3', 'head_iterations=2'))
+    run(study, '--out', tmp_path / 'by_row', '--tasks', 'b', '--methods', 'bias', 'bias_own')
+    by_row = {
+        (m, r['seed'], r['rate']): r['train_loss']
+        for r in read(tmp_path / 'by_row' / 'b.jsonl')
+        for m in [r['method']]
+    }
+    # Of the two ways to say it the figures are the same; a head of the row's own goes before.
+    assert all(by_row['bias_own', *key] == loss for key, loss in fitted.items())
+    assert all(by_row['bias', *key] == loss for key, loss in drawn.items())
+    for other in (own, drawn):
+        assert (0, 1e-2) in other
+        assert all(other[key] != fitted[key] for key in other.keys() & fitted.keys())
+
+
 def test_what_is_forgotten_is_asked_in_the_size_of_each_task(study, tmp_path):
     width = tiny_vit(32).embed_dim
     head = {'head.weight': torch.randn(9, width), 'head.bias': torch.zeros(9)}
