@@ -88,6 +88,11 @@ def test_runs_go_on_where_they_broke_off(study, tmp_path, monkeypatch):
     assert read(out / 'a.jsonl') == again
 
 
+def losses(path, row):
+    """Of the trainings of a row, by seed and rate."""
+    return {(r['seed'], r['rate']): r['train_loss'] for r in read(path) if r['method'] == row}
+
+
 def test_a_task_may_begin_with_a_fitted_head_for_all_rows_that_say_nothing_else(study, tmp_path):
     out = tmp_path / 'out'
     text = study.read_text()
@@ -98,23 +103,14 @@ def test_a_task_may_begin_with_a_fitted_head_for_all_rows_that_say_nothing_else(
     study.write_text(text.replace('batch=4),', head))
     run(study, '--out', out, '--methods', 'bias', 'bias_own')
     drawn, fitted, own = (
-        {
-            (r['seed'], r['rate']): r['train_loss']
-            for r in read(out / f'{t}.jsonl')
-            if r['method'] == m
-        }
-        for t, m in (('a', 'bias'), ('b', 'bias'), ('b', 'bias_own'))
+        losses(out / f'{task}.jsonl', row)
+        for task, row in (('a', 'bias'), ('b', 'bias'), ('b', 'bias_own'))
     )
     study.write_text(text.replace('head_iterations=3', 'head_iterations=2'))
     run(study, '--out', tmp_path / 'by_row', '--tasks', 'b', '--methods', 'bias', 'bias_own')
-    by_row = {
-        (m, r['seed'], r['rate']): r['train_loss']
-        for r in read(tmp_path / 'by_row' / 'b.jsonl')
-        for m in [r['method']]
-    }
+    path = tmp_path / 'by_row' / 'b.jsonl'
     # Of the two ways to say it the figures are the same; a head of the row's own goes before.
-    assert all(by_row['bias_own', *key] == loss for key, loss in fitted.items())
-    assert all(by_row['bias', *key] == loss for key, loss in drawn.items())
+    assert losses(path, 'bias_own') == fitted and losses(path, 'bias') == drawn
     for other in (own, drawn):
         assert (0, 1e-2) in other
         assert all(other[key] != fitted[key] for key in other.keys() & fitted.keys())
