@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cdra_mm.core import make_plan, select
-from cdra_mm.core.planning.energy import plan_by_energy
+from cdra_mm.core.planning.by_gradient import plan_by_gradient
 from cdra_mm.sizing.synthetic_scores import synthetic_scores
 
 from .memory import in_child, peak_above_rest
@@ -64,7 +64,7 @@ def compare_planning(
 ) -> dict[str, Any]:
     """Seconds and bytes of `select` and of plans for a model of so many entries.
 
-    `plan_by_energy` is given the scores for its gradients: it takes as long for any.
+    `plan_by_gradient` is given the scores for its gradients: it takes as long for any.
 
     Args:
         entries: Key of `SHAPES`.
@@ -109,7 +109,7 @@ def measure_planning(
         'select gamma': lambda: select(scores, gamma=GAMMA),
         'make_plan gamma': lambda: make_plan(scores, gamma=GAMMA),
         'make_plan budget': lambda: make_plan(scores, budget_params=int(BUDGET * total)),
-        'plan_by_energy': lambda: plan_by_energy(scores, int(BUDGET * total)),
+        'plan_by_gradient': lambda: plan_by_gradient(scores, int(BUDGET * total)),
     }
     candidates: dict[str, dict[str, Any]] = {}
     for name, operation in operations.items():

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from cdra_mm.core import Plan, find_targets, make_plan
 from cdra_mm.core.planning.ablations import Ablation
-from cdra_mm.core.planning.energy import EnergyRules, plan_by_energy, start_of
+from cdra_mm.core.planning.by_gradient import (
+    CURRENCIES,
+    GradientRules,
+    plan_by_gradient,
+    start_of,
+)
 from cdra_mm.core.planning.rules import Rules
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.settings import setting
@@ -23,8 +28,8 @@ __all__ = ['CDRA', 'settings_beside']
 # What all can compete, beside single roles.
 COMPETE = ('all', 'matrices', 'vectors')
 
-ENERGY_ONLY = ('max_rank', 'start')
-ENERGY_TAKES = {'allocation', 'budget_params', 'budget_percent', 'compete', *ENERGY_ONLY}
+GRADIENT_ONLY = ('max_rank', 'start')
+GRADIENT_TAKES = {'allocation', 'budget_params', 'budget_percent', 'compete', *GRADIENT_ONLY}
 
 
 def settings_beside(settings: Mapping[str, Any], statistic: str | None) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def settings_beside(settings: Mapping[str, Any], statistic: str | None) -> dict[
 
 @dataclass(frozen=True)
 class CDRA(Selecting):
-    """CDRA by gradient energy (ours, the default), CDRA-SPT (the paper's) and its ablations.
+    """CDRA by the mean gradient (ours, the default), CDRA-SPT (the paper's) and its ablations.
 
     The default was chosen on validation images of six tasks (docs/results.md). Every setting of the
     paper's steps 1 to 3 (Eqs. 3 to 7) takes the paper's scores, as ``allocation='scores'`` does:
@@ -56,8 +61,8 @@ class CDRA(Selecting):
     Table 6               ``size_ratio=1.5``, ``0.5``
     Table 7               ``quadrant='00'``, ``'11'``, ``'01'``
     ours                  ``rank_rule='count'``, ``rank_alpha``, ``min_rank``, ``compete``;
-                          in the hook ``statistic='per_batch'``; with ``'energy'``
-                          ``max_rank``, ``start``
+                          in the hook ``statistic='per_batch'``; by the mean gradient
+                          ``allocation='energy'``, ``max_rank``, ``start``
     ====================  ==========================================================
 
     Args:
@@ -77,14 +82,17 @@ class CDRA(Selecting):
         quadrant: The part of the matrix that is adapted: ``'10'`` R x C, ``'00'`` not-R x C,
             ``'11'`` R x not-C, ``'01'`` neither.
         rank_alpha: Factor on the selected entries in a rule for ranks; 1 is Eq. 7 as it is printed.
-        allocation: What decides on blocks, ranks and vectors: ``'energy'``, ours: the energy of the
-            mean gradient per trained parameter (`cdra_mm.core.planning.energy`), or ``'scores'``,
-            the paper's steps 1 to 3. ``'energy'`` takes budgets in parameters or percent, and
-            `compete`; the other settings above are of the paper's steps. Default: ``'scores'``
-            where one of them is given (or `gamma` or `num_sensitive`), ``'energy'`` otherwise.
-        max_rank: Largest rank of a block by ``'energy'``.
+        allocation: What decides on blocks, ranks and vectors: ``'descent'``, ours: how much the
+            first steps of Adam lower the loss per trained parameter, or ``'energy'``, the same for
+            gradient descent, both by the mean gradient (`cdra_mm.core.planning.by_gradient`); or
+            ``'scores'``, the paper's steps 1 to 3. The first two take budgets in parameters or
+            percent, and `compete`; the other settings above are of the paper's steps. Default:
+            ``'scores'`` where one of them is given (or `gamma` or `num_sensitive`), ``'descent'``
+            otherwise.
+        max_rank: Largest rank of a block by the mean gradient.
         start: Of ``down``: ``'random'``, LoRA's, or ``'gradient'``, along the leading right
-            singular vectors of the block's mean gradient; with ``'energy'`` only, and its default.
+            singular vectors of the block's mean gradient; by the mean gradient only, and its
+            default.
     """
 
     name: ClassVar[str] = 'cdra'
@@ -106,7 +114,7 @@ class CDRA(Selecting):
     size_ratio: float = 1.0
     quadrant: str | int = '10'
     rank_alpha: float = 1
-    allocation: str | None = setting(None, choices=('energy', 'scores', None))
+    allocation: str | None = setting(None, choices=(*CURRENCIES, 'scores', None))
     max_rank: int = setting(8, minimum=1)
     start: str | None = setting(None, choices=('gradient', 'random', None))
 
@@ -131,16 +139,17 @@ class CDRA(Selecting):
         """Fills in what is not given, and refuses what does not go together."""
         default = {field.name: field.default for field in fields(self)}
         given = {name for name, value in default.items() if getattr(self, name) != value}
-        of_scores = given - ENERGY_TAKES
-        # What an instance of 'energy' has is no wish for scores: `dataclasses.replace` gives it.
-        if self.allocation == 'energy' and self.rank_rule == 'eq7':
+        of_scores = given - GRADIENT_TAKES
+        # What an instance by gradients has is no wish for scores: `dataclasses.replace` gives it.
+        if self.allocation in CURRENCIES and self.rank_rule == 'eq7':
             of_scores -= {'rank_rule'}
-        allocation = self.allocation or ('scores' if of_scores else 'energy')
-        of_energy = given & set(ENERGY_ONLY) - ({'start'} if self.start == 'random' else set())
-        foreign = sorted(of_energy if allocation == 'scores' else of_scores)
+        allocation = self.allocation or ('scores' if of_scores else 'descent')
+        by_gradient = allocation in CURRENCIES
+        of_gradients = given & set(GRADIENT_ONLY) - ({'start'} if self.start == 'random' else set())
+        foreign = sorted(of_scores if by_gradient else of_gradients)
         if foreign:
             name = foreign[0]
-            other = 'energy' if allocation == 'scores' else 'scores'
+            other = 'scores' if by_gradient else 'descent'
             if self.allocation is None:
                 why = f'goes with allocation={other!r}, {sorted(of_scores)[0]} with {allocation!r}'
             else:
@@ -148,7 +157,7 @@ class CDRA(Selecting):
             raise ConfigError(
                 f'{name}={getattr(self, name)!r}: {why}; leave it out, or set allocation={other!r}'
             )
-        start = self.start or ('gradient' if allocation == 'energy' else 'random')
+        start = self.start or ('gradient' if by_gradient else 'random')
         decided: dict[str, Any] = {'allocation': allocation, 'start': start}
         decided['rank_rule'] = 'eq7' if self.rank_rule is None else self.rank_rule
         for name, value in decided.items():
@@ -161,14 +170,14 @@ class CDRA(Selecting):
         return self.rank_rule
 
     @property
-    def by_energy(self) -> bool:
+    def by_gradient(self) -> bool:
         """Whether blocks, ranks and vectors come from the mean gradient."""
-        return self.allocation == 'energy'
+        return self.allocation in CURRENCIES
 
     @property
     def statistic(self) -> str:
         """See `Method.statistic`."""
-        return 'mean_gradient' if self.by_energy else 'per_sample'
+        return 'mean_gradient' if self.by_gradient else 'per_sample'
 
     @property
     def needs_start(self) -> bool:
@@ -191,15 +200,15 @@ class CDRA(Selecting):
             ConfigError: If `compete` names a role that the backbone does not have.
             PlanError: See `make_plan`.
         """
-        if self.by_energy:
-            return plan_by_energy(
+        if self.by_gradient:
+            return plan_by_gradient(
                 self.competing(request.backbone, request.scores),
                 self.budget_on(request.backbone, request.beside_budget)['budget_params'],
-                EnergyRules(max_rank=self.max_rank),
+                GradientRules(str(self.allocation), max_rank=self.max_rank),
                 also_train=request.also_train,
                 settings={
                     **request.settings,
-                    **{name: getattr(self, name) for name in sorted(ENERGY_TAKES)},
+                    **{name: getattr(self, name) for name in sorted(GRADIENT_TAKES)},
                 },
                 fingerprint=request.fingerprint,
             )
@@ -208,7 +217,7 @@ class CDRA(Selecting):
         if budget.get('budget_params') is not None and all(s.dim() == 1 for s in scores.values()):
             raise PlanError(
                 f"compete={self.compete!r}: no matrix competes, and by allocation='scores' a "
-                "budget is met by the ranks of matrices; set allocation='energy', or gamma"
+                "budget is met by the ranks of matrices; set allocation='descent', or gamma"
             )
         optional = {'compete', *(field.name for field in fields(Ablation))}
         changed = {*self.ablation.changes, *(['compete'] if self.compete != 'all' else [])}

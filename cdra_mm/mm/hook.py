@@ -72,7 +72,7 @@ class CDRAHook(Hook):
         statistic: ``'per_sample'`` (Eq. 3: the mean over samples of the squared gradient) or
             ``'per_batch'`` (squares of the gradients of batch means: SPT's released code) or
             ``'summed'`` (the magnitude of their mean over the batches: GPS's) or
-            ``'mean_gradient'``, signed, which ``allocation='energy'`` takes.
+            ``'mean_gradient'``, signed, which ``allocation='descent'`` and ``'energy'`` take.
             Default: the method's own. One of the first three asks for ``allocation='scores'``.
         exclude: str or list, default none: what does not compete in a method that scores: roles
             (``'norm'``), and names of parameters or modules of the backbone
@@ -113,11 +113,12 @@ class CDRAHook(Hook):
             budget_params: int: trainable backbone parameters; the largest plan within it.
             budget_percent: float, default 0.5 where no budget is given: the same in percent of
             the backbone's parameters.
-            allocation: ``'energy'`` (default): blocks, ranks and vectors by the energy of the
-            mean gradient per parameter; or ``'scores'``, the paper's CDRA-SPT, which is also the
-            default where gamma, num_sensitive or a setting of the paper's below is given.
-            max_rank: int, default 8: largest rank of a block by ``'energy'``.
-            start: ``'gradient'`` (default with ``'energy'``) or ``'random'`` (LoRA's): where
+            allocation: ``'descent'`` (default): blocks, ranks and vectors by how much the first
+            steps of Adam lower the loss per parameter; ``'energy'``: the same for gradient
+            descent (SGD); or ``'scores'``, the paper's CDRA-SPT, which is also the default where
+            gamma, num_sensitive or a setting of the paper's below is given.
+            max_rank: int, default 8: largest rank of a block by the first two.
+            start: ``'gradient'`` (default with the first two) or ``'random'`` (LoRA's): where
             ``down`` begins.
             compete: ``'all'`` (default), ``'matrices'``, ``'vectors'`` or a list of roles.
 

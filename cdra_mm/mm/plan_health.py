@@ -68,12 +68,12 @@ class PlanHealth:
         if self.lost >= LOST:
             found.append(
                 f'{100 * self.lost:.0f} % of the selected entries lie in matrices that stay frozen '
-                "for a rank of 0: set rank_rule='count', or allocation='energy'"
+                "for a rank of 0: set rank_rule='count', or allocation='descent'"
             )
         if self.adapted < FEW:
             found.append(
                 f'{100 * self.adapted:.0f} % of the matrices are adapted: set a larger budget'
-                + ('' if self.by_energy else ", rank_rule='count', or allocation='energy'")
+                + ('' if self.by_energy else ", rank_rule='count', or allocation='descent'")
             )
         return found
 

@@ -101,7 +101,8 @@ def cdra_config(
         seed: Seed of the first factors.
         progress: Whether a terminal shows how far it is.
         **settings: Of the method `cdra_mm.methods.CDRA`: ``budget_percent``, ``budget_params``,
-            ``allocation='energy'`` (default) or ``'scores'``, ``start``, ``compete`` and so on.
+            ``allocation='descent'`` (default), ``'energy'`` or ``'scores'``, ``start``, ``compete``
+            and so on.
 
     Raises:
         ConfigError: If a setting or a name is unknown.
@@ -136,7 +137,7 @@ def cdra_config(
     method = make_method({'type': CDRA.name, **settings_beside(settings, statistic)})
     assert isinstance(method, CDRA)
     statistic = statistic or method.statistic
-    known = ('mean_gradient',) if method.by_energy else STATISTICS
+    known = ('mean_gradient',) if method.by_gradient else STATISTICS
     if statistic not in known:
         raise ConfigError(f'statistic={statistic!r}: expected one of {", ".join(known)}')
     part = _submodule(model, backbone)
@@ -161,8 +162,8 @@ def cdra_config(
                 'one; give more, or budget_params'
             )
         method = replace(method, budget_percent=None, budget_params=share)
-    given: dict[str, Any] = {} if method.by_energy else dict(statistic=statistic)
-    score = mean_gradients if method.by_energy else estimate_scores
+    given: dict[str, Any] = {} if method.by_gradient else dict(statistic=statistic)
+    score = mean_gradients if method.by_gradient else estimate_scores
     counted = _Counted(batches, num_samples, next(model.parameters()).device, progress)
     own = [parameter for parameter in part.parameters() if id(parameter) not in saved]
     with nonzero_head(model, own, seed, warnings.warn):

@@ -7,7 +7,7 @@ It is a config of mmengine, like a grid's (`grid_file`), told from one by its ``
 - ``methods``: name of a row -> ``dict(title, family, method=dict(type=..., **settings))``, or
   ``peft=dict(peft_type=..., **settings)`` in place of ``method`` for a tuner of peft's, and
   ``rate``, where on the ladder its search begins, None for a row that trains nothing of the
-  backbone. ``rules`` (of `EnergyRules`), ``start``, ``head_iterations``, ``base_dtype``,
+  backbone. ``rules`` (of `GradientRules`), ``start``, ``head_iterations``, ``base_dtype``,
   ``rate_factors``, ``gradient`` and ``again`` as `Recipe` has them.
   An entry that is empty, such as ``dict(_delete_=True)`` over one of a base, is no row (no task).
 - ``tasks``: name -> ``dict(title, metric, folder, kind, size, batch, test)``. ``kind`` is
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cdra_mm.benchmark.small_tasks import Task as Data
 from cdra_mm.benchmark.small_tasks import read_dense, read_vtab
-from cdra_mm.core.planning.energy import EnergyRules
+from cdra_mm.core.planning.by_gradient import GradientRules
 from cdra_mm.errors import ConfigError
 from cdra_mm.spelling import unknown
 
@@ -169,7 +169,7 @@ def read_small_study(path: Path) -> SmallStudy:
         recipes[name] = Recipe(
             entry.get('method', {}),
             entry.get('peft'),
-            None if rules is None else EnergyRules(**rules),
+            None if rules is None else GradientRules(**rules),
             **{name: entry[name] for name in PLAIN if name in entry},
         )
         begins[name] = begin

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdra_mm.core import Plan, apply_plan, quantize_base, save_adapter
-from cdra_mm.core.planning.energy import EnergyRules, plan_by_energy, start_of
+from cdra_mm.core.planning.by_gradient import GradientRules, plan_by_gradient, start_of
 from cdra_mm.data.optional import optional_module
 from cdra_mm.errors import ConfigError
 from cdra_mm.methods import make_method
@@ -70,7 +70,8 @@ class Recipe:
     Attributes:
         method: A method of the package with its settings; empty beside `peft`.
         peft: A tuner of peft's: ``peft_type`` and the settings of its config; None for `method`.
-        rules: Of gradient energy in place of the method's, which say less; None for the method's.
+        rules: Of a plan by the mean gradient in place of the method's, which say less; None for
+            the method's.
         start: Whether the factors begin along the mean gradient of their blocks, whatever the
             method.
         head_iterations: Steps that fit the head alone before scores and training; 0 leaves it as
@@ -85,7 +86,7 @@ class Recipe:
 
     method: Mapping[str, Any] = field(default_factory=dict)
     peft: Mapping[str, Any] | None = None
-    rules: EnergyRules | None = None
+    rules: GradientRules | None = None
     start: bool = False
     head_iterations: int = 0
     base_dtype: str | None = None
@@ -151,7 +152,7 @@ class Recipe:
         plan: Plan | None
         if self.rules is not None:
             budget = sum(p.numel() for p in backbone.parameters()) // 200
-            plan = plan_by_energy(scores(self.gradient), budget, self.rules)
+            plan = plan_by_gradient(scores(self.gradient), budget, self.rules)
         else:
             found = scores(method.statistic) if method.needs_scores else {}
             plan = method.plan(Request(backbone, scores=found, trials=trials))

@@ -25,6 +25,11 @@ ALL = ['qkv', 'attn.proj', 'fc1', 'fc2']
 methods = dict(
     _delete_=True,
     linear=dict(title='Head alone', family='cdra_mm', method=dict(type='linear'), rate=None),
+    cdra_descent=dict(
+        title='CDRA (descent)',
+        family='cdra_mm',
+        method=dict(type='cdra', budget_percent=0.5, allocation='descent', start='gradient'),
+    ),
     cdra_energy=dict(
         title='CDRA (gradient energy)',
         family='cdra_mm',

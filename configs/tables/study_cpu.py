@@ -46,6 +46,11 @@ methods = dict(
         family='Selection-based',
         method=dict(type='cdra', budget_percent=0.5, rank_rule='count'),
     ),
+    cdra_descent=dict(
+        title='CDRA (descent)',
+        family='Selection-based',
+        method=dict(type='cdra', budget_percent=0.5, allocation='descent', start='gradient'),
+    ),
     cdra_energy=dict(
         title='CDRA (gradient energy)',
         family='Selection-based',

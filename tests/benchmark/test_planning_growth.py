@@ -44,7 +44,7 @@ def test_planning_is_measured_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setitem(SHAPES, '86M', lambda: {'a': (512, 256), 'b': (256,)})
     record = compare_planning('86M', repeats=1, threads=1)
     assert list(record['candidates']) == [
-        'select gamma', 'make_plan gamma', 'make_plan budget', 'plan_by_energy'
+        'select gamma', 'make_plan gamma', 'make_plan budget', 'plan_by_gradient'
     ]  # fmt: skip
     assert record['score_bytes'] == 4 * (512 * 256 + 256)
     assert record['largest_tensor_bytes'] == 4 * 512 * 256 and record['skipped'] == {}

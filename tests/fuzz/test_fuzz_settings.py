@@ -55,7 +55,7 @@ VALID: dict[Any, Callable[[Any], bool]] = {
     'budget_percent': optional(number(lambda v: 0 < v <= 100)),
     'rank_rule': optional(lambda v: one_of('eq7', 'count')(v) or count(1)(v)),
     'rank_alpha': number(lambda v: v > 0),
-    'allocation': optional(one_of('scores', 'energy')),
+    'allocation': optional(one_of('scores', 'energy', 'descent')),
     'max_rank': count(1),
     'start': optional(one_of('random', 'gradient')),
     'min_rank': count(0),
@@ -114,6 +114,7 @@ WORDS = [
     'a lot',
     'matrices',
     'energy',
+    'descent',
     'gradient',
 ]
 VALUES = st.one_of(
@@ -151,8 +152,8 @@ def goes_with_allocation(name: str, settings: dict[str, Any]) -> bool:
         f.name for f in fields(METHODS[name]) if settings.get(f.name, f.default) != f.default
     }
     of_scores = changed - {'allocation', 'max_rank', 'start', 'compete', *BUDGETS[2:]}
-    allocation = settings.get('allocation') or ('scores' if of_scores else 'energy')
-    if allocation == 'energy':  # 'eq7' is what an instance of it holds
+    allocation = settings.get('allocation') or ('scores' if of_scores else 'descent')
+    if allocation != 'scores':  # 'eq7' is what an instance of it holds
         return of_scores <= ({'rank_rule'} if settings.get('rank_rule') == 'eq7' else set())
     return 'max_rank' not in changed and settings.get('start') != 'gradient'
 
@@ -244,7 +245,7 @@ def test_settings_of_the_hook_are_taken_where_they_are_valid():
             and is_valid(name or 'cdra', shared)
             and is_valid('cdra', unused)
         )
-        if valid and shared.get('allocation') == 'energy':
+        if valid and shared.get('allocation') in ('energy', 'descent'):
             valid = block.get('statistic') is None
         if valid and block.get('base_dtype') is not None:
             valid = name != 'full' and not block.get('save_base')

@@ -88,7 +88,7 @@ def test_a_backbone_without_transformer_blocks_is_refused(tmp_path):
     ('allocation', 'words'),
     [
         ('scores', r'budget_params=3 is too small.*trains \d+ parameters'),
-        ('energy', r'budget of 3 trainable .* 32 are also_train: the smallest adapter has \d+'),
+        ('descent', r'budget of 3 trainable .* 32 are also_train: the smallest adapter has \d+'),
     ],
 )
 def test_a_budget_too_small_names_the_smallest_that_works(tmp_path, allocation, words):

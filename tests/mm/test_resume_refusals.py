@@ -146,7 +146,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(run, tmp_path, damage):
         (dict(cdra=dict(num_samples=4)), 'num_samples=8, the config says 4'),
         (
             dict(cdra=dict(allocation='scores')),
-            "allocation='energy', the config says 'scores'",
+            "allocation='descent', the config says 'scores'",
         ),
         (dict(cdra=dict(start='random')), "start='gradient', the config says 'random'"),
         (dict(cdra=dict(max_rank=4)), 'max_rank=8, the config says 4'),

@@ -23,7 +23,7 @@ VIT = CLIENTS['timm ViT']
 DINO = CLIENTS['DINOv2']
 
 
-@pytest.mark.parametrize('allocation', ['scores', 'energy'])
+@pytest.mark.parametrize('allocation', ['scores', 'energy', 'descent'])
 def test_plan_is_that_of_the_method(allocation):
     model, batches = DINO.build(), [DINO.batch()]
     score = estimate_scores if allocation == 'scores' else mean_gradients

@@ -195,7 +195,7 @@ def test_the_shipped_study_in_memory_has_every_row_of_a_size_that_it_can_have():
     # The package's default is there under its allocation's name.
     assert ROWS - names == {'cdra'}
     own = {name for name in names if name.endswith('_own')}
-    assert names - ROWS == {'cdra_count', 'cdra_energy', 'dora_qkv'} | own
+    assert names - ROWS == {'cdra_count', 'cdra_descent', 'cdra_energy', 'dora_qkv'} | own
     assert {'lora_own', 'vpt_deep_own'} < own
     compared = read_small_study(FOLDER / 'compare_peft.py')
     assert study.recipes['dora_qkv'] == compared.recipes['dora']

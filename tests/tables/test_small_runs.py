@@ -15,7 +15,7 @@ from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import SmallModel, sample_losses, small_loss
 from cdra_mm.core import ConfigError
 from cdra_mm.core.model.row_int8 import is_int8
-from cdra_mm.core.planning.energy import EnergyRules
+from cdra_mm.core.planning.by_gradient import GradientRules
 from cdra_mm.tables.small_memory import Remembered
 from cdra_mm.tables.small_recipes import Recipe
 from cdra_mm.tables.small_runs import Setting
@@ -67,13 +67,21 @@ def test_the_head_is_fitted_on_frozen_features(setting):
         Recipe(dict(ENERGY, start='gradient')),
         Recipe(
             ENERGY,
-            rules=EnergyRules(vectors=False, sides=(1.0,)),
+            rules=GradientRules('energy', vectors=False, sides=(1.0,)),
             start=True,
             head_iterations=3,
         ),
         Recipe(dict(type='cdra', budget_percent=0.5, rank_rule='count'), base_dtype='int8'),
-        Recipe(ENERGY, rules=EnergyRules(vectors=False), start=True, gradient='signal', again=2),
-        Recipe(ENERGY, rules=EnergyRules(vectors=False), start=True, gradient='momentum'),
+        Recipe(
+            ENERGY,
+            rules=GradientRules('energy', vectors=False),
+            start=True,
+            gradient='signal',
+            again=2,
+        ),
+        Recipe(
+            ENERGY, rules=GradientRules('energy', vectors=False), start=True, gradient='momentum'
+        ),
         Recipe(dict(type='spt_lora', rank=1, budget_percent=0.5)),
         Recipe(dict(type='vpt_deep', num_prompts=2)),
         Recipe(NOAH),
@@ -253,7 +261,8 @@ def test_momentum_is_the_average_under_heads_that_are_fitted_on(setting):
 def test_a_second_allocation_goes_on_from_what_was_learnt(setting, monkeypatch):
     setting.iterations = 6
     once, twice = (
-        Recipe(ENERGY, rules=EnergyRules(max_rank=1), start=True, again=again) for again in (0, 4)
+        Recipe(ENERGY, rules=GradientRules('energy', max_rank=1), start=True, again=again)
+        for again in (0, 4)
     )
     seen = []
     attach = Recipe.attach

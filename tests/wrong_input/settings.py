@@ -129,18 +129,18 @@ with heading('Settings') as (refused, taken):
         CDRAHook(rank_rule=8, rank_alpha=20)
 
     @refused(
-        "`allocation='energie'`", ConfigError, "allocation='energie': expected one of 'energy'"
+        "`allocation='energie'`", ConfigError, "allocation='energie': expected one of 'descent'"
     )
     def _(folder):
         CDRAHook(allocation='energie')
 
     @refused(
-        "settings of the paper's steps beside gradient energy: `rank_rule='count'`",
+        "settings of the paper's steps beside an allocation by gradients: `rank_rule='count'`",
         ConfigError,
-        "rank_rule='count': not used with allocation='energy'",
+        "rank_rule='count': not used with allocation='descent'",
     )
     def _(folder):
-        CDRAHook(allocation='energy', rank_rule='count')
+        CDRAHook(allocation='descent', rank_rule='count')
 
     @refused(
         "`start='gradient'` without gradients",
@@ -151,9 +151,9 @@ with heading('Settings') as (refused, taken):
         CDRAHook(start='gradient', allocation='scores')
 
     @refused(
-        "a setting of gradient energy beside one of the paper's: `max_rank=4`, `gamma=0.1`",
+        "a setting of the mean gradient's allocations beside one of the paper's: `max_rank=4`, `gamma=0.1`",
         ConfigError,
-        "max_rank=4: goes with allocation='energy', gamma with 'scores'; leave it out, or set",
+        "max_rank=4: goes with allocation='descent', gamma with 'scores'; leave it out, or set",
     )
     def _(folder):
         CDRAHook(max_rank=4, gamma=0.1)

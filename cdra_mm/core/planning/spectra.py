@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ['block_energies', 'leading_directions', 'scaled']
+__all__ = ['Spectrum', 'block_spectra', 'leading_directions', 'scaled']
 
 OVERSAMPLING = 8  # directions beside the ranks asked for
 ROUNDS = 6  # of subspace iteration, at most
 SETTLED = 1e-4  # relative growth of what is found in a round after which no other follows
 ROUNDS_WHOLE = 3  # for gains alone
+
+
+class Spectrum(NamedTuple):
+    """What the leading directions of a block B hold, right singular vectors v_k of length 1.
+
+    Attributes:
+        squares: The largest squared singular values, falling fp64 ``[r]``.
+        sums: The sums of the absolute entries of ``B v_k``, fp64 ``[r]`` in the same order.
+    """
+
+    squares: Tensor
+    sums: Tensor
 
 
 def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -34,10 +47,10 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return values[:rank] * scale, vectors[:rank]
 
 
-def block_energies(
+def block_spectra(
     ordered: Tensor, heights: Sequence[int], widths: Sequence[int], max_rank: int
-) -> dict[tuple[int, int], Tensor]:
-    """The largest squared singular values of the blocks of the first rows and columns.
+) -> dict[tuple[int, int], Spectrum]:
+    """The leading directions of the blocks of the first rows and columns.
 
     A block is projected onto what it makes of the leading directions of the whole matrix: products
     that all blocks share, and one of its own. The values are never above the true ones, and on
@@ -47,28 +60,33 @@ def block_energies(
         ordered: A matrix by `scaled`, those of its rows and columns first that blocks have.
         heights: Numbers of rows, rising, each for a block with each of `widths`.
         widths: Likewise of columns.
-        max_rank: Largest number of values.
+        max_rank: Largest number of directions.
 
     Returns:
-        Falling fp64 ``[r]`` by ``(height, width)``, r at most `max_rank`.
+        Of r directions by ``(height, width)``, r at most `max_rank`.
     """
     rank = min(max_rank, *ordered.shape)
     values, directions = _decomposed(ordered, rank, ROUNDS_WHOLE)
     directions = directions[: rank + OVERSAMPLING]
     followed = ordered.new_zeros(ordered.shape[0], len(directions))
-    before, squares = 0, {}
+    before, spectra = 0, {}
     for width in widths:
         followed += ordered[:, before:width] @ directions[:, before:width].T
         before = width
         for height in heights:
+            most = min(rank, height, width)
             if (height, width) == ordered.shape:
-                found = values.double().square()
-            else:
-                part = torch.linalg.qr(followed[:height]).Q.T @ ordered[:height, :width]
-                # Of sixteen by sixteen entries; the values of `part` itself take ten times as long.
-                found = torch.linalg.eigvalsh((part @ part.T).double()).flip(0).clamp_min(0)
-            squares[height, width] = found[: min(rank, height, width)]
-    return squares
+                squares, images = values[:most].double().square(), followed[:, :most]
+                spectra[height, width] = Spectrum(squares, _sums(images))
+                continue
+            basis = torch.linalg.qr(followed[:height]).Q
+            part = basis.T @ ordered[:height, :width]
+            # Of sixteen by sixteen entries; the values of `part` itself take ten times as long.
+            squares, left = torch.linalg.eigh((part @ part.T).double())
+            squares = squares.flip(0)[:most].clamp_min(0)
+            left = basis @ left.flip(1)[:, :most].to(basis.dtype)
+            spectra[height, width] = Spectrum(squares, _sums(left) * squares.sqrt())
+    return spectra
 
 
 def scaled(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +95,10 @@ def scaled(gradient: Tensor) -> tuple[Tensor, Tensor]:
     low, high = wide.aminmax()
     scale = torch.maximum(-low, high).clamp_min(torch.finfo(torch.float32).tiny)
     return wide / scale, scale
+
+
+def _sums(columns: Tensor) -> Tensor:
+    return columns.abs().sum(0, dtype=torch.float64)
 
 
 def _decomposed(

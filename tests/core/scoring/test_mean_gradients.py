@@ -10,7 +10,7 @@ from cdra_mm.core import ScoreError, find_targets
 from cdra_mm.core.model.targets import view_of
 from cdra_mm.core.scoring.mean_gradients import mean_gradients
 from tests.models import MODELS, images, losses, mean_loss
-from tests.reference.energy import mean_gradient
+from tests.reference.by_gradient import mean_gradient
 
 
 def batches(sizes):

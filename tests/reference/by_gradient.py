@@ -24,10 +24,21 @@ def mean_gradient(model, samples, loss_fn, targets, view):
     return {name: grads / len(samples) for name, grads in total.items()}
 
 
-def offers(gradient, sides, max_rank):
+def gain(gradient, rank, currency):
+    """What a block of a rank, or a vector, gains."""
+    gradient = gradient.double()
+    if gradient.dim() == 1:
+        return float(gradient.square().sum() if currency == 'energy' else gradient.abs().sum())
+    u, s, _ = torch.linalg.svd(gradient, full_matrices=False)
+    if currency == 'energy':
+        return float(s[:rank].square().sum())
+    return float((u[:, :rank] * s[:rank]).abs().sum()) / 3**0.5
+
+
+def offers(gradient, sides, max_rank, currency):
     """Every (price, gain) that a target has, (0, 0) too."""
     if gradient.dim() == 1:
-        return [(0, 0.0), (len(gradient), float(gradient.double().square().sum()))]
+        return [(0, 0.0), (len(gradient), gain(gradient, 0, currency))]
     found = [(0, 0.0)]
     row_order = sorted(range(len(gradient)), key=lambda i: -float(gradient[i].square().sum()))
     col_order = sorted(
@@ -36,9 +47,9 @@ def offers(gradient, sides, max_rank):
     for share_r, share_c in product(sides, sides):
         rows = row_order[: max(1, round(len(row_order) * share_r))]
         cols = col_order[: max(1, round(len(col_order) * share_c))]
-        values = torch.linalg.svdvals(gradient[rows][:, cols].double()).square()
-        for rank in range(1, min(max_rank, len(values)) + 1):
-            found.append((rank * (len(rows) + len(cols)), float(values[:rank].sum())))
+        part = gradient[rows][:, cols]
+        for rank in range(1, min(max_rank, *part.shape) + 1):
+            found.append((rank * (len(rows) + len(cols)), gain(part, rank, currency)))
     return found
 
 

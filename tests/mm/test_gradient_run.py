@@ -1,4 +1,4 @@
-"""A run whose blocks come from the energy of the mean gradient, through the hook."""
+"""A run whose blocks come from the mean gradient, through the hook."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from cdra_mm import CDRAHook
 from cdra_mm.core import Block, ConfigError, Plan, PlanError, adapters, load_adapter
-from cdra_mm.core.planning.energy import START_LENGTH
+from cdra_mm.core.planning.by_gradient import CURRENCIES, START_LENGTH
 from cdra_mm.core.scoring.scores import STATISTICS
 from cdra_mm.methods import CDRA
 from cdra_mm.mm.planning import run_plan
@@ -29,13 +29,15 @@ def downs(runner):
     return {n: a.down.detach().clone() for n, a in found.items() if hasattr(a, 'down')}
 
 
-def test_a_run_plans_starts_trains_and_is_written_and_read_as_any_other(tmp_path):
-    cfg = toy.config(tmp_path, cdra=dict(method=ENERGY, keep_scores='all'))
+@pytest.mark.parametrize('allocation', CURRENCIES)
+def test_a_run_plans_starts_trains_and_is_written_and_read_as_any_other(tmp_path, allocation):
+    method = dict(type='cdra', allocation=allocation, start='gradient')
+    cfg = toy.config(tmp_path, cdra=dict(method=method, keep_scores='all'))
     runner = toy.train(cfg)
     plan = Plan.from_json((tmp_path / 'run/cdra_plan.json').read_text())
     total = sum(p.numel() for n, p in runner.model.backbone.named_parameters() if 'cdra' not in n)
     assert 0.04 * total < plan.num_trainable <= 0.05 * total
-    assert plan.settings['allocation'] == 'energy' and plan.settings['start'] == 'gradient'
+    assert plan.settings['allocation'] == allocation and plan.settings['start'] == 'gradient'
     assert plan.settings['statistic'] == 'mean_gradient'
     assert 0.2 < plan.settings['energy_share'] < 1
     kept = read_kept(tmp_path / 'run' / SCORES_FILE)
@@ -112,15 +114,16 @@ def test_its_adapter_file_is_read_on_the_base(tmp_path):
         ),
         (
             dict(max_rank=4, min_rank=1),
-            "max_rank=4: goes with allocation='energy', min_rank with 'scores'",
+            "max_rank=4: goes with allocation='descent', min_rank with 'scores'",
         ),
         (
             dict(start='gradient', gamma=0.1),
-            "start='gradient': goes with allocation='energy', gamma with 'scores'",
+            "start='gradient': goes with allocation='descent', gamma with 'scores'",
         ),
         (dict(allocation='energy', max_rank=0), 'max_rank=0'),
         (dict(allocation='energy', rank_rule='count'), "rank_rule='count': not used with alloc"),
         (dict(allocation='energy', gamma=0.1), 'gamma=0.1: not used with allocation='),
+        (dict(allocation='descent', gamma=0.1), 'gamma=0.1: not used with allocation='),
         (dict(allocation='energy', quadrant='00'), "quadrant='00': not used with allocation="),
     ],
 )
@@ -129,7 +132,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, words):
         CDRA(**settings)
 
 
-def test_squares_do_not_serve_an_allocation_by_energy_nor_gradients_the_paper():
+def test_squares_do_not_serve_an_allocation_by_gradients_nor_gradients_the_paper():
     with pytest.raises(ConfigError, match="statistic='per_sample': expected one of mean_gradient"):
         CDRAHook(method=ENERGY, statistic='per_sample')
     with pytest.raises(
@@ -141,23 +144,24 @@ def test_squares_do_not_serve_an_allocation_by_energy_nor_gradients_the_paper():
 @pytest.mark.parametrize(
     ('settings', 'allocation', 'start'),
     [
-        (dict(), 'energy', 'gradient'),
-        (dict(budget_params=1000, compete='matrices'), 'energy', 'gradient'),
-        (dict(start='random'), 'energy', 'random'),
-        (dict(max_rank=4), 'energy', 'gradient'),
+        (dict(), 'descent', 'gradient'),
+        (dict(budget_params=1000, compete='matrices'), 'descent', 'gradient'),
+        (dict(start='random'), 'descent', 'random'),
+        (dict(allocation='energy'), 'energy', 'gradient'),
+        (dict(max_rank=4), 'descent', 'gradient'),
         (dict(allocation='scores'), 'scores', 'random'),
         (dict(rank_rule='eq7'), 'scores', 'random'),
         (dict(gamma=0.1), 'scores', 'random'),
         (dict(quadrant='00', start='random'), 'scores', 'random'),
     ],
 )
-def test_the_default_is_gradient_energy_unless_a_setting_is_the_papers(settings, allocation, start):
+def test_the_default_is_descent_unless_a_setting_is_the_papers(settings, allocation, start):
     method = CDRA(**settings)
     assert (method.allocation, method.start, method.rank_rule) == (allocation, start, 'eq7')
     assert replace(method) == method
     hook = CDRAHook(**settings)
     assert hook.method == method
-    assert hook.planner.statistic == ('mean_gradient' if allocation == 'energy' else 'per_sample')
+    assert hook.planner.statistic == ('per_sample' if allocation == 'scores' else 'mean_gradient')
 
 
 @pytest.mark.parametrize('statistic', STATISTICS)

@@ -1,14 +1,21 @@
-"""Blocks, ranks and vectors by the energy of the mean gradient: one currency for the whole model.
+"""Blocks, ranks and vectors by the mean gradient: one currency for the whole model.
 
-With G the mean gradient of a matrix over the scored samples, an update of rank r inside a block
-(R, C) lowers the loss, to first order and per length of the update, by at most the root of
+With G the mean gradient of a matrix over the scored samples, (R, C) a block of it and v_k its right
+singular vectors, each of length 1, the gain of a block of rank r is
 
-    gain(R, C, r) = sum of the r largest squared singular values of G[R, C]
+    descent    0.577 sum over k <= r of |G[R, C] v_k|_1
+    energy     sum over k <= r of |G[R, C] v_k|_2^2, the r largest squared singular values
 
-A vector's gain is the squared length of its gradient. What is paid is what is trained:
-``r (|R| + |C|)``, or the vector's length. Of every target the offers (`energy_offers`) that no mix
-of two others beats are kept, and the model takes them by gain per parameter until the budget is
-met: the solution with one multiplier, Lagrange's, for all targets.
+and a vector's, with gradient g, is |g|_1 or |g|_2^2. What is paid is what is trained:
+``r (|R| + |C|)``, or the vector's length. Of every target the offers (`_Offer`) that no mix of two
+others beats are kept, and the model takes them by gain per parameter until the budget is met: the
+solution with one multiplier, Lagrange's, for all targets.
+
+`descent` is how much the loss falls, to first order, when every trained parameter moves by 1
+against its gradient: the first steps of Adam, which go equally far whatever a gradient's size. That
+of ``up`` is ``G[R, C] down^T``, where the rows of ``down`` are 0.577 v_k, and ``down`` stays while
+``up`` is zero. `energy` is the same for gradient descent, whose steps are as long as the gradient,
+inside the block: the root of it is the most that an update of length 1 and rank r can gain.
 
 This is not of the CDRA paper, whose blocks hold the entries with the largest scores (Eq. 4) and
 get their rank from a count (Eq. 7).
@@ -25,22 +32,26 @@ import torch
 from torch import Tensor
 
 from cdra_mm.errors import ConfigError, PlanError
+from cdra_mm.spelling import unknown
 
 from .plan import Block, Plan, Vector
-from .spectra import block_energies, leading_directions, scaled
+from .spectra import block_spectra, leading_directions, scaled
 from .threads import one_thread
 
-__all__ = ['EnergyRules', 'plan_by_energy', 'start_of']
+__all__ = ['CURRENCIES', 'GradientRules', 'plan_by_gradient', 'start_of']
+
+CURRENCIES = ('descent', 'energy')
 
 UNSPENT = 0.9  # share of a budget below which it is said that more cannot be bought
 START_LENGTH = 3**-0.5  # of a row of `down`: the expected one of LoRA's Kaiming-uniform rows
 
 
 @dataclass(frozen=True)
-class EnergyRules:
-    """What a plan by energy may choose from.
+class GradientRules:
+    """What a plan by the mean gradient may choose from, and by what.
 
     Attributes:
+        currency: What a gain is, see the module: ``'descent'`` or ``'energy'``.
         sides: Sides of a block over those of its matrix, each in (0, 1].
         max_rank: Largest rank of a block.
         vectors: Whether vectors are offered.
@@ -49,11 +60,14 @@ class EnergyRules:
         ConfigError: If a setting is out of range.
     """
 
+    currency: str = 'descent'
     sides: Sequence[float] = (1.0, 0.5, 0.25, 0.125)
     max_rank: int = 8
     vectors: bool = True
 
     def __post_init__(self) -> None:
+        if self.currency not in CURRENCIES:
+            raise ConfigError(unknown('currency', self.currency, CURRENCIES, ''))
         if not self.sides or not all(0 < side <= 1 for side in self.sides):
             raise ConfigError(f'sides={self.sides!r}: expected numbers above 0, at most 1')
         if self.max_rank < 1:
@@ -61,12 +75,24 @@ class EnergyRules:
 
 
 class _Offer(NamedTuple):
-    """Something of one target that can be trained; (0, 0) sides are a vector, whole."""
+    """Something of one target that can be trained; (0, 0) sides are a vector, whole.
+
+    Attributes:
+        price: Its trained parameters.
+        gain: In the currency of the rules.
+        energy: The gain in energy, whatever the currency.
+        sides: Rows and columns of a block.
+        rank: Its rank.
+    """
 
     price: int
     gain: float
+    energy: float
     sides: tuple[int, int] = (0, 0)
     rank: int = 0
+
+
+NOTHING = _Offer(0, 0.0, 0.0)
 
 
 class _Market(NamedTuple):
@@ -93,16 +119,16 @@ class _Step(NamedTuple):
 
 
 @one_thread()
-def plan_by_energy(
+def plan_by_gradient(
     gradients: Mapping[str, Tensor],
     budget_params: int,
-    rules: EnergyRules = EnergyRules(),
+    rules: GradientRules = GradientRules(),
     *,
     also_train: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     fingerprint: str = '',
 ) -> Plan:
-    """The plan that buys the most gradient energy within a budget.
+    """The plan that gains the most within a budget.
 
     Args:
         gradients: Mean gradients by target name (`mean_gradients`); matrices and vectors.
@@ -167,7 +193,7 @@ def plan_by_energy(
         settings={
             **(settings or {}),
             # Rounded: sums of several processes differ in the last digits, and plans must not.
-            'energy_share': round(sum(offer.gain for offer in taken.values()) / total, 4),
+            'energy_share': round(sum(offer.energy for offer in taken.values()) / total, 4),
         },
         fingerprint=fingerprint,
     )
@@ -221,18 +247,22 @@ def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
     )
 
 
-def _market(gradient: Tensor, rules: EnergyRules) -> _Market:
+def _market(gradient: Tensor, rules: GradientRules) -> _Market:
     if not gradient.numel():
         return _Market(0.0, [])
     parts, scale = scaled(gradient)
-    unit = float(scale.double().square())
+    length = float(scale.double())
+    unit = {'descent': length, 'energy': length**2}
     if gradient.dim() == 1:
-        energy = float(parts.square().sum(dtype=torch.float64)) * unit
-        offered = [_Offer(len(gradient), energy)] if rules.vectors and energy else []
-        return _Market(energy, offered)
+        gains = {
+            'descent': float(parts.abs().sum(dtype=torch.float64)) * unit['descent'],
+            'energy': float(parts.square().sum(dtype=torch.float64)) * unit['energy'],
+        }
+        offer = _Offer(len(gradient), gains[rules.currency], gains['energy'])
+        return _Market(offer.energy, [offer] if rules.vectors and offer.energy else [])
     squares = parts.square()
     energies = squares.sum(1), squares.sum(0)
-    energy = float(energies[0].sum(dtype=torch.float64)) * unit
+    energy = float(energies[0].sum(dtype=torch.float64)) * unit['energy']
     if not 0 < energy < float('inf'):
         return _Market(energy, [])
     rows, cols = (each.argsort(descending=True, stable=True) for each in energies)
@@ -240,9 +270,14 @@ def _market(gradient: Tensor, rules: EnergyRules) -> _Market:
     ordered = parts.index_select(0, rows).index_select(1, cols)
     offers = []
     all_rows, all_cols = (_lengths(side, rules.sides) for side in ordered.shape)
-    for sides, values in block_energies(ordered, all_rows, all_cols, rules.max_rank).items():
-        gains = (values * unit).cumsum(0).tolist()
-        offers += [_Offer(r * sum(sides), gain, sides, r) for r, gain in enumerate(gains, 1)]
+    for sides, spectrum in block_spectra(ordered, all_rows, all_cols, rules.max_rank).items():
+        each = {
+            'descent': START_LENGTH * unit['descent'] * spectrum.sums,
+            'energy': unit['energy'] * spectrum.squares,
+        }
+        gained, held = (each[name].cumsum(0).tolist() for name in (rules.currency, 'energy'))
+        for rank, both in enumerate(zip(gained, held, strict=True), 1):
+            offers.append(_Offer(rank * sum(sides), *both, sides, rank))
     return _Market(energy, offers, (rows, cols))
 
 
@@ -255,7 +290,7 @@ def _steps(name: str, offers: list[_Offer]) -> list[_Step]:
 
     On the hull what a further parameter brings falls from step to step.
     """
-    hull = [_Offer(0, 0.0)]
+    hull = [NOTHING]
     for offer in sorted(offers, key=lambda offer: (offer.price, -offer.gain)):
         if offer.gain <= hull[-1].gain:
             continue
@@ -299,7 +334,7 @@ def _fillers(
     """
     better = {}
     for name, offers in offered.items():
-        held = taken.get(name, _Offer(0, 0.0))
+        held = taken.get(name, NOTHING)
         fitting = [o for o in offers if o.price - held.price <= room and o.gain > held.gain]
         if fitting:
             better[name] = max(fitting, key=lambda offer: (offer.gain, -offer.price))
