@@ -61,8 +61,7 @@ def main() -> None:
     collate = transformers.default_data_collator
     loader = DataLoader(train, batch_size=8, collate_fn=collate)
     config = cdra_config(
-        build(asked.model), loader, modules_to_save=['decode_head'], budget_percent=2,
-        allocation='energy',
+        build(asked.model), loader, modules_to_save=['decode_head'], budget_percent=2
     )  # fmt: skip
     model = get_peft_model(build(asked.model), config)
     model.print_trainable_parameters()

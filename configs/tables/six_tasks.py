@@ -46,7 +46,6 @@ EQUAL = dict(
     adapter=dict(bottleneck=5),
     apla=dict(partial_size=12),
     cdra=dict(budget_percent=0.5),
-    cdra_energy=dict(budget_percent=0.5),
     cdra_eq7=dict(budget_percent=0.5),
     dora=dict(rank=3),
     lora=dict(rank=3),

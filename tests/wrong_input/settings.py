@@ -135,7 +135,7 @@ with heading('Settings') as (refused, taken):
         CDRAHook(allocation='energie')
 
     @refused(
-        "settings of the paper's steps beside an allocation by gradients: `rank_rule='count'`",
+        "settings of the paper's steps beside `'descent'`: `rank_rule='count'`",
         ConfigError,
         "rank_rule='count': not used with allocation='descent'",
     )
@@ -151,7 +151,7 @@ with heading('Settings') as (refused, taken):
         CDRAHook(start='gradient', allocation='scores')
 
     @refused(
-        "a setting of the mean gradient's allocations beside one of the paper's: `max_rank=4`, `gamma=0.1`",
+        "a setting of `'descent'` beside one of the paper's: `max_rank=4`, `gamma=0.1`",
         ConfigError,
         "max_rank=4: goes with allocation='descent', gamma with 'scores'; leave it out, or set",
     )
