@@ -10,8 +10,8 @@ Model: DeiT-Tiny under a linear head, of the class token or of every patch.
 Training: 150 iterations of AdamW, batch 16 (dense 4), one cycle, no augmentation, whole images made
     square. The head's rate is 1e-2: so the head alone had converged: with 1,350 steps more it is
     at most a point better on validation but on CamVid (rows linear and linear_long of parts_cpu).
-Heads: of each task there is one, ``_fitted``, in which the head is fitted alone for 100 steps before
-    anything is scored and trained; --tasks takes those that are wanted.
+Heads: each task is there twice; in the one that ends in ``_fitted`` the head is fitted alone for
+    100 steps before anything is scored and trained. --tasks takes those that are wanted.
 Rows: every method trains about as many parameters of the backbone, 0.3 to 0.6 percent; what has no
     such size (Full, Partial-1, VPT-Shallow, RLRR, GPS, MLP, Mona) has its own. Rows that end in
     ``_own`` are of their papers' sizes, as is spt_lora_16.
