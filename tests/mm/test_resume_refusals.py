@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zipfile
 
 import pytest
 import torch
@@ -165,9 +167,13 @@ def test_another_run_is_not_gone_on_with(run, options, message):
 @pytest.mark.parametrize('where', ['end', 'middle'])
 def test_a_damaged_file_is_refused_and_whole_ones_are_named(run, tmp_path, where):
     folder, _ = run
-    whole = (folder / 'run/iter_1.pth').read_bytes()
+    path = folder / 'run/iter_1.pth'
+    whole = path.read_bytes()
     (tmp_path / 'iter_1.pth').write_bytes(whole)
-    middle = len(whole) // 2
+    with zipfile.ZipFile(path) as archive:  # not in what pads its members
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    lengths = struct.unpack_from('<HH', whole, largest.header_offset + 26)
+    middle = largest.header_offset + 30 + sum(lengths) + largest.file_size // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     (tmp_path / 'iter_2.pth').write_bytes(whole[:-500] if where == 'end' else flipped)
     cfg = short(folder, 'resumed', resume=True, load_from=str(tmp_path / 'iter_2.pth'))
