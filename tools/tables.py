@@ -8,7 +8,7 @@
     python tools/tables.py vtab --devices 0 1 2 3                  a run on each of four GPUs
     python tools/tables.py vtab --dry-run                          what would run, and how
     python tools/tables.py vtab --show --format latex              what is done so far
-    python tools/tables.py study_cpu --show --report --against lora   over tasks, in pairs
+    python tools/tables.py study_cpu --show --report --against lora --tasks camvid vnc_em   in pairs
     python tools/tables.py cost --methods full lora cdra           Table 8: time and memory
 
 Where the grid declares a search, every method tries its settings on the validation split; only then

@@ -47,7 +47,8 @@ def settings_beside(settings: Mapping[str, Any], statistic: str | None) -> dict[
 class CDRA(Selecting):
     """CDRA by the mean gradient (ours, the default), CDRA-SPT (the paper's) and its ablations.
 
-    The default was chosen on validation images of six tasks (docs/results.md). Every setting of the
+    The default was chosen on validation images of six tasks, the dense ones with a fitted head as
+    well (docs/results.md). Every setting of the
     paper's steps 1 to 3 (Eqs. 3 to 7) takes the paper's scores, as ``allocation='scores'`` does:
     that is CDRA-SPT, its ranks by Eq. 7 to the letter under a budget in trained parameters. With
     about as many selected entries as the paper must have had, the printed rule trains a fifth of
@@ -82,9 +83,9 @@ class CDRA(Selecting):
         quadrant: The part of the matrix that is adapted: ``'10'`` R x C, ``'00'`` not-R x C,
             ``'11'`` R x not-C, ``'01'`` neither.
         rank_alpha: Factor on the selected entries in a rule for ranks; 1 is Eq. 7 as it is printed.
-        allocation: What decides on blocks, ranks and vectors: ``'descent'``, ours: how much the
-            first steps of Adam lower the loss per trained parameter, or ``'energy'``, the same for
-            gradient descent, both by the mean gradient (`cdra_mm.core.planning.by_gradient`); or
+        allocation: What decides on blocks, ranks and vectors: ``'descent'``, ours: how much a
+            first step of Adam would lower the loss per trained parameter, or ``'energy'``, its
+            squared length, both by the mean gradient (`cdra_mm.core.planning.by_gradient`); or
             ``'scores'``, the paper's steps 1 to 3. The first two take budgets in parameters or
             percent, and `compete`; the other settings above are of the paper's steps. Default:
             ``'scores'`` where one of them is given (or `gamma` or `num_sensitive`), ``'descent'``

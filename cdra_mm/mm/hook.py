@@ -113,10 +113,10 @@ class CDRAHook(Hook):
             budget_params: int: trainable backbone parameters; the largest plan within it.
             budget_percent: float, default 0.5 where no budget is given: the same in percent of
             the backbone's parameters.
-            allocation: ``'descent'`` (default): blocks, ranks and vectors by how much the first
-            steps of Adam lower the loss per parameter; ``'energy'``: the same for gradient
-            descent (SGD); or ``'scores'``, the paper's CDRA-SPT, which is also the default where
-            gamma, num_sensitive or a setting of the paper's below is given.
+            allocation: ``'descent'`` (default): blocks, ranks and vectors by how much a first
+            step of Adam would lower the loss per parameter; ``'energy'``: by the squared length
+            of the mean gradient; or ``'scores'``, the paper's CDRA-SPT, which is also the default
+            where gamma, num_sensitive or a setting of the paper's below is given.
             max_rank: int, default 8: largest rank of a block by the first two.
             start: ``'gradient'`` (default with the first two) or ``'random'`` (LoRA's): where
             ``down`` begins.

@@ -31,7 +31,7 @@ class PlanHealth:
         held: What the trained targets have of it.
         lost: Selected entries in matrices that stay frozen for their rank of 0.
         adapted: Matrices that are adapted, of those that competed.
-        by_energy: Whether the scores are squares of mean gradients.
+        by_gradient: Whether the scores are squares of mean gradients.
         everything: Whether all matrices competed; of a part of them one may hold much.
     """
 
@@ -39,7 +39,7 @@ class PlanHealth:
     held: float
     lost: float
     adapted: float
-    by_energy: bool = False
+    by_gradient: bool = False
     everything: bool = True
 
     @property
@@ -51,7 +51,7 @@ class PlanHealth:
 
     @property
     def _what(self) -> str:
-        return "the mean gradients' energy" if self.by_energy else 'all scores'
+        return "the mean gradients' energy" if self.by_gradient else 'all scores'
 
     @property
     def warnings(self) -> list[str]:
@@ -73,7 +73,7 @@ class PlanHealth:
         if self.adapted < FEW:
             found.append(
                 f'{100 * self.adapted:.0f} % of the matrices are adapted: set a larger budget'
-                + ('' if self.by_energy else ", rank_rule='count', or allocation='descent'")
+                + ('' if self.by_gradient else ", rank_rule='count', or allocation='descent'")
             )
         return found
 
@@ -116,6 +116,6 @@ def plan_health(
         held=sum(masses[name] for name in adapted | vectors if name in masses) / total,
         lost=lost / max(plan.num_sensitive, 1),
         adapted=len(adapted) / max(len(masses.keys() & set(matrices)), 1),
-        by_energy=plan.settings.get('statistic') == 'mean_gradient',
+        by_gradient=plan.settings.get('statistic') == 'mean_gradient',
         everything=set(matrices) <= masses.keys(),
     )

@@ -186,6 +186,9 @@ def read_small_study(path: Path) -> SmallStudy:
         )
         if entry['kind'] not in ('vtab', 'dense'):
             raise ConfigError(unknown(f'{of_task}: kind', entry['kind'], ('vtab', 'dense'), ''))
+        head = entry.get(HEAD, 0)
+        if not isinstance(head, int) or head < 0:
+            raise ConfigError(f'{of_task}: {HEAD}={head!r}: expected a count of at least 0')
         metric = {entry['metric']: entry['metric']}
         report = 'test' if entry.get('test') else 'validation'
         tasks.append(Task(name, entry.get('title', name), Path(), metric, report))

@@ -6,7 +6,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from cdra_mm.core import Plan, apply_plan, quantize_base, save_adapter
 from cdra_mm.core.planning.by_gradient import GradientRules, plan_by_gradient, start_of
 from cdra_mm.data.optional import optional_module
 from cdra_mm.errors import ConfigError
-from cdra_mm.methods import make_method
+from cdra_mm.methods import CDRA, make_method
 from cdra_mm.methods.base import Request, Trials
 from cdra_mm.spelling import unknown
 
@@ -71,7 +71,7 @@ class Recipe:
         method: A method of the package with its settings; empty beside `peft`.
         peft: A tuner of peft's: ``peft_type`` and the settings of its config; None for `method`.
         rules: Of a plan by the mean gradient in place of the method's, which say less; None for
-            the method's.
+            the method's. The currency is that of the method's allocation, if it is one of these.
         start: Whether the factors begin along the mean gradient of their blocks, whatever the
             method.
         head_iterations: Steps that fit the head alone before scores and training; 0 leaves it as
@@ -152,7 +152,10 @@ class Recipe:
         plan: Plan | None
         if self.rules is not None:
             budget = sum(p.numel() for p in backbone.parameters()) // 200
-            plan = plan_by_gradient(scores(self.gradient), budget, self.rules)
+            rules = self.rules
+            if isinstance(method, CDRA) and method.by_gradient:
+                rules = replace(rules, currency=str(method.allocation))
+            plan = plan_by_gradient(scores(self.gradient), budget, rules)
         else:
             found = scores(method.statistic) if method.needs_scores else {}
             plan = method.plan(Request(backbone, scores=found, trials=trials))

@@ -22,24 +22,23 @@ title = 'Parts of the allocation by gradient energy'
 rates = [3e-3, 1e-2]
 
 ENERGY = dict(type='cdra', budget_percent=0.5, allocation='energy', start='random')
-BY_ENERGY = dict(currency='energy')
 COUNT = dict(type='cdra', budget_percent=0.5, rank_rule='count')
 LORA = dict(type='lora', rank=3)
 methods = dict(
     _delete_=True,
     energy_start=dict(method=ENERGY, start=True),
     energy=dict(method=ENERGY),
-    energy_start_whole=dict(method=ENERGY, rules=dict(BY_ENERGY, sides=(1.0,)), start=True),
-    energy_start_novec=dict(method=ENERGY, rules=dict(BY_ENERGY, vectors=False), start=True),
+    energy_start_whole=dict(method=ENERGY, rules=dict(sides=(1.0,)), start=True),
+    energy_start_novec=dict(method=ENERGY, rules=dict(vectors=False), start=True),
     energy_start_whole_novec=dict(
-        method=ENERGY, rules=dict(BY_ENERGY, sides=(1.0,), vectors=False), start=True
+        method=ENERGY, rules=dict(sides=(1.0,), vectors=False), start=True
     ),
-    energy_start_rank24=dict(method=ENERGY, rules=dict(BY_ENERGY, max_rank=24), start=True),
+    energy_start_rank24=dict(method=ENERGY, rules=dict(max_rank=24), start=True),
     energy_start_fitted=dict(method=ENERGY, start=True, head_iterations=100),
     energy_start_slow_down=dict(method=ENERGY, start=True, rate_factors=dict(down=0.1)),
     energy_start_fast_down=dict(method=ENERGY, start=True, rate_factors=dict(down=3.0)),
-    energy_start_signal=dict(method=ENERGY, rules=BY_ENERGY, start=True, gradient='signal'),
-    energy_start_momentum=dict(method=ENERGY, rules=BY_ENERGY, start=True, gradient='momentum'),
+    energy_start_signal=dict(method=ENERGY, rules=dict(), start=True, gradient='signal'),
+    energy_start_momentum=dict(method=ENERGY, rules=dict(), start=True, gradient='momentum'),
     energy_start_again=dict(method=ENERGY, start=True, again=50),
     count=dict(method=COUNT),
     count_start=dict(method=COUNT, start=True),
@@ -52,4 +51,4 @@ methods = dict(
     dora_qkv_fitted=dict(peft=_base_.methods.dora_qkv.peft, head_iterations=100),
 )
 tasks = {name: dict(_delete_=True) for name in _base_.tasks if name.endswith('_fitted')}
-del ENERGY, BY_ENERGY, COUNT, LORA
+del ENERGY, COUNT, LORA

@@ -15,7 +15,7 @@ from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import SmallModel, sample_losses, small_loss
 from cdra_mm.core import ConfigError
 from cdra_mm.core.model.row_int8 import is_int8
-from cdra_mm.core.planning.by_gradient import GradientRules
+from cdra_mm.core.planning.by_gradient import GradientRules, plan_by_gradient
 from cdra_mm.tables.small_memory import Remembered
 from cdra_mm.tables.small_recipes import Recipe
 from cdra_mm.tables.small_runs import Setting
@@ -45,6 +45,24 @@ def trained(setting, recipe, rate=1e-3, **more):
     return setting.train(setting.attach(recipe), rate, recipe, **more)
 
 
+@pytest.mark.parametrize('allocation', ['descent', 'energy'])
+def test_rules_are_in_the_currency_of_the_methods_allocation(allocation):
+    generator = torch.Generator().manual_seed(0)
+    backbone = tiny_vit(32)
+    scores = {
+        name: torch.randn(p.shape, generator=generator) * (1 + 5 * (p.dim() == 1))
+        for name, p in backbone.named_parameters()
+        if name.startswith('blocks.') and p.dim() < 3
+    }
+    method = dict(type='cdra', budget_percent=0.5, allocation=allocation, start='random')
+    plan, _ = Recipe(method, rules=GradientRules(max_rank=2)).plan(backbone, lambda _: scores)
+    budget = sum(p.numel() for p in backbone.parameters()) // 200
+    expected = plan_by_gradient(scores, budget, GradientRules(allocation, max_rank=2))
+    assert (plan.blocks, plan.vectors) == (expected.blocks, expected.vectors)
+    (other,) = {'descent', 'energy'} - {allocation}
+    assert plan.blocks != plan_by_gradient(scores, budget, GradientRules(other, max_rank=2)).blocks
+
+
 def test_the_head_is_fitted_on_frozen_features(setting):
     drawn, fitted = setting.model().state_dict(), setting.model(40).state_dict()
     changed = {name for name, value in fitted.items() if not torch.equal(value, drawn[name])}
@@ -67,21 +85,19 @@ def test_the_head_is_fitted_on_frozen_features(setting):
         Recipe(dict(ENERGY, start='gradient')),
         Recipe(
             ENERGY,
-            rules=GradientRules('energy', vectors=False, sides=(1.0,)),
+            rules=GradientRules(vectors=False, sides=(1.0,)),
             start=True,
             head_iterations=3,
         ),
         Recipe(dict(type='cdra', budget_percent=0.5, rank_rule='count'), base_dtype='int8'),
         Recipe(
             ENERGY,
-            rules=GradientRules('energy', vectors=False),
+            rules=GradientRules(vectors=False),
             start=True,
             gradient='signal',
             again=2,
         ),
-        Recipe(
-            ENERGY, rules=GradientRules('energy', vectors=False), start=True, gradient='momentum'
-        ),
+        Recipe(ENERGY, rules=GradientRules(vectors=False), start=True, gradient='momentum'),
         Recipe(dict(type='spt_lora', rank=1, budget_percent=0.5)),
         Recipe(dict(type='vpt_deep', num_prompts=2)),
         Recipe(NOAH),
@@ -261,8 +277,7 @@ def test_momentum_is_the_average_under_heads_that_are_fitted_on(setting):
 def test_a_second_allocation_goes_on_from_what_was_learnt(setting, monkeypatch):
     setting.iterations = 6
     once, twice = (
-        Recipe(ENERGY, rules=GradientRules('energy', max_rank=1), start=True, again=again)
-        for again in (0, 4)
+        Recipe(ENERGY, rules=GradientRules(max_rank=1), start=True, again=again) for again in (0, 4)
     )
     seen = []
     attach = Recipe.attach

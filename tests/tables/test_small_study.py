@@ -243,6 +243,11 @@ def test_a_loss_that_is_no_number_is_written_as_null(tmp_path):
         ),
         ("title='Bias'", "titel='Bias'", "an entry 'titel'.*did you mean 'title'"),
         ("weights = 'none'", '', "has no entry 'weights'"),
+        (
+            'batch=4, test=2',
+            'batch=4, head_iterations=-1',
+            "task 'a'.*head_iterations=-1: expected",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused(study, tmp_path, old, new, message):

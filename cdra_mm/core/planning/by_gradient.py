@@ -12,10 +12,10 @@ others beats are kept, and the model takes them by gain per parameter until the 
 solution with one multiplier, Lagrange's, for all targets.
 
 `descent` is how much the loss falls, to first order, when every trained parameter moves by 1
-against its gradient: the first steps of Adam, which go equally far whatever a gradient's size. That
-of ``up`` is ``G[R, C] down^T``, where the rows of ``down`` are 0.577 v_k, and ``down`` stays while
-``up`` is zero. `energy` is the same for gradient descent, whose steps are as long as the gradient,
-inside the block: the root of it is the most that an update of length 1 and rank r can gain.
+against its gradient: the first step of Adam, which goes equally far whatever a gradient's size.
+That of ``up`` is ``G[R, C] down^T``, where the rows of ``down`` are 0.577 v_k, and ``down`` stays
+while ``up`` is zero. `energy` leaves the length of ``down`` out: its root is the most that an
+update of length 1 and rank r inside the block, or of the vector, can gain.
 
 This is not of the CDRA paper, whose blocks hold the entries with the largest scores (Eq. 4) and
 get their rank from a count (Eq. 7).

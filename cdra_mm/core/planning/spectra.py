@@ -53,8 +53,9 @@ def block_spectra(
     """The leading directions of the blocks of the first rows and columns.
 
     A block is projected onto what it makes of the leading directions of the whole matrix: products
-    that all blocks share, and one of its own. The values are never above the true ones, and on
-    gradients of pretrained models at most 0.5 % below.
+    that all blocks share, and one of its own. The squares are never above the true ones, and on
+    gradients of pretrained models at most 0.5 % below; the sums may lie on either side, and are
+    less certain where singular values are almost equal.
 
     Args:
         ordered: A matrix by `scaled`, those of its rows and columns first that blocks have.
