@@ -51,6 +51,8 @@ $(SETUP): pyproject.toml
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about 2 minutes, 6 GB) ..."
 	@$(RUN) -m pip install $(PIP_FLAGS) -e '.[onedl,test,demo]'
+# yapf, which mmengine imports, writes a cache on its first import: not by two processes at once.
+	@$(RUN) -c 'import yapf'
 	@touch $@
 
 demo: $(SETUP) ## Fine-tune a small ViT on generated segmentation data, end to end
