@@ -10,12 +10,8 @@ from torch import Tensor, nn
 
 from cdra_mm.core import Plan, find_targets, make_plan
 from cdra_mm.core.planning.ablations import Ablation
-from cdra_mm.core.planning.by_gradient import (
-    CURRENCIES,
-    GradientRules,
-    plan_by_gradient,
-    start_of,
-)
+from cdra_mm.core.planning.by_gradient import plan_by_gradient, start_of
+from cdra_mm.core.planning.offers import CURRENCIES, GradientRules
 from cdra_mm.core.planning.rules import Rules
 from cdra_mm.errors import ConfigError, PlanError
 from cdra_mm.settings import setting
@@ -85,7 +81,7 @@ class CDRA(Selecting):
         rank_alpha: Factor on the selected entries in a rule for ranks; 1 is Eq. 7 as it is printed.
         allocation: What decides on blocks, ranks and vectors: ``'descent'``, ours: how much a
             first step of Adam would lower the loss per trained parameter, or ``'energy'``, its
-            squared length, both by the mean gradient (`cdra_mm.core.planning.by_gradient`); or
+            squared length, both by the mean gradient (`cdra_mm.core.planning.offers`); or
             ``'scores'``, the paper's steps 1 to 3. The first two take budgets in parameters or
             percent, and `compete`; the other settings above are of the paper's steps. Default:
             ``'scores'`` where one of them is given (or `gamma` or `num_sensitive`), ``'descent'``

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cdra_mm.benchmark.small_tasks import Task as Data
 from cdra_mm.benchmark.small_tasks import read_dense, read_vtab
-from cdra_mm.core.planning.by_gradient import GradientRules
+from cdra_mm.core.planning.offers import GradientRules
 from cdra_mm.errors import ConfigError
 from cdra_mm.spelling import unknown
 
@@ -162,6 +162,7 @@ def read_small_study(path: Path) -> SmallStudy:
         check_keys(of_row, entry, KEYS['method'], required=())
         if ('method' in entry) == ('peft' in entry):
             raise ConfigError(f'{of_row}: expected one of method and peft')
+        _check_head(of_row, entry)
         begin = entry.get('rate', 1e-2)
         if begin is not None and begin not in rates:
             raise ConfigError(f'{of_row}: rate={begin}: expected one of rates, or None')
@@ -186,9 +187,7 @@ def read_small_study(path: Path) -> SmallStudy:
         )
         if entry['kind'] not in ('vtab', 'dense'):
             raise ConfigError(unknown(f'{of_task}: kind', entry['kind'], ('vtab', 'dense'), ''))
-        head = entry.get(HEAD, 0)
-        if not isinstance(head, int) or head < 0:
-            raise ConfigError(f'{of_task}: {HEAD}={head!r}: expected a count of at least 0')
+        _check_head(of_task, entry)
         metric = {entry['metric']: entry['metric']}
         report = 'test' if entry.get('test') else 'validation'
         tasks.append(Task(name, entry.get('title', name), Path(), metric, report))
@@ -203,3 +202,9 @@ def read_small_study(path: Path) -> SmallStudy:
         grid, recipes, begins, content['tasks'], rates, content['weights'],
         content['iterations'], content['head_rate'], remembered,
     )  # fmt: skip
+
+
+def _check_head(where: str, entry: Mapping[str, Any]) -> None:
+    head = entry.get(HEAD, 0)
+    if not isinstance(head, int) or head < 0:
+        raise ConfigError(f'{where}: {HEAD}={head!r}: expected a count of at least 0')

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdra_mm.core import Plan, apply_plan, quantize_base, save_adapter
-from cdra_mm.core.planning.by_gradient import GradientRules, plan_by_gradient, start_of
+from cdra_mm.core.planning.by_gradient import plan_by_gradient, start_of
+from cdra_mm.core.planning.offers import GradientRules
 from cdra_mm.data.optional import optional_module
 from cdra_mm.errors import ConfigError
 from cdra_mm.methods import CDRA, make_method

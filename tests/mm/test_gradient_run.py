@@ -11,7 +11,7 @@ import torch
 
 from cdra_mm import CDRAHook
 from cdra_mm.core import Block, ConfigError, Plan, PlanError, adapters, load_adapter
-from cdra_mm.core.planning.by_gradient import CURRENCIES, START_LENGTH
+from cdra_mm.core.planning.offers import CURRENCIES, START_LENGTH
 from cdra_mm.core.scoring.scores import STATISTICS
 from cdra_mm.methods import CDRA
 from cdra_mm.mm.planning import run_plan

@@ -15,7 +15,8 @@ from cdra_mm.benchmark.small_tasks import Task
 from cdra_mm.benchmark.small_training import SmallModel, sample_losses, small_loss
 from cdra_mm.core import ConfigError
 from cdra_mm.core.model.row_int8 import is_int8
-from cdra_mm.core.planning.by_gradient import GradientRules, plan_by_gradient
+from cdra_mm.core.planning.by_gradient import plan_by_gradient
+from cdra_mm.core.planning.offers import GradientRules
 from cdra_mm.tables.small_memory import Remembered
 from cdra_mm.tables.small_recipes import Recipe
 from cdra_mm.tables.small_runs import Setting

@@ -248,6 +248,7 @@ def test_a_loss_that_is_no_number_is_written_as_null(tmp_path):
             'batch=4, head_iterations=-1',
             "task 'a'.*head_iterations=-1: expected",
         ),
+        ("title='Bias'", 'head_iterations=-1', "method 'bias'.*head_iterations=-1: expected"),
     ],
 )
 def test_a_wrong_file_is_refused(study, tmp_path, old, new, message):

@@ -12,7 +12,8 @@
 `budget`            the threshold whose plan fits a budget
 `budget_by_plans`   the same where no histogram tells the sizes, by trying
 `making`            the steps above in their order
-`by_gradient`       ours: blocks, ranks and vectors by the mean gradient, by its `spectra`
+`offers`            ours: what can be bought of a target, and its gain by the `spectra`
+`by_gradient`       ours: blocks, ranks and vectors bought by the mean gradient
 `plan`              the record of it all, of `records`; `plan_checks` reads them
 `plan_positions`    the layers and roles that a plan keeps for its readers
 `packed_plan`       the plan as a small tensor, its lists by `packed_indices`

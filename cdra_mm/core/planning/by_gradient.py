@@ -1,21 +1,8 @@
 """Blocks, ranks and vectors by the mean gradient: one currency for the whole model.
 
-With G the mean gradient of a matrix over the scored samples, (R, C) a block of it and v_k its right
-singular vectors, each of length 1, the gain of a block of rank r is
-
-    descent    0.577 sum over k <= r of |G[R, C] v_k|_1
-    energy     sum over k <= r of |G[R, C] v_k|_2^2, the r largest squared singular values
-
-and a vector's, with gradient g, is |g|_1 or |g|_2^2. What is paid is what is trained:
-``r (|R| + |C|)``, or the vector's length. Of every target the offers (`_Offer`) that no mix of two
-others beats are kept, and the model takes them by gain per parameter until the budget is met: the
-solution with one multiplier, Lagrange's, for all targets.
-
-`descent` is how much the loss falls, to first order, when every trained parameter moves by 1
-against its gradient: the first step of Adam, which goes equally far whatever a gradient's size.
-That of ``up`` is ``G[R, C] down^T``, where the rows of ``down`` are 0.577 v_k, and ``down`` stays
-while ``up`` is zero. `energy` leaves the length of ``down`` out: its root is the most that an
-update of length 1 and rank r inside the block, or of the vector, can gain.
+Of every target the offers (`offers`, which says what they gain) that no mix of two others beats are
+kept, and the model takes them by gain per parameter until the budget is met: the solution with one
+multiplier, Lagrange's, for all targets.
 
 This is not of the CDRA paper, whose blocks hold the entries with the largest scores (Eq. 4) and
 get their rank from a count (Eq. 7).
@@ -24,89 +11,23 @@ get their rank from a count (Eq. 7).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cdra_mm.errors import ConfigError, PlanError
-from cdra_mm.spelling import unknown
+from cdra_mm.errors import PlanError
 
+from .offers import NOTHING, START_LENGTH, GradientRules, Offer, market_of
 from .plan import Block, Plan, Vector
-from .spectra import block_spectra, leading_directions, scaled
+from .spectra import leading_directions
 from .threads import one_thread
 
-__all__ = ['CURRENCIES', 'GradientRules', 'plan_by_gradient', 'start_of']
+__all__ = ['plan_by_gradient', 'start_of']
 
-CURRENCIES = ('descent', 'energy')
-
+DEFAULTS = GradientRules()
 UNSPENT = 0.9  # share of a budget below which it is said that more cannot be bought
-START_LENGTH = 3**-0.5  # of a row of `down`: the expected one of LoRA's Kaiming-uniform rows
-
-
-@dataclass(frozen=True)
-class GradientRules:
-    """What a plan by the mean gradient may choose from, and by what.
-
-    Attributes:
-        currency: What a gain is, see the module: ``'descent'`` or ``'energy'``.
-        sides: Sides of a block over those of its matrix, each in (0, 1].
-        max_rank: Largest rank of a block.
-        vectors: Whether vectors are offered.
-
-    Raises:
-        ConfigError: If a setting is out of range.
-    """
-
-    currency: str = 'descent'
-    sides: Sequence[float] = (1.0, 0.5, 0.25, 0.125)
-    max_rank: int = 8
-    vectors: bool = True
-
-    def __post_init__(self) -> None:
-        if self.currency not in CURRENCIES:
-            raise ConfigError(unknown('currency', self.currency, CURRENCIES, ''))
-        if not self.sides or not all(0 < side <= 1 for side in self.sides):
-            raise ConfigError(f'sides={self.sides!r}: expected numbers above 0, at most 1')
-        if self.max_rank < 1:
-            raise ConfigError(f'max_rank={self.max_rank!r}: expected a count of at least 1')
-
-
-class _Offer(NamedTuple):
-    """Something of one target that can be trained; (0, 0) sides are a vector, whole.
-
-    Attributes:
-        price: Its trained parameters.
-        gain: In the currency of the rules.
-        energy: The gain in energy, whatever the currency.
-        sides: Rows and columns of a block.
-        rank: Its rank.
-    """
-
-    price: int
-    gain: float
-    energy: float
-    sides: tuple[int, int] = (0, 0)
-    rank: int = 0
-
-
-NOTHING = _Offer(0, 0.0, 0.0)
-
-
-class _Market(NamedTuple):
-    """What can be bought of one target.
-
-    Attributes:
-        energy: The squared length of its gradient.
-        offers: All that can be trained of it.
-        orders: Rows and columns of a matrix with gradient, those with the largest first.
-    """
-
-    energy: float
-    offers: list[_Offer]
-    orders: tuple[Tensor, ...] = ()
 
 
 class _Step(NamedTuple):
@@ -114,7 +35,7 @@ class _Step(NamedTuple):
 
     rate: float  # gain per parameter
     name: str
-    offer: _Offer
+    offer: Offer
     price: int
 
 
@@ -122,7 +43,7 @@ class _Step(NamedTuple):
 def plan_by_gradient(
     gradients: Mapping[str, Tensor],
     budget_params: int,
-    rules: GradientRules = GradientRules(),
+    rules: GradientRules = DEFAULTS,
     *,
     also_train: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -149,12 +70,12 @@ def plan_by_gradient(
     also_train = dict(also_train or {})
     room = budget_params - sum(also_train.values())
     total, steps = 0.0, list[_Step]()
-    orders, offered = dict[str, tuple[Tensor, ...]](), dict[str, list[_Offer]]()
-    cheapest: _Offer | None = None
+    orders, offered = dict[str, tuple[Tensor, ...]](), dict[str, list[Offer]]()
+    cheapest: Offer | None = None
     for name, gradient in gradients.items():
         if gradient.dim() not in (1, 2):
             raise PlanError(_no_gradient(name, gradient))
-        energy, offers, orders[name] = _market(gradient, rules)
+        energy, offers, orders[name] = market_of(gradient, rules)
         if not energy < float('inf'):
             raise PlanError(_no_gradient(name, gradient))
         total += energy
@@ -235,7 +156,7 @@ def _no_gradient(name: str, gradient: Tensor) -> str:
     )
 
 
-def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
+def _why_none(cheapest: Offer | None, vectors: int, num_targets: int) -> str:
     """Why a plan has no block, and what to do."""
     if cheapest is None:
         return f': none of the {num_targets} targets is a matrix with a gradient'
@@ -247,45 +168,7 @@ def _why_none(cheapest: _Offer | None, vectors: int, num_targets: int) -> str:
     )
 
 
-def _market(gradient: Tensor, rules: GradientRules) -> _Market:
-    if not gradient.numel():
-        return _Market(0.0, [])
-    parts, scale = scaled(gradient)
-    length = float(scale.double())
-    unit = {'descent': length, 'energy': length**2}
-    if gradient.dim() == 1:
-        gains = {
-            'descent': float(parts.abs().sum(dtype=torch.float64)) * unit['descent'],
-            'energy': float(parts.square().sum(dtype=torch.float64)) * unit['energy'],
-        }
-        offer = _Offer(len(gradient), gains[rules.currency], gains['energy'])
-        return _Market(offer.energy, [offer] if rules.vectors and offer.energy else [])
-    squares = parts.square()
-    energies = squares.sum(1), squares.sum(0)
-    energy = float(energies[0].sum(dtype=torch.float64)) * unit['energy']
-    if not 0 < energy < float('inf'):
-        return _Market(energy, [])
-    rows, cols = (each.argsort(descending=True, stable=True) for each in energies)
-    # Not parts[rows][:, cols], which takes five times as long.
-    ordered = parts.index_select(0, rows).index_select(1, cols)
-    offers = []
-    all_rows, all_cols = (_lengths(side, rules.sides) for side in ordered.shape)
-    for sides, spectrum in block_spectra(ordered, all_rows, all_cols, rules.max_rank).items():
-        each = {
-            'descent': START_LENGTH * unit['descent'] * spectrum.sums,
-            'energy': unit['energy'] * spectrum.squares,
-        }
-        gained, held = (each[name].cumsum(0).tolist() for name in (rules.currency, 'energy'))
-        for rank, both in enumerate(zip(gained, held, strict=True), 1):
-            offers.append(_Offer(rank * sum(sides), *both, sides, rank))
-    return _Market(energy, offers, (rows, cols))
-
-
-def _lengths(side: int, shares: Sequence[float]) -> list[int]:
-    return sorted({max(1, round(side * share)) for share in shares})
-
-
-def _steps(name: str, offers: list[_Offer]) -> list[_Step]:
+def _steps(name: str, offers: list[Offer]) -> list[_Step]:
     """From nothing to the largest offer along the upper hull of gain over price.
 
     On the hull what a further parameter brings falls from step to step.
@@ -305,13 +188,13 @@ def _steps(name: str, offers: list[_Offer]) -> list[_Step]:
     ]
 
 
-def _rate(before: _Offer, after: _Offer) -> float:
+def _rate(before: Offer, after: Offer) -> float:
     return (after.gain - before.gain) / (after.price - before.price)
 
 
-def _taken(steps: list[_Step], room: int) -> dict[str, _Offer]:
+def _taken(steps: list[_Step], room: int) -> dict[str, Offer]:
     """The offers that are bought: best rate first; a target that has become too dear is closed."""
-    taken: dict[str, _Offer] = {}
+    taken: dict[str, Offer] = {}
     closed: set[str] = set()
     for step in sorted(steps, key=lambda step: -step.rate):  # stable: in the order of the targets
         if step.name in closed:
@@ -325,8 +208,8 @@ def _taken(steps: list[_Step], room: int) -> dict[str, _Offer]:
 
 
 def _fillers(
-    offered: Mapping[str, list[_Offer]], taken: Mapping[str, _Offer], room: int
-) -> dict[str, _Offer]:
+    offered: Mapping[str, list[Offer]], taken: Mapping[str, Offer], room: int
+) -> dict[str, Offer]:
     """What fits into what the steps have left: for each target in turn the best that is better.
 
     The steps of a target go from one offer of its hull to the next; if the next is too dear, an
@@ -342,7 +225,7 @@ def _fillers(
     return better
 
 
-def _block(name: str, gradient: Tensor, offer: _Offer, orders: tuple[Tensor, ...]) -> Block:
+def _block(name: str, gradient: Tensor, offer: Offer, orders: tuple[Tensor, ...]) -> Block:
     rows, cols = (
         order[:side].sort().values for order, side in zip(orders, offer.sides, strict=True)
     )

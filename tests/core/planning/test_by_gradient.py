@@ -15,14 +15,8 @@ from cdra_mm.core import (
     base_state,
     find_targets,
 )
-from cdra_mm.core.planning import by_gradient as module
-from cdra_mm.core.planning.by_gradient import (
-    CURRENCIES,
-    START_LENGTH,
-    GradientRules,
-    plan_by_gradient,
-    start_of,
-)
+from cdra_mm.core.planning.by_gradient import plan_by_gradient, start_of
+from cdra_mm.core.planning.offers import CURRENCIES, START_LENGTH, GradientRules, market_of
 from cdra_mm.core.scoring.mean_gradients import mean_gradients
 from tests.models import MODELS, images, losses
 from tests.reference import by_gradient as reference
@@ -223,7 +217,7 @@ def test_gains_of_blocks_of_a_large_matrix_are_those_of_whole_decompositions(dec
     gradient = left * torch.arange(1.0, 41) ** -decay @ right.T * size
     gradient *= torch.exp(torch.randn(160, 1, generator=generator))
     rules = GradientRules(currency, sides=(1.0, 0.5, 0.375), max_rank=6)
-    energy, offered, _ = module._market(gradient, rules)
+    energy, offered, _ = market_of(gradient, rules)
     assert energy == pytest.approx(float(gradient.double().square().sum()), rel=1e-6)
     found = sorted(offer[:2] for offer in offered)
     expected = sorted(offers(gradient.double(), rules.sides, 6, currency))[1:]
