@@ -31,6 +31,7 @@ LABORATORY = (
     'tools/spt_sizes/',
     'tools/stress.py',
     'tools/stressed/',
+    'tools/study_data.py',
     'tools/table4.py',
     'tools/tables.py',
 )
