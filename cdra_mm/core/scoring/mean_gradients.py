@@ -10,18 +10,15 @@ operations of the model are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointFunction
-
-from cdra_mm.errors import ScoreError
 
 from ..model.evaluation import evaluation_mode
-from ..model.graph import nodes_of
 from .losses import LossFn, finite_losses
 from .one_by_one import gradient_not_finite
+from .ordinary_pass import OrdinaryPass
 from .score_sums import Combine, ScoreSums
 from .scored_parameters import ScoredParameters
 
@@ -65,69 +62,14 @@ def mean_gradients(
     scored = ScoredParameters(model, targets)
     sums = ScoreSums(scored.unique, dtype, device)
     count = 0
-    with evaluation_mode(model), scored.requiring_grad(), _Collected(scored, sums) as collected:
+    ordinary = OrdinaryPass(scored.unique, sums)
+    with evaluation_mode(model), scored.requiring_grad(), ordinary:
         for batch in batches:
             with torch.enable_grad():
                 losses, size = finite_losses(model, loss_fn(model, batch), count)
-                if losses.requires_grad and scored.unique:
-                    if not count:
-                        _require_one_graph(losses)
-                    torch.autograd.backward(losses.sum(), inputs=list(scored.unique.values()))
-            if not collected.are_finite():
-                raise gradient_not_finite(count, count + size - 1)
+                if not ordinary.run(losses):
+                    raise gradient_not_finite(count, count + size - 1)
             count += size
             if progress is not None:
                 progress(count)
     return scored.averaged(sums, count, combine, what='mean gradients')
-
-
-def _require_one_graph(losses: Tensor) -> None:
-    """Refuses a reentrant checkpoint, whose weights are in a graph that is not there yet.
-
-    A backward pass to named inputs does not enter it, and their gradients would be zero.
-    """
-    if any(getattr(node, '_forward_cls', None) is CheckpointFunction for node in nodes_of(losses)):
-        raise ScoreError(
-            'reentrant activation checkpointing hides its weights from the gradients: switch it '
-            'off while scoring, or give use_reentrant=False'
-        )
-
-
-class _Collected:
-    """Each gradient goes into the sums as it arrives, and is gone."""
-
-    def __init__(self, scored: ScoredParameters, sums: ScoreSums) -> None:
-        self.parameters, self.sums = scored.unique, sums
-        self._finite: list[Tensor] = []
-
-    def __enter__(self) -> _Collected:
-        self._before = {name: parameter.grad for name, parameter in self.parameters.items()}
-        for parameter in self.parameters.values():
-            parameter.grad = None
-        self._handles = [
-            cast(Any, parameter).register_post_accumulate_grad_hook(self._adder(name))
-            for name, parameter in self.parameters.items()
-        ]
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for name, parameter in self.parameters.items():
-            parameter.grad = self._before[name]
-
-    def are_finite(self) -> bool:
-        """Whether all were that have arrived since this was asked last."""
-        found, self._finite = self._finite, []
-        return all(bool(finite) for finite in found)
-
-    def _adder(self, name: str) -> Callable[[Tensor], None]:
-        def add(parameter: Tensor) -> None:
-            gradient, parameter.grad = parameter.grad, None
-            assert gradient is not None
-            if gradient.numel():  # its extremes are NaN if any entry is: a tenth of isfinite's time
-                self._finite.append(torch.stack(gradient.aminmax()).isfinite().all())
-            with self.sums.open(name) as total:
-                total += gradient
-
-        return add

@@ -51,6 +51,8 @@ class ScoreSums:
 
     Attributes:
         flat: The flat tensors.
+        in_place: Whether what is added to them is added there and then: fp32 sums on the devices
+            of their parameters.
 
     Raises:
         ScoreError: If the type is another.
@@ -86,6 +88,7 @@ class ScoreSums:
             for name, p in parameters.items()
         }
         self._additions: Counter[str] = Counter()
+        self.in_place = dtype == torch.float32 and kept == self._computes
 
     def __getitem__(self, name: str) -> Tensor:
         """The sums of a parameter as they are kept."""
@@ -95,6 +98,11 @@ class ScoreSums:
     def device(self) -> torch.device | None:
         """Where squares are computed, of the first parameter."""
         return next(iter(self._computes.values()), None)
+
+    def are_finite(self) -> bool:
+        """Whether all are that was added up; what is not stays so."""
+        # The sum of all is NaN or infinite if one is, or too large; it is ten times as fast.
+        return all(bool(flat.sum().isfinite() or flat.isfinite().all()) for flat in self.flat)
 
     @contextmanager
     def open(self, name: str, rows: slice = slice(None)) -> Iterator[Tensor]:

@@ -2,11 +2,11 @@
 
     s_ij = 1/N sum_n ( dL_n / dW_ij )^2
 
-One forward and one backward of a batch give the exact squares of all its
-samples: `parameter_watch` puts an operation of `scored_ops` in the place of each
-use of a competing parameter, whose backward adds the squares. Every parameter that has a
-gradient has a score: `batch_scores` finds out what cannot be scored so, and scores it one sample
-at a time.
+One forward and one backward of a batch give the exact squares of all its samples. Those of a batch
+of one sample are ordinary (`ordinary_pass`). For several, `parameter_watch` puts an operation of
+`scored_ops` in the place of each use of a competing parameter, whose backward adds the squares.
+Every parameter that has a gradient has a score: `batch_scores` finds out what cannot be scored so,
+and scores it one sample at a time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def estimate_scores(
         loss_fn: Called as ``loss_fn(model, batch)``. Returns the losses of the
             batch's samples ``[B]``, each depending on its own sample only, or
             ``(mean loss of the batch, B)`` where the loss is a plain mean. It is called again
-            on the same batch where a weight turns out to be used in an unknown way.
+            on the same batch where a weight turns out to be used in an unknown way, and on one of
+            several samples after one of a single one.
         targets: Names to score. Default: `find_targets(model)`.
         statistic: ``'per_sample'`` (Eq. 3), or ``'per_batch'``: the mean over
             batches of the squared gradient of the batch's mean loss (SPT's
@@ -99,8 +100,9 @@ def estimate_scores(
     sums = ScoreSums(scored.unique, dtype, device)
     sink = SquareSink(statistic == 'per_sample', sums)
 
-    with evaluation_mode(model), scored.requiring_grad():  # an unknown use shows in its result
-        scores = BatchScores(model, loss_fn, scored.unique, sink, warn or _warn)
+    scores = BatchScores(model, loss_fn, scored.unique, sink, warn or _warn)
+    # An unknown use shows in its result, which requires grad.
+    with evaluation_mode(model), scored.requiring_grad(), scores.ordinary:
         for batch in batches:
             scores.add(batch)
             if progress is not None:

@@ -22,13 +22,16 @@ def singles(given):
     return [(x[n : n + 1], y[n : n + 1]) for x, y in given for n in range(len(x))]
 
 
+# fp32 gradients are added up by autograd itself, those of another type by a hook.
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('loss', [losses, mean_loss])
 @pytest.mark.parametrize('kind', MODELS)
-def test_they_equal_the_mean_over_single_samples(kind, loss):
+def test_they_equal_the_mean_over_single_samples(kind, loss, dtype):
     model = MODELS[kind]().double().train()
     given = batches([4, 4, 3])
     expected = mean_gradient(model, singles(given), losses, find_targets(model), view_of)
-    model.train()
+    model.to(dtype).train()
+    given = [(x.to(dtype), y) for x, y in given]
     found = mean_gradients(model, given, loss)
     assert list(found) == list(expected) and model.training
     for name, gradient in found.items():
@@ -37,12 +40,14 @@ def test_they_equal_the_mean_over_single_samples(kind, loss):
         torch.testing.assert_close(gradient.double(), expected[name], rtol=1e-4, atol=atol)
 
 
-def test_gradients_and_flags_are_as_they_were():
-    model = MODELS['fused']().double()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_gradients_and_flags_are_as_they_were(dtype):
+    model = MODELS['fused']().to(dtype)
     held = model.get_parameter('blocks.0.mlp.fc1.weight')
     held.grad = torch.ones_like(held)
     flags = [p.requires_grad_(n % 2 == 0).requires_grad for n, p in enumerate(model.parameters())]
-    mean_gradients(model, batches([3]), losses)
+    ((x, y),) = batches([3])
+    mean_gradients(model, [(x.to(dtype), y)], losses)
     assert [p.requires_grad for p in model.parameters()] == flags
     assert torch.equal(held.grad, torch.ones_like(held))
     assert all(p.grad is None for p in model.parameters() if p is not held)
@@ -83,9 +88,29 @@ def test_bfloat16_keeps_small_gradients_of_both_signs():
         assert error < 0.05, name
 
 
-def test_what_cannot_be_a_gradient_is_said():
-    model = MODELS['fused']().double()
+def test_a_gradient_that_autograd_cannot_add_in_place_is_in_the_sum_too():
+    """For some kinds autograd gives ``.grad`` a new tensor and leaves the old one."""
+    model = MODELS['fused']()
     ((x, y),) = batches([3])
+    given = [(x.float(), y)] * 2
+    plain = mean_gradients(model, given, losses)
+    weight = model.get_parameter('blocks.0.mlp.fc1.weight')
+
+    def renew(parameter):
+        new = parameter.grad.clone()
+        parameter.grad.zero_()
+        parameter.grad = new
+
+    handle = weight.register_post_accumulate_grad_hook(renew)
+    torch.testing.assert_close(mean_gradients(model, given, losses), plain)
+    handle.remove()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_what_cannot_be_a_gradient_is_said(dtype):
+    model = MODELS['fused']().to(dtype)
+    ((x, y),) = batches([3])
+    x = x.to(dtype)
     with pytest.raises(ScoreError, match='no sample to score'):
         mean_gradients(model, [], losses)
     with pytest.raises(ScoreError, match='are exactly zero over 3 samples'):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cdra_mm.core import estimate_scores, find_targets
+from cdra_mm.core import ScoreError, estimate_scores, find_targets
+from cdra_mm.core.scoring.parameter_watch import ParameterWatch
 from cdra_mm.core.scoring.scores import STATISTICS
 from tests.models import MODELS, TinyViT, images, losses, mean_loss
 from tests.reference.scores import magnitude_of_mean, mean_squares, one_by_one, view
@@ -75,6 +76,51 @@ def test_every_target_with_a_gradient_has_a_score(kind):
     scored = {name.partition(':')[0] for name in scores}
     beside = {name for name in gradients.keys() - scored if name.startswith('blocks.')}
     assert all(name.endswith('relative_position_bias_table') for name in beside), beside
+
+
+@pytest.mark.parametrize('sizes', [[1, 1, 3, 1, 1], [3, 1, 1], [1, 2, 1, 2]], ids=str)
+def test_scores_of_batches_of_one_and_several_samples(sizes):
+    """A batch of several after one of a single sample is seen before anything is added."""
+    model = MODELS['fused']().double()
+    batches = split(sizes)
+    expected = mean_squares(model, one_by_one(batches), losses, find_targets(model))
+    for loss_fn in (losses, mean_loss):
+        assert_scores(estimate_scores(model, batches, loss_fn), expected)
+
+
+def test_scores_of_single_samples_are_ordinary_passes_after_the_first(monkeypatch):
+    """No watch, one call of the loss a batch; and no ``.grad`` is touched."""
+    model = MODELS['fused']()
+    held = model.get_parameter('blocks.0.mlp.fc1.weight')
+    held.grad = torch.ones_like(held)
+    watched, called, enter = [], [], ParameterWatch.__enter__
+    monkeypatch.setattr(
+        ParameterWatch, '__enter__', lambda watch: watched.append(1) or enter(watch)
+    )
+
+    def counted(m, b):
+        called.append(1)
+        return losses(m, b)
+
+    estimate_scores(model, split([1] * 5, torch.float32), counted)
+    assert (len(watched), len(called)) == (1, 5)
+    assert torch.equal(held.grad, torch.ones_like(held))
+    assert all(p.grad is None for p in model.parameters() if p is not held)
+
+
+@pytest.mark.parametrize('kept', [{}, {'dtype': torch.bfloat16}], ids=str)
+def test_scores_of_a_single_sample_with_an_infinite_gradient_are_refused(kept):
+    model = MODELS['fused']()
+    seen = []
+
+    def steep_third(m, b):  # a finite loss with an infinite gradient
+        found = losses(m, b)
+        seen.append(1)
+        return (found - found.detach()).abs().sqrt() + 1 if len(seen) == 3 else found
+
+    with pytest.raises(ScoreError, match='the gradient of sample 2 is not finite') as error:
+        estimate_scores(model, split([1] * 4, torch.float32), steep_third, **kept)
+    assert error.value.sample == 2
 
 
 def test_scores_statistics_differ():
