@@ -95,7 +95,7 @@ class _ScoredLayerNorm(torch.autograd.Function):
                 # sum_t grad_t (x_t - mean_t) rstd_t: the last factor, one per token, by a product.
                 product = sink.per_sample_view((x.float() - mean).mul_(grad), scale_name)
                 per_token = rstd.reshape(product.shape[0], 1, -1).to(product.dtype)
-                sink.add_vector(scale_name, ALL, (per_token @ product).squeeze(1).float())
+                sink.add_vector(scale_name, (per_token @ product).squeeze(1).float())
             grad_bt = sink.per_sample_view(grad, names[0])
             sink.add_shifts((Shift(shift_name),) if shift_name else (), grad_bt)
         dx = None
@@ -125,7 +125,7 @@ class _ScoredScale(torch.autograd.Function):
         sink: SquareSink = ctx.sink
         if sink.takes([ctx.name], grad):
             product = sink.per_sample_view(grad * x, ctx.name)
-            sink.add_vector(ctx.name, ALL, product.sum(1, dtype=torch.float32))
+            sink.add_vector(ctx.name, product.sum(1, dtype=torch.float32))
             sink.add_shifts((), sink.per_sample_view(grad, ctx.name))
         dx = (grad * scale).to(x.dtype) if ctx.needs_input_grad[1] else None
         return None, dx, None, None, None

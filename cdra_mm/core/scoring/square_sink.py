@@ -13,7 +13,8 @@ from cdra_mm.errors import ScoreError
 
 from .sample_check import SampleCheck
 from .score_sums import ScoreSums
-from .squares import add_squared, add_squares
+from .squares import add_squares
+from .vector_squares import VectorSquares
 
 __all__ = ['ALL', 'Shift', 'SquareSink']
 
@@ -47,7 +48,8 @@ class SquareSink:
     Attributes:
         batch_size: B of the batch in flight; set before its backward.
         sums: Where the squares are added up.
-        finite: Per sample, whether all its output gradients were finite so far.
+        finite: Per sample, whether all its output gradients in the last `add` were finite; None
+            where there were none.
         check: What is known of the samples' places in the activations.
     """
 
@@ -57,6 +59,7 @@ class SquareSink:
         self.finite: Tensor | None = None
         self.check = SampleCheck()
         self._purpose = ''
+        self._vectors = VectorSquares(per_sample, sums, 0)
         self._only: set[str] | None = None
         self._sample: int | None = None
 
@@ -73,9 +76,11 @@ class SquareSink:
             only: Of these parameters; the others' are noted as woken where they are not zero.
                 None for all.
         """
+        self._only = only
+        self._vectors = VectorSquares(self.per_sample, self.sums, self.batch_size)
         with self._for('add'):
-            self._only, self.finite = only, None
             yield
+        self.finite = self._vectors.add()
 
     @contextmanager
     def look(self, sample: int | None) -> Iterator[None]:
@@ -114,24 +119,18 @@ class SquareSink:
         with self.sums.open(name, rows) as total:
             add_squares(total, x, grad)
 
-    def add_vector(self, name: str, rows: slice, grads: Tensor) -> None:
-        """Adds the squares of per-sample gradients, fp32 ``[B, length]``."""
-        if not self.per_sample:
-            grads = grads.sum(0, keepdim=True).div_(self.batch_size)
-        with self.sums.open(name, rows) as total:
-            add_squared(total, grads)
+    def add_vector(self, name: str, grads: Tensor) -> None:
+        """Adds the squares of per-sample gradients, fp32 ``[B, length]``, when `add` ends."""
+        self._vectors.note(grads, [(name, ALL, ALL)])
 
     def add_shifts(self, shifts: tuple[Shift, ...], grad: Tensor) -> None:
-        """Adds the squares of biases' gradients, grad ``[B, T, O]``, and notes which are finite.
+        """Adds the squares of biases' gradients, grad ``[B, T, O]``, and sees which are finite.
 
-        Without a shift (a layer with no bias, or none that is scored) it only takes note.
+        When `add` ends. Without a shift (a layer with no bias, or none that is scored) it only
+        sees.
         """
-        summed = grad.sum(1, dtype=torch.float32)
-        # A sum is NaN or infinite where a term is; reading it is cheaper than reading the terms.
-        finite = torch.isfinite(summed.sum(1))
-        self.finite = finite if self.finite is None else self.finite & finite
-        for shift in shifts:
-            self.add_vector(shift.name, shift.rows, summed[:, shift.columns])
+        uses = [(shift.name, shift.rows, shift.columns) for shift in shifts]
+        self._vectors.note(grad.sum(1, dtype=torch.float32), uses)
 
     def per_sample_view(self, tensor: Tensor, name: str) -> Tensor:
         """``[B, ..., n]`` or windows ``[B * windows, ..., n]`` as ``[B, T, n]``.
