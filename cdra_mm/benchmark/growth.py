@@ -14,7 +14,7 @@ from cdra_mm.sizing.block_sizes import KINDS, drawn_plan
 from . import compared_models as models
 from .arguments import MODELS
 from .case import Case
-from .scoring_time import compare_scores
+from .steady_scores import ONE_MORE, compare_steady_scores
 from .step import REFERENCE, Builder, compare_steps
 
 __all__ = ['AXES', 'Point', 'compare_growth', 'points']
@@ -85,9 +85,9 @@ def compare_growth(
     record[SAVED] = found.get(SAVED)
     skipped |= step['skipped']
     if scale == share == 1.0:  # the scores do not depend on the blocks
-        scores = compare_scores(case, peers=(), memory=False)
+        scores = compare_steady_scores(case, memory=False)
         skipped |= scores['skipped']
-        ours = scores['candidates'].get('ours', {})
+        ours = scores['candidates'].get(ONE_MORE, {})
         record['scores_ratio_vs_backward'] = ours.get('ratio_vs_backward')
     return record | {'skipped': skipped}
 

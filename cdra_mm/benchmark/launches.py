@@ -1,4 +1,4 @@
-"""How many operations a training step launches: what a GPU pays for, counted without one.
+"""How many operations a training step launches, and scoring: what a GPU pays for, without one.
 
 Every operation that reaches the device's own kernels is one launch; those that only look at a
 tensor differently, or take memory, are none. An operation of ours is one: its kernel, though the
@@ -13,48 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .candidates import Candidates
 from .case import Case
 from .compared_models import REFERENCE, Builder
+from .launch_counter import LaunchCounter
 from .peers import quiet
+from .scoring_launches import count_scoring
 from .step import step_builders
 
-__all__ = ['LaunchCounter', 'builders_by_product', 'compare_launches', 'count_step']
-
-# Names that take memory or look at it, though their schemas do not say so.
-NO_KERNEL = frozenset(
-    'empty empty_like empty_strided new_empty new_empty_strided _unsafe_view _reshape_alias '
-    'lift_fresh detach'.split()
-)
-
-
-class LaunchCounter(TorchDispatchMode):
-    """Counts the operations that run a kernel.
-
-    Attributes:
-        counts: Number of launches by the operation's name.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Counts one operation and runs it; what it calls inside is part of it."""
-        name = func._schema.name.rpartition('::')[2]
-        if name not in NO_KERNEL and not _is_view(func):
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _is_view(func: Any) -> bool:
-    """Whether what an operation returns is another look at its input, by its schema."""
-    aliases = [r.alias_info for r in func._schema.returns]
-    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+__all__ = ['builders_by_product', 'compare_launches', 'count_step']
 
 
 def count_step(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Counter[str]]:
@@ -79,7 +47,7 @@ def count_step(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Counte
 def compare_launches(
     case: Case, *, blocks: Sequence[str] = ('paper', 'spt'), peers: Sequence[str] = ('peft',)
 ) -> dict[str, Any]:
-    """Launches of a training step: the frozen limit, ours, LoRA, full fine-tuning.
+    """Launches of a training step: the frozen limit, ours, LoRA, full fine-tuning; of scoring.
 
     Args:
         case: The setting.
@@ -95,6 +63,8 @@ def compare_launches(
             totals = {direction: counter.total() for direction, counter in counts.items()}
             launches = sum(totals.values())
             found[name] = {**totals, 'launches': launches, 'by_operation': counts}
+        for name, counter in count_scoring(case).items():
+            found[name] = {'launches': counter.total(), 'by_operation': counter}
     for entry in found.values():
         entry['ratio_vs_frozen_limit'] = entry['launches'] / found[REFERENCE]['launches']
         entry['ratio_vs_full'] = entry['launches'] / found['full']['launches']

@@ -21,12 +21,13 @@ __all__ = ['ONE_MORE', 'compare_steady_scores']
 ONE_MORE = 'ours, each batch more'
 
 
-def compare_steady_scores(case: Case, batches: int = 5) -> dict[str, Any]:
+def compare_steady_scores(case: Case, batches: int = 5, *, memory: bool = True) -> dict[str, Any]:
     """Times of scoring one batch and several, and of each batch after the first.
 
     Args:
         case: The setting.
         batches: How many batches the longer run has, at least 2.
+        memory: Whether to measure memory, on a GPU.
 
     Returns:
         A record of plain values. The entry `ONE_MORE` is the difference of the two runs of a
@@ -40,7 +41,7 @@ def compare_steady_scores(case: Case, batches: int = 5) -> dict[str, Any]:
         for count, name in whole.items():
             runs[name] = partial(estimate_scores, model, [batch] * count, case.losses)
         compared.time(runs)
-        if case.device == 'cuda':
+        if memory and case.device == 'cuda':
             for name in (REFERENCE, whole[1]):
                 with compared.fitting(name):
                     peak = peak_above_rest(runs[name], case.device)

@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from cdra_mm.benchmark import compared_models
-from cdra_mm.benchmark.launches import LaunchCounter, compare_launches, count_step
+from cdra_mm.benchmark.launch_counter import LaunchCounter
+from cdra_mm.benchmark.launches import compare_launches, count_step
 from cdra_mm.benchmark.report import render
 
 from .tiny import tiny_case
+
+NAMES = ('scores (Eq. 3)', 'mean gradients (descent)')
 
 
 def test_views_and_memory_are_no_launches():
@@ -56,6 +59,23 @@ def test_ours_launch_less_than_full_fine_tuning():
         # A gather, or a copy of a run, is one launch a layer, whatever a CPU makes of it.
         assert sum(made['forward'].get(name, 0) for name in ('index_select', 'clone')) <= layers
     assert 'x full' in render([record])
+
+
+@pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
+def test_scoring_a_batch_launches_little_more_than_a_backward(dtype):
+    """One kernel for the squares of a matrix; all vectors, and what is finite, in a few."""
+    record = compare_launches(tiny_case(dtype=dtype), peers=())
+    found = {name: entry['launches'] for name, entry in record['candidates'].items()}
+    depth = 2
+    matrices, vectors = depth * 4, depth * 8
+    eq3, mean = (found[f'{name}, each batch more'] for name in NAMES)
+    # Of each layer norm's scale the product with the normed input; of each vector no operation.
+    layer_norms, once = 2 * depth, 25
+    assert eq3 < found['full'] + 4 * layer_norms + once
+    counted = record['candidates'][f'{NAMES[0]}, each batch more']['by_operation']
+    assert counted['add_squared_gradients'] == matrices
+    # Autograd adds each gradient up by one operation.
+    assert mean < found['full'] + matrices + vectors + once
 
 
 def test_what_is_not_installed_is_skipped(monkeypatch):
