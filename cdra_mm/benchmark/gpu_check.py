@@ -72,7 +72,7 @@ def parts(case: Case) -> Iterator[Part]:
 def _other_parts(case: Case) -> Iterator[Part]:
     for batch in SCORED:
         one = replace(case, batch=batch)
-        yield Part(f'scores, batch {batch}', 20, _whole(partial(compare_steady_scores, one)))
+        yield Part(f'scores, batch {batch}', 30, _whole(partial(compare_steady_scores, one)))
     planning = partial(compare_planning, '86M', device=case.device, repeats=3)
     yield Part('planning, 86M scores', 20, _whole(planning))
 

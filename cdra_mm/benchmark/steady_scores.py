@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from cdra_mm.core import estimate_scores
+from cdra_mm.core.scoring.mean_gradients import mean_gradients
 
 from .candidates import Candidates
 from .case import Case
@@ -16,9 +17,11 @@ from .peers import quiet
 from .scoring_time import REFERENCE, backward_of
 from .timing import add_ratio
 
-__all__ = ['ONE_MORE', 'compare_steady_scores']
+__all__ = ['MEAN_MORE', 'ONE_MORE', 'compare_steady_scores']
 
-ONE_MORE = 'ours, each batch more'
+# The scores of Eq. 3, and what CDRA by descent and by energy takes in their place.
+OURS, MEAN = 'ours', 'mean gradients'
+ONE_MORE, MEAN_MORE = (f'{what}, each batch more' for what in (OURS, MEAN))
 
 
 def compare_steady_scores(case: Case, batches: int = 5, *, memory: bool = True) -> dict[str, Any]:
@@ -30,27 +33,33 @@ def compare_steady_scores(case: Case, batches: int = 5, *, memory: bool = True) 
         memory: Whether to measure memory, on a GPU.
 
     Returns:
-        A record of plain values. The entry `ONE_MORE` is the difference of the two runs of a
-        round over the batches that one has more; the two runs are whole, setup included.
+        A record of plain values. The entries `ONE_MORE` and `MEAN_MORE` are the difference of the
+        two runs of a round over the batches that one has more; the runs are whole, setup included.
     """
     compared = Candidates(case, 'steady scores', {'backward': REFERENCE}, batches=batches)
-    whole = {count: f'ours, {count} batch{"es" if count > 1 else ""}' for count in (1, batches)}
+    few, many = '1 batch', f'{batches} batches'
+    scorings: dict[str, Callable[..., Any]] = {OURS: estimate_scores, MEAN: mean_gradients}
     with quiet():
         model, batch = case.make_model(), case.make_batch()
         runs: dict[str, Callable[[], Any]] = {REFERENCE: backward_of(case, model, batch)}
-        for count, name in whole.items():
-            runs[name] = partial(estimate_scores, model, [batch] * count, case.losses)
+        for what, score in scorings.items():
+            for count, length in ((1, few), (batches, many)):
+                given = [batch] * count
+                runs[f'{what}, {length}'] = partial(score, model, given, case.losses)
         compared.time(runs)
         if memory and case.device == 'cuda':
-            for name in (REFERENCE, whole[1]):
+            for name in (REFERENCE, f'{OURS}, {few}'):
                 with compared.fitting(name):
                     peak = peak_above_rest(runs[name], case.device)
                     compared.found[name]['peak_bytes_above_rest'] = peak
     found = compared.found
-    if all(name in found for name in whole.values()):
-        one, many = (found[name]['seconds_all'] for name in whole.values())
-        more = [(b - a) / (batches - 1) for a, b in zip(one, many, strict=True)]
-        found[ONE_MORE] = {'seconds': median(more), 'seconds_all': more}
-        if REFERENCE in found:
-            add_ratio(found[ONE_MORE], 'backward', more, found[REFERENCE]['seconds_all'])
+    for what in scorings:
+        names = [f'{what}, {length}' for length in (few, many)]
+        if all(name in found for name in names):
+            one, all_of_them = (found[name]['seconds_all'] for name in names)
+            more = [(b - a) / (batches - 1) for a, b in zip(one, all_of_them, strict=True)]
+            entry = {'seconds': median(more), 'seconds_all': more}
+            found[f'{what}, each batch more'] = entry
+            if REFERENCE in found:
+                add_ratio(entry, 'backward', more, found[REFERENCE]['seconds_all'])
     return compared.record
