@@ -8,7 +8,8 @@ The model is built and loaded and its training data are read as for a training. 
 matrices with their ranks and blocks, what share of the scores they hold and what is unhealthy about
 it; and, from a few iterations whose results are thrown away, what a training takes in seconds,
 memory and checkpoint bytes. The plan is written into the work directory, and a config trains by it
-with default_hooks.cdra.plan=PATH instead of scoring again.
+with default_hooks.cdra.plan=PATH instead of scoring again. A plan does not hold where its factors
+begin: with default_hooks.cdra.start=gradient, along the gradient, which is then computed again.
 
 --dry-run says what scoring, planning and training would take, in bytes and of a GPU of so many GB.
 It reads neither weights nor data, and has no need of the memory.
@@ -57,6 +58,7 @@ def main(args: argparse.Namespace) -> None:
         return
     with heavy_imports():
         from cdra_mm.mm.data_check import check_data
+        from cdra_mm.mm.hook import CDRAHook
         from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
         from cdra_mm.mm.launch import build_runner, load_config, prepare_config, set_work_dir
         from cdra_mm.mm.plan_only import plan_only
@@ -80,7 +82,10 @@ def main(args: argparse.Namespace) -> None:
     with named_downloads(cfg):
         path = plan_only(runner)
     print(f'written: {path}')
-    follow = command('train', args.config, '--cfg-options', f'default_hooks.cdra.plan={path}')
+    options = [f'default_hooks.cdra.plan={path}']
+    if any(hook.method.needs_start for hook in runner.hooks if isinstance(hook, CDRAHook)):
+        options.append('default_hooks.cdra.start=gradient')
+    follow = command('train', args.config, '--cfg-options', *options)
     print(f'train by it: {follow}')
 
 

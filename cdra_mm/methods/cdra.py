@@ -29,14 +29,27 @@ GRADIENT_TAKES = {'allocation', 'budget_params', 'budget_percent', 'compete', *G
 
 
 def settings_beside(settings: Mapping[str, Any], statistic: str | None) -> dict[str, Any]:
-    """Settings of `CDRA`; a statistic of scores asks for ``allocation='scores'``.
+    """Settings of `CDRA` as a user wrote them, with the allocation that they ask for.
+
+    A statistic of scores asks for ``allocation='scores'``, and so does a setting of the paper's
+    steps, also at its default: the rows of a sweep over it are of one method.
 
     Args:
-        settings: As they are given.
+        settings: As they are given; None is not given.
         statistic: As it is given beside them.
     """
-    of_scores = statistic not in (None, 'mean_gradient') and settings.get('allocation') is None
-    return {**settings, **({'allocation': 'scores'} if of_scores else {})}
+    if settings.get('allocation') is not None:
+        return dict(settings)
+    given = {name for name, value in settings.items() if value is not None}
+    default = {field.name: field.default for field in fields(CDRA)}
+    of_steps = given & (default.keys() - GRADIENT_TAKES)
+    # Beside a setting by gradients `CDRA` says that they do not go together, and names both.
+    # (A command line reads a quadrant as a number.)
+    changed = {n for n in of_steps if default[n] not in (settings[n], str(settings[n]))}
+    told = changed and given & set(GRADIENT_ONLY)
+    if (of_steps and not told) or statistic not in (None, 'mean_gradient'):
+        return {**settings, 'allocation': 'scores'}
+    return dict(settings)
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class CDRA(Selecting):
     Table 7               ``quadrant='00'``, ``'11'``, ``'01'``
     ours                  ``rank_rule='count'``, ``rank_alpha``, ``min_rank``, ``compete``;
                           in the hook ``statistic='per_batch'``; by the mean gradient
-                          ``allocation='energy'``, ``max_rank``, ``start``
+                          ``allocation='descent'``, ``'energy'``, ``max_rank``, ``start``
     ====================  ==========================================================
 
     Args:
@@ -84,8 +97,8 @@ class CDRA(Selecting):
             squared length, both by the mean gradient (`cdra_mm.core.planning.offers`); or
             ``'scores'``, the paper's steps 1 to 3. The first two take budgets in parameters or
             percent, and `compete`; the other settings above are of the paper's steps. Default:
-            ``'scores'`` where one of them is given (or `gamma` or `num_sensitive`), ``'descent'``
-            otherwise.
+            ``'scores'`` where one of them is given that is not at its default (or `gamma` or
+            `num_sensitive`; in a config, also at its default), ``'descent'`` otherwise.
         max_rank: Largest rank of a block by the mean gradient.
         start: Of ``down``: ``'random'``, LoRA's, or ``'gradient'``, along the leading right
             singular vectors of the block's mean gradient; by the mean gradient only, and its

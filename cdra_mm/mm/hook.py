@@ -188,11 +188,12 @@ class CDRAHook(Hook):
         }
         set_guards()
         check_types(given, get_type_hints(CDRAHook.__init__))
-        self.method = method_of({} if method is None else method, settings, statistic)
+        self.method = method_of(
+            {} if method is None else method, settings, statistic, planned=plan is not None
+        )
         self.planner = RunPlanner(
             self.method, num_samples, batch_size, statistic, also_train, seed, plan, keep_scores,
             exclude, also_train_in_budget, score_dtype, score_device,
-            start_given_plan={**settings, **(method or {})}.get('start') is not None,
         )  # fmt: skip
         check_product(product)
         if head_iters < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from mmengine.logging import MMLogger
@@ -17,7 +17,11 @@ __all__ = ['check_base_setting', 'check_same_settings', 'method_of']
 
 
 def method_of(
-    config: Mapping[str, Any], settings: Mapping[str, Any], statistic: str | None = None
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    statistic: str | None = None,
+    *,
+    planned: bool = False,
 ) -> Method:
     """The method; of the settings beside it, it gets those it has too (a budget).
 
@@ -25,6 +29,8 @@ def method_of(
         config: ``dict(type=name, **settings)``; the type is ``cdra`` where it has none.
         settings: Settings of ``cdra`` that stand beside it.
         statistic: See `settings_beside`.
+        planned: Whether a plan is given. It does not hold where factors begin: at random then, but
+            where a start is asked for.
 
     Raises:
         ConfigError: If a setting is unknown or out of range.
@@ -43,7 +49,10 @@ def method_of(
     given = {**shared, **config}
     if find_method(given) is CDRA:
         given = settings_beside(given, statistic)
-    return make_method(given)
+    method = make_method(given)
+    if planned and isinstance(method, CDRA) and given.get('start') is None:
+        return replace(method, start='random')
+    return method
 
 
 def check_base_setting(base_dtype: str | None, method: Method, save_base: bool) -> None:

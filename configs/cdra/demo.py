@@ -3,8 +3,8 @@
 Command: ``make demo``, or
     python tools/prepare_data.py demo data/demo
     python tools/train.py configs/cdra/demo.py
-Memory: under 2 GB. Time: 3.5 minutes on one CPU core, scoring included. Result: 43.6 mIoU (42.5 to
-    44.5 over three seeds), a linear head alone 36.2; see docs/results.md.
+Memory: under 2 GB. Time: 3.5 minutes on one CPU core, scoring included. Result: 43.5 mIoU (42.5 to
+    45.0 over three seeds), a linear head alone 36.2; see docs/results.md.
 Frozen backbone or full fine-tuning for comparison:
     --cfg-options default_hooks.cdra.method.type=linear  (or full)
 """

@@ -217,6 +217,33 @@ def test_vectors_alone_are_planned_and_trained(tmp_path):
         toy.train(toy.config(tmp_path, cdra=scores, work_dir=str(tmp_path / 'b'), train_cfg=NONE))
 
 
-@pytest.mark.parametrize(('start', 'begins'), [(None, False), ('gradient', True)])
-def test_a_start_of_none_is_none_given(start, begins):
-    assert CDRAHook(plan='plan.json', start=start).planner.start_given_plan is begins
+@pytest.mark.parametrize(('given', 'begins'), [(None, 'random'), ('gradient', 'gradient')])
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_given_plan_begins_as_its_record_says(given, begins, inside):
+    """At random unless a start is asked for; of the scores and a plan of its own as ever."""
+    settings = dict(method=dict(type='cdra', start=given)) if inside else dict(start=given)
+    hook = CDRAHook(plan='plan.json', **settings)
+    recorded = hook.settings.get('method.start', 'random')  # what a record without it means
+    assert (hook.method.start, recorded) == (begins, begins)
+    assert hook.method.needs_start is (begins == 'gradient')
+    assert CDRAHook(**settings).method.start == 'gradient'
+
+
+@pytest.mark.parametrize(
+    'written',
+    [
+        dict(beta=5), dict(quadrant=10), dict(size_ratio=1.0), dict(case1=True), dict(min_rank=0),
+        dict(rank_alpha=1), dict(lora_rank=8), dict(alpha=10), dict(gamma=0.01),
+    ],
+    ids=lambda written: next(iter(written)),
+)  # fmt: skip
+def test_a_setting_of_the_papers_steps_is_of_scores_also_at_its_default(written):
+    """Otherwise one row of a sweep over it would be of another method."""
+    for settings in (written, dict(method=dict(type='cdra', **written))):
+        assert CDRAHook(**settings).method.allocation == 'scores'
+    if 'gamma' in written:
+        assert CDRAHook(gamma=None).method.allocation == 'descent'  # not given
+    else:
+        assert CDRAHook(**written, allocation='energy').method.allocation == 'energy'
+    with pytest.raises(ConfigError, match='max_rank=4: '):
+        CDRAHook(**written, max_rank=4)

@@ -28,6 +28,7 @@ __all__ = ['plan_by_gradient', 'start_of']
 
 DEFAULTS = GradientRules()
 UNSPENT = 0.9  # share of a budget below which it is said that more cannot be bought
+ROUNDING = 1e-6  # of a gain in fp32
 
 
 class _Step(NamedTuple):
@@ -49,7 +50,10 @@ def plan_by_gradient(
     settings: Mapping[str, Any] | None = None,
     fingerprint: str = '',
 ) -> Plan:
-    """The plan that gains the most within a budget.
+    """A plan that gains the most for its size, within a budget.
+
+    What is bought by the multiplier gains the most of all that costs as much; what is then left of
+    the budget goes, offer by offer, to what gains the most of all that still fit.
 
     Args:
         gradients: Mean gradients by target name (`mean_gradients`); matrices and vectors.
@@ -85,9 +89,15 @@ def plan_by_gradient(
         steps += _steps(name, offers)
     most = sum(step.price for step in steps)
     if most < UNSPENT * room:
+        largest = {step.name: step.offer for step in steps}.values()  # the last of each target
+        larger = any(rules.max_rank == offer.rank < min(offer.sides) for offer in largest)
         warnings.warn(
             f'of a budget of {room} parameters, {room - most} are left over: nothing else can be '
-            f'bought with max_rank={rules.max_rank}; a larger one spends them',
+            + (
+                f'bought with max_rank={rules.max_rank}; a larger one spends them'
+                if larger
+                else 'gained by what competes; give less, or let more compete'
+            ),
             stacklevel=3,
         )
     taken = _taken(steps, room)
@@ -175,7 +185,7 @@ def _steps(name: str, offers: list[Offer]) -> list[_Step]:
     """
     hull = [NOTHING]
     for offer in sorted(offers, key=lambda offer: (offer.price, -offer.gain)):
-        if offer.gain <= hull[-1].gain:
+        if not _is_more(offer.gain, hull[-1].gain):
             continue
         if offer.price == hull[-1].price:
             continue
@@ -210,19 +220,31 @@ def _taken(steps: list[_Step], room: int) -> dict[str, Offer]:
 def _fillers(
     offered: Mapping[str, list[Offer]], taken: Mapping[str, Offer], room: int
 ) -> dict[str, Offer]:
-    """What fits into what the steps have left: for each target in turn the best that is better.
+    """What fits into what the steps have left: again and again what gains the most.
 
     The steps of a target go from one offer of its hull to the next; if the next is too dear, an
     offer below the hull may not be.
     """
-    better = {}
-    for name, offers in offered.items():
-        held = taken.get(name, NOTHING)
-        fitting = [o for o in offers if o.price - held.price <= room and o.gain > held.gain]
-        if fitting:
-            better[name] = max(fitting, key=lambda offer: (offer.gain, -offer.price))
-            room -= better[name].price - held.price
-    return better
+    better: dict[str, Offer] = {}
+    while True:
+        best, most = None, 0.0
+        for name, offers in offered.items():
+            held = better.get(name) or taken.get(name, NOTHING)
+            for offer in offers:
+                gain = offer.gain - held.gain
+                if _is_more(offer.gain, held.gain) and gain > most:
+                    if offer.price - held.price <= room:
+                        best, most = (name, offer, held), gain
+        if best is None:
+            return better
+        name, offer, held = best
+        room -= offer.price - held.price
+        better[name] = offer
+
+
+def _is_more(gain: float, than: float) -> bool:
+    """Whether it is, beyond what is rounding: a rank without any gradient."""
+    return gain > than * (1 + ROUNDING)
 
 
 def _block(name: str, gradient: Tensor, offer: Offer, orders: tuple[Tensor, ...]) -> Block:

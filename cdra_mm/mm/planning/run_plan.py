@@ -57,8 +57,6 @@ class RunPlanner:
         also_train_in_budget: Whether `also_train` counts against a budget.
         score_dtype: Key of `SCORE_DTYPES`: what the scores are kept in.
         score_device: ``'cpu'``, or None to keep them where the backbone is.
-        start_given_plan: Whether the factors of a plan from a file begin by the method too, for
-            which its blocks are scored; otherwise at random.
         seconds: What scoring or a search took.
         start: First factors of the plan, by block; see `Method.first_factors`.
         masses: Sum of the scores of each target that competed; see `masses_of`.
@@ -79,7 +77,6 @@ class RunPlanner:
     also_train_in_budget: bool = True
     score_dtype: str = 'float32'
     score_device: str | None = None
-    start_given_plan: bool = False
     seconds: float = 0.0
     start: Mapping[str, Tensor] = field(default_factory=dict)
     masses: Mapping[str, float] = field(default_factory=dict)
@@ -165,7 +162,7 @@ class RunPlanner:
             given = read_plan(self.path)
             request.check(given)
             given = with_positions(given, backbone)
-            if self.method.needs_start and self.start_given_plan:
+            if self.method.needs_start:
                 self._require_blocks(given)
                 check_fits(backbone, given, digests)  # before it is scored
                 inside = [block.name for block in given.blocks]

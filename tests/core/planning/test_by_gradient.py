@@ -286,3 +286,40 @@ def test_rules_out_of_range_are_refused(settings):
 def test_an_empty_matrix_is_not_bought():
     plan = plan_by_gradient({'a': torch.ones(0, 4), 'b': torch.ones(4, 4)}, 20)
     assert [block.name for block in plan.blocks] == ['b']
+
+
+@pytest.mark.parametrize('budget', [50, 100, 127])
+@pytest.mark.parametrize('names', [('poor', 'rich'), ('rich', 'poor')])
+def test_what_is_left_goes_to_what_gains_the_most(names, budget):
+    """Flat gradients: the whole matrix has the best rate, and is too dear."""
+    gradients = {'poor': 1e-6 * torch.ones(64, 64), 'rich': torch.ones(64, 64)}
+    plan = plan_by_gradient({name: gradients[name] for name in names}, budget)
+    bought = {block.name: len(block.rows) + len(block.cols) for block in plan.blocks}
+    offers = market_of(gradients['rich'], GradientRules()).offers
+    best = max((o for o in offers if o.price <= budget), key=lambda offer: offer.gain)
+    assert bought['rich'] == sum(best.sides)
+    assert sum(bought.values()) <= budget
+
+
+def test_ranks_without_gradient_are_not_bought():
+    """A gradient of few samples has few directions; those of rounding cost as much as others."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(2, side, generator=generator) for side in (128, 96))
+    with pytest.warns(UserWarning, match='1344 are left over: nothing else can be gained by what'):
+        plan = plan_by_gradient({'a.weight': left.T @ right}, 8 * (128 + 96))
+    assert [block.rank for block in plan.blocks] == [2]
+
+
+@pytest.mark.parametrize(
+    ('gradients', 'rules', 'advice'),
+    [
+        ({'a.weight': (24, 24)}, GradientRules(max_rank=4), 'max_rank=4; a larger one spends'),
+        ({'a.weight': (8, 8)}, GradientRules(max_rank=100), 'give less, or let more compete'),
+        ({'a.bias': (4,), 'b.bias': (4,)}, GradientRules(), 'give less, or let more compete'),
+    ],
+)
+def test_a_budget_that_is_not_spent_is_told_with_what_helps(gradients, rules, advice):
+    generator = torch.Generator().manual_seed(0)
+    drawn = {name: torch.randn(*shape, generator=generator) for name, shape in gradients.items()}
+    with pytest.warns(UserWarning, match=advice):
+        plan_by_gradient(drawn, 1000, rules)
