@@ -38,7 +38,7 @@ class OrdinaryPass:
         self, parameters: Mapping[str, nn.Parameter], sums: ScoreSums, *, squared: bool = False
     ) -> None:
         self.parameters, self.sums, self.squared = parameters, sums, squared
-        self._entered = False
+        self._looked = False
         self._finite: list[Tensor] = []
 
     def __enter__(self) -> OrdinaryPass:
@@ -77,9 +77,9 @@ class OrdinaryPass:
         """
         if not (losses.requires_grad and self.parameters):
             return True
-        if not self._entered:
+        if not self._looked:
             _require_one_graph(losses)
-            self._entered = True
+            self._looked = True
         torch.autograd.backward(losses.sum(), inputs=list(self.parameters.values()))
         for name, total in self._direct.items():
             parameter = self.parameters[name]
