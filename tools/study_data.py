@@ -7,9 +7,10 @@
     git clone https://github.com/cuilimeng/CrackForest-dataset CLONES/cracks
     python tools/study_data.py CLONES OUT
 
-The first two become lists of 800 images to train on, 200 to choose by and the rest to test on
-(VTAB's layout); the others folders of images and masks (mmsegmentation's). What each repository
-splits stays split; what it does not is shuffled with seed 0. Needs pillow and scipy.
+Used as of their commits 4b09433, 1196151, 2e65206 and ed57c2d. The first two become lists of 800
+images to train on, 200 to choose by and the rest to test on (VTAB's layout); the others folders of
+images and masks (mmsegmentation's). What each repository splits stays split; what it does not is
+shuffled with seed 0. Needs pillow and scipy.
 """
 
 from __future__ import annotations
