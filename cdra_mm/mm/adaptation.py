@@ -135,7 +135,11 @@ class Adaptation:
         Raises:
             CheckpointError: If the config asks for something else than the checkpoint has.
         """
-        check_same_settings(self.settings, record.settings)
+        asked, begun = self.settings, record.settings.get('method.start')
+        if self.planner.path and begun is not None:
+            # A plan file asks for no start of its own; where the factors began is past.
+            asked.setdefault('method.start', begun)
+        check_same_settings(asked, record.settings)
         plan = record.plan
         check_asked(record, plan, self.planner.path, self.save_base)
         if plan is not None:
