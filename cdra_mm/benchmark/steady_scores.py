@@ -21,7 +21,8 @@ __all__ = ['MEAN_MORE', 'ONE_MORE', 'compare_steady_scores']
 
 # The scores of Eq. 3, and what CDRA by descent and by energy takes in their place.
 OURS, MEAN = 'ours', 'mean gradients'
-ONE_MORE, MEAN_MORE = (f'{what}, each batch more' for what in (OURS, MEAN))
+MORE = '{}, each batch more'
+ONE_MORE, MEAN_MORE = (MORE.format(what) for what in (OURS, MEAN))
 
 
 def compare_steady_scores(case: Case, batches: int = 5, *, memory: bool = True) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def compare_steady_scores(case: Case, batches: int = 5, *, memory: bool = True) 
             one, all_of_them = (found[name]['seconds_all'] for name in names)
             more = [(b - a) / (batches - 1) for a, b in zip(one, all_of_them, strict=True)]
             entry = {'seconds': median(more), 'seconds_all': more}
-            found[f'{what}, each batch more'] = entry
+            found[MORE.format(what)] = entry
             if REFERENCE in found:
                 add_ratio(entry, 'backward', more, found[REFERENCE]['seconds_all'])
     return compared.record

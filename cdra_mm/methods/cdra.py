@@ -57,12 +57,12 @@ class CDRA(Selecting):
     """CDRA by the mean gradient (ours, the default), CDRA-SPT (the paper's) and its ablations.
 
     The default was chosen on validation images of six tasks, the dense ones with a fitted head as
-    well (docs/results.md). Every setting of the
-    paper's steps 1 to 3 (Eqs. 3 to 7) takes the paper's scores, as ``allocation='scores'`` does:
-    that is CDRA-SPT, its ranks by Eq. 7 to the letter under a budget in trained parameters. With
-    about as many selected entries as the paper must have had, the printed rule trains a fifth of
-    what its Table 4 states; no single rule gives the shares of Table 7 as well
-    (docs/table4.md). Every one of the four budgets holds for every ablation.
+    well; docs/results.md says what it is worth on five others. Every setting of the paper's steps
+    1 to 3 (Eqs. 3 to 7) takes the paper's scores, as ``allocation='scores'`` does: that is
+    CDRA-SPT, its ranks by Eq. 7 to the letter under a budget in trained parameters. With about as
+    many selected entries as the paper must have had, the printed rule trains a fifth of what its
+    Table 4 states; no single rule gives the shares of Table 7 as well (docs/table4.md). Every one
+    of the four budgets holds for every ablation.
 
     ====================  ==========================================================
     CDRA-SPT              ``allocation='scores'``

@@ -17,19 +17,20 @@ Result: docs/results.md; runs in docs/records.
 _base_ = './study_cpu.py'
 
 title = 'Small models on data that chose nothing'
-ROWS = {
-    'linear',
-    'lora',
-    'bias',
-    'dora_qkv',
-    'spt_lora_8',
-    'cdra_eq7',
-    'cdra_count',
+ROWS = [
+    'full', 'linear', 'lora', 'bias', 'dora_qkv', 'spt_lora_8', 'cdra_eq7', 'cdra_count',
     'cdra_descent',
-}
-methods = {name: dict(_delete_=True) for name in _base_.methods if name not in {*ROWS, 'full'}}
+]  # fmt: skip
+methods = {name: dict(_delete_=True) for name in _base_.methods if name not in ROWS}
 ROOT = '{{$CDRA_UNSEEN_ROOT:data/unseen}}/'
-dense = dict(metric='mIoU', kind='dense', size=128, batch=4, test=1)
+DENSE = {
+    name: dict(
+        title=title, metric='mIoU', kind='dense', folder=ROOT + name, size=128, batch=4, test=1,
+    )
+    for name, title in {
+        'rail_front': 'Rail, front', 'rail_side': 'Rail, side', 'cracks': 'Cracks',
+    }.items()
+}  # fmt: skip
 tasks = dict(
     _delete_=True,
     signs=dict(
@@ -40,15 +41,10 @@ tasks = dict(
         title='Clothing', metric='top-1', kind='vtab', folder=ROOT + 'clothing', size=96, batch=16,
         test=1000,
     ),
-    rail_front=dict(dense, title='Rail, front', folder=ROOT + 'rail_front'),
-    rail_side=dict(dense, title='Rail, side', folder=ROOT + 'rail_side'),
-    cracks=dict(dense, title='Cracks', folder=ROOT + 'cracks'),
-)  # fmt: skip
-tasks.update(
-    {
+    **DENSE,
+    **{
         f'{name}_fitted': dict(task, title=f'{task["title"]}, head first', head_iterations=100)
-        for name, task in tasks.items()
-        if name != '_delete_' and task['kind'] == 'dense'
-    }
-)
-del ROWS, ROOT, dense
+        for name, task in DENSE.items()
+    },
+)  # fmt: skip
+del ROWS, ROOT, DENSE

@@ -225,21 +225,18 @@ def _fillers(
     The steps of a target go from one offer of its hull to the next; if the next is too dear, an
     offer below the hull may not be.
     """
-    better: dict[str, Offer] = {}
-    while True:
-        best, most = None, 0.0
-        for name, offers in offered.items():
-            held = better.get(name) or taken.get(name, NOTHING)
-            for offer in offers:
-                gain = offer.gain - held.gain
-                if _is_more(offer.gain, held.gain) and gain > most:
-                    if offer.price - held.price <= room:
-                        best, most = (name, offer, held), gain
-        if best is None:
-            return better
-        name, offer, held = best
-        room -= offer.price - held.price
-        better[name] = offer
+    held, better = dict(taken), dict[str, Offer]()
+
+    def helps(name: str, offer: Offer) -> bool:
+        now = held.get(name, NOTHING)
+        return offer.price - now.price <= room and _is_more(offer.gain, now.gain)
+
+    left = [(name, offer) for name, offers in offered.items() for offer in offers]
+    while left := [each for each in left if helps(*each)]:  # what no longer helps never will
+        name, offer = max(left, key=lambda each: each[1].gain - held.get(each[0], NOTHING).gain)
+        room -= offer.price - held.get(name, NOTHING).price
+        held[name] = better[name] = offer
+    return better
 
 
 def _is_more(gain: float, than: float) -> bool:

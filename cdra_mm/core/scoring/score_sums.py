@@ -19,7 +19,7 @@ gradients, which are below its smallest number.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -98,6 +98,24 @@ class ScoreSums:
     def device(self) -> torch.device | None:
         """Where squares are computed, of the first parameter."""
         return next(iter(self._computes.values()), None)
+
+    def add(self, found: Iterable[tuple[str, slice, Tensor]]) -> None:
+        """Adds to some rows of several parameters' sums, in one launch for many where it can.
+
+        Args:
+            found: Names, rows and what is added, fp32, all on the parameters' device.
+        """
+        if self.in_place:
+            totals, parts = [], []
+            for name, rows, part in found:
+                totals.append(self._sums[name][rows])
+                parts.append(part)
+            if totals:
+                torch._foreach_add_(totals, parts)
+            return
+        for name, rows, part in found:
+            with self.open(name, rows) as total:
+                total += part
 
     def are_finite(self) -> bool:
         """Whether all are that was added up; what is not stays so."""

@@ -15,7 +15,10 @@ from torch.nn import functional as F
 from .score_sums import ScoreSums
 from .squares import add_squared
 
-__all__ = ['VectorSquares']
+__all__ = ['Use', 'VectorSquares']
+
+# A vector by name, some of its rows, and the columns of a layer's gradients that are theirs.
+Use = tuple[str, slice, slice]
 
 
 class VectorSquares:
@@ -29,10 +32,9 @@ class VectorSquares:
 
     def __init__(self, per_sample: bool, sums: ScoreSums, batch_size: int) -> None:
         self.per_sample, self.sums, self.batch_size = per_sample, sums, batch_size
-        self._grads: list[Tensor] = []
-        self._uses: list[tuple[int, str, slice, slice]] = []
+        self._kept: dict[torch.device, list[tuple[Tensor, tuple[Use, ...]]]] = {}
 
-    def note(self, grads: Tensor, uses: Iterable[tuple[str, slice, slice]] = ()) -> None:
+    def note(self, grads: Tensor, uses: Iterable[Use] = ()) -> None:
         """Keeps some for the end.
 
         Args:
@@ -42,8 +44,8 @@ class VectorSquares:
         """
         # Rows that are missing are zero: the sum over the batch is what it is.
         missing = self.batch_size - len(grads)
-        self._uses += [(len(self._grads), *use) for use in uses]
-        self._grads.append(F.pad(grads, (0, 0, 0, missing)) if missing else grads)
+        grads = F.pad(grads, (0, 0, 0, missing)) if missing else grads
+        self._kept.setdefault(grads.device, []).append((grads, tuple(uses)))
 
     def add(self) -> Tensor | None:
         """Adds the squares of all that was kept.
@@ -52,38 +54,19 @@ class VectorSquares:
             Per sample, whether all its gradients were finite, ``[B]``; None if none were kept.
         """
         finite = None
-        for device in dict.fromkeys(grads.device for grads in self._grads):
-            here = self._add_on(device)
+        for kept in self._kept.values():
+            together = torch.cat([grads for grads, _ in kept], 1)
+            # A sum is NaN or infinite where a term is.
+            here = together.sum(1).isfinite()
             finite = here if finite is None else finite & here.to(finite.device)
-        return finite
-
-    def _add_on(self, device: torch.device) -> Tensor:
-        starts: dict[int, int] = {}
-        kept: list[Tensor] = []
-        width = 0
-        for index, grads in enumerate(self._grads):
-            if grads.device == device:
-                starts[index] = width
-                width += grads.shape[1]
-                kept.append(grads)
-        together = torch.cat(kept, 1)
-        # A sum is NaN or infinite where a term is.
-        finite = together.sum(1).isfinite()
-        if not self.per_sample:
-            together = together.sum(0, keepdim=True).div_(self.batch_size)
-        squares = together.new_zeros(width)
-        add_squared(squares, together)
-        totals, parts = [], []
-        for index, name, rows, columns in self._uses:
-            if index in starts:
-                begin, end, _ = columns.indices(self._grads[index].shape[1])
-                part = squares[starts[index] + begin : starts[index] + end]
-                if self.sums.in_place:
-                    totals.append(self.sums[name][rows])
-                    parts.append(part)
-                    continue
-                with self.sums.open(name, rows) as total:
-                    total += part
-        if totals:
-            torch._foreach_add_(totals, parts)  # one launch for many
+            if not self.per_sample:
+                together = together.sum(0, keepdim=True).div_(self.batch_size)
+            squares = together.new_zeros(together.shape[1])
+            add_squared(squares, together)
+            parts = torch.split(squares, [grads.shape[1] for grads, _ in kept])
+            self.sums.add(
+                (name, rows, part[columns])
+                for part, (_, uses) in zip(parts, kept, strict=True)
+                for name, rows, columns in uses
+            )
         return finite
