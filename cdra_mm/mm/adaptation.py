@@ -48,7 +48,8 @@ class Adaptation:
         seed: Seed of the factors.
         save_base: Whether checkpoints hold the base.
         product: How adapted products are computed, see `choose_product`.
-        head_iters: Iterations that fit the head first, see `fit_head`.
+        head_iters: Iterations that fit the head first, see `fit_head`; None: as it does by itself
+            where the mean gradient decides, none elsewhere.
         base_dtype: What the frozen base is kept in, see `checkpoints.small_base`; None: as it is.
     """
 
@@ -56,14 +57,15 @@ class Adaptation:
     seed: int
     save_base: bool
     product: str = 'auto'
-    head_iters: int = 0
+    head_iters: int | None = None
     base_dtype: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two runs train the same thing; plain types."""
         own = {'head_iters': self.head_iters, 'base_dtype': self.base_dtype}
-        return {**self.planner.settings, **{key: value for key, value in own.items() if value}}
+        given = {key: value for key, value in own.items() if value is not None}
+        return {**self.planner.settings, **given}
 
     def begin(self, runner: Runner, backbone: nn.Module) -> Record:
         """A fresh run: plan on the loaded weights, then adapt.
@@ -82,8 +84,10 @@ class Adaptation:
         if source is not None and missing and not trains_all:
             also = self.planner.also_train
             logger.warning(describe_missing(backbone, source, missing, method, also))
-        if self.head_iters:
-            fit_head(runner, backbone, self.head_iters, self.seed)
+        settings = self.settings
+        if self.head_iters or (self.head_iters is None and self.planner.follows_gradient):
+            iters = fit_head(runner, backbone, self.head_iters, self.seed)
+            settings |= {'head_iters': iters}
         plan = self.planner.plan(runner, backbone, digests)
         if plan is not None:
             start = self.planner.start
@@ -104,7 +108,7 @@ class Adaptation:
             backbone,
             method=method.name,
             plan=plan,
-            settings=self.settings,
+            settings=settings,
             base=source,
             reproduced=reproduced,
             digests=digests,
@@ -135,7 +139,9 @@ class Adaptation:
         Raises:
             CheckpointError: If the config asks for something else than the checkpoint has.
         """
-        asked, begun = self.settings, record.settings.get('method.start')
+        # What the config leaves open is as it was begun.
+        asked = {'head_iters': record.settings.get('head_iters', 0)} | self.settings
+        begun = record.settings.get('method.start')
         if self.planner.path and begun is not None:
             # A plan file asks for no start of its own; where the factors began is past.
             asked.setdefault('method.start', begun)

@@ -100,9 +100,11 @@ class CDRAHook(Hook):
             computed. Copied, the default on a GPU, is the fastest there: the update is rounded
             with its weight to the type that is computed in, as in mixed-precision fine-tuning.
             Factored, the default on a CPU, never rounds an update.
-        head_iters: int, default 0: iterations that fit the head on the frozen backbone's features
-            before anything is scored and trained, of any method (docs/methods.md). Features are
-            computed once, so some hundred cost seconds.
+        head_iters: int: iterations that fit the head on the frozen backbone's features before
+            anything is scored and trained, of any method (docs/methods.md). Features are computed
+            once, so some hundred cost seconds. Default: where the mean gradient decides, as many
+            as move a weight of the head by 0.05 (5 at a rate of 1e-2, 50 at 1e-3, at most 100);
+            0 for the other methods.
         base_dtype: None (default, as it is loaded) or ``'int8'``: what the frozen matrices are kept
             in while training, a quarter of their memory; adapters, scores and a merge are in full
             precision (docs/small_precision.md).
@@ -164,7 +166,7 @@ class CDRAHook(Hook):
         score_device: str | None = None,
         visualize: bool = True,
         product: str = 'auto',
-        head_iters: int = 0,
+        head_iters: int | None = None,
         base_dtype: str | None = None,
         **settings: Any,
     ) -> None:
@@ -196,7 +198,7 @@ class CDRAHook(Hook):
             exclude, also_train_in_budget, score_dtype, score_device,
         )  # fmt: skip
         check_product(product)
-        if head_iters < 0:
+        if head_iters is not None and head_iters < 0:
             raise ConfigError(f'head_iters={head_iters}: expected a count of at least 0')
         check_base_setting(base_dtype, self.method, save_base)
         self.adaptation = Adaptation(self.planner, seed, save_base, product, head_iters, base_dtype)

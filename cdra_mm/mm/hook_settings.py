@@ -98,7 +98,7 @@ def check_same_settings(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -
 
 
 def _with_unwritten(settings: Mapping[str, Any]) -> dict[str, Any]:
-    unwritten = {}
+    unwritten: dict[str, Any] = {'head_iters': 0}
     if settings.get('method') == CDRA.name:
-        unwritten = {f'method.{name}': value for name, value in CDRA.added.items()}
+        unwritten |= {f'method.{name}': value for name, value in CDRA.added.items()}
     return {**unwritten, **settings}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
+from mmseg.models import EncoderDecoder
+from mmseg.registry import MODELS
 
 from cdra_mm import CDRAHook
 from cdra_mm.core import ConfigError, DataError, base_state
@@ -20,7 +24,10 @@ SHORT = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=100)
 
 def built(folder, task='seg', **options):
     """A run before its training, its weights loaded, and its backbone."""
-    cfg = toy.config(folder, task, **options)
+    return built_of(toy.config(folder, task, **options))
+
+
+def built_of(cfg):
     cfg.model.backbone.drop_path_rate = 0.3  # which features do not see
     runner = Runner.from_cfg(cfg)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
@@ -59,8 +66,9 @@ def test_it_is_a_training_of_the_head_on_the_frozen_backbone(tmp_path, task):
     generator = torch.Generator().manual_seed(2)
     model.train()
     model.backbone.eval()
+    turns = list(range(6))
     for step in range(9):
-        if step % 6 == 0:
+        if step == 6:  # held by now
             turns = torch.randperm(6, generator=generator).tolist()
         at = turns[step % 6] * 4
         data = model.data_preprocessor(collate([dataset[i] for i in order[at : at + 4]]), True)
@@ -110,16 +118,120 @@ def test_scores_are_those_of_the_fitted_head_and_training_goes_on_from_it(tmp_pa
 def test_a_run_goes_on_only_with_the_same_head_iters(tmp_path):
     toy.train(toy.config(tmp_path, cdra=dict(head_iters=5), train_cfg=SHORT))
     longer = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=100)
-    with pytest.raises(Exception, match='head_iters=5, the config leaves it at its default'):
+    with pytest.raises(Exception, match='head_iters=5, the config says 0'):
         toy.train(toy.config(tmp_path, train_cfg=longer, resume=True))
     runner = toy.train(toy.config(tmp_path, cdra=dict(head_iters=5), train_cfg=longer, resume=True))
     assert runner.iter == 2
+
+
+def recorded(run):
+    return next(hook for hook in run.hooks if isinstance(hook, CDRAHook)).record.settings
+
+
+def fitted(folder, **cdra):
+    """The iterations that a run with these settings fits its head."""
+    folder.mkdir()
+    return recorded(toy.train(toy.config(folder, cdra=cdra, train_cfg=SHORT))).get('head_iters', 0)
+
+
+@pytest.mark.parametrize(
+    ('rate', 'iters'), [(1e-2, 5), (1e-3, 50), (1e-5, 100), (0.04, 1), (0.2, 0)]
+)
+def test_by_default_it_moves_a_weight_by_about_a_twentieth(tmp_path, rate, iters):
+    wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate))
+    runner, backbone = built(tmp_path, optim_wrapper=wrapper)
+    before = head_of(runner.model)
+    assert fit_head(runner, backbone, None, seed=0) == iters
+    moved = [
+        (value - before[name]).abs().max()
+        for name, value in head_of(runner.model).items()
+        if 'running' not in name and value.dtype.is_floating_point
+    ]
+    if rate > 1e-4:
+        assert (0.02 < max(moved) < 0.06) if iters else max(moved) == 0
+
+
+def test_by_default_it_is_fitted_where_the_mean_gradient_decides(tmp_path):
+    scores = dict(head_iters=None, allocation='scores')
+    assert fitted(tmp_path / 'scores', **scores) == 0
+    assert fitted(tmp_path / 'lora', head_iters=None, method=dict(type='lora')) == 0
+    assert fitted(tmp_path / 'given', head_iters=0) == 0
+    assert fitted(tmp_path / 'default', head_iters=None) == 5
+    plan = str(tmp_path / 'default' / 'run' / 'cdra_plan.json')
+    assert fitted(tmp_path / 'plan', head_iters=None, plan=plan) == 0
+    assert fitted(tmp_path / 'start', head_iters=None, plan=plan, start='gradient') == 5
+
+
+def test_what_the_default_came_to_is_gone_on_with(tmp_path):
+    """A run of before it was the default goes on without, one of today with, and neither turns."""
+    longer = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=100)
+    for name, begun, wrong in (('with', None, 0), ('without', 0, 5)):
+        folder = tmp_path / name
+        folder.mkdir()
+        toy.train(toy.config(folder, cdra=dict(head_iters=begun), train_cfg=SHORT))
+        made = f'made with head_iters={5 if begun is None else 0}, the config says {wrong}'
+        with pytest.raises(Exception, match=made):
+            toy.train(
+                toy.config(folder, cdra=dict(head_iters=wrong), train_cfg=longer, resume=True)
+            )
+        cfg = toy.config(folder, cdra=dict(head_iters=None), train_cfg=longer, resume=True)
+        assert toy.train(cfg).iter == 2
+
+
+def test_a_run_that_has_no_head_to_fit_goes_without_by_default(tmp_path):
+    several = dict(constructor='OneForHeadAndRest', type='OptimWrapper', optimizer=dict(type='SGD'))
+    runner, backbone = built(tmp_path, optim_wrapper=several)
+    before = head_of(runner.model)
+    assert fit_head(runner, backbone, None, seed=0) == 0
+    assert all(torch.equal(value, before[name]) for name, value in head_of(runner.model).items())
+    runner.model.decode_head.requires_grad_(False)
+    assert fit_head(runner, backbone, None, seed=0) == 0
 
 
 def test_a_loss_that_is_not_finite_names_the_iteration(tmp_path):
     optimizer = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1e30))
     with pytest.raises(DataError, match=r'loss of the head on frozen features is (nan|inf) at it'):
         toy.train(toy.config(tmp_path, cdra=dict(head_iters=20), optim_wrapper=optimizer))
+
+
+@MODELS.register_module(force=True)
+class TwoDates(EncoderDecoder):
+    """Two images in six channels through one backbone, called twice."""
+
+    def extract_feat(self, inputs):
+        pair = [self.backbone(part) for part in inputs.chunk(2, 1)]
+        return tuple(torch.cat(features, 1) for features in zip(*pair, strict=True))
+
+    def loss(self, inputs, data_samples):
+        return super().loss(torch.cat([inputs, inputs.flip(-1)], 1), data_samples)
+
+
+def test_a_loss_that_runs_the_backbone_twice_is_given_the_features_of_both(tmp_path, monkeypatch):
+    cfg = toy.config(tmp_path)
+    cfg.model.type, cfg.model.decode_head.in_channels = 'TwoDates', 64
+    cfg.train_dataloader.dataset.size = 4
+    runner, backbone = built_of(cfg)
+    model, calls, plain = copy.deepcopy(runner.model), [], type(backbone).forward
+    monkeypatch.setattr(
+        type(backbone), 'forward', lambda self, x: calls.append(len(x)) or plain(self, x)
+    )
+    fit_head(runner, backbone, 3, seed=0)
+    assert calls == [4, 4]  # once for each of the two, and then never again
+
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(0)).tolist()
+    loader = runner.train_loop.dataloader
+    data = loader.collate_fn([loader.dataset[i] for i in order])
+    optimizer = torch.optim.AdamW(model.decode_head.parameters(), lr=1e-2)
+    model.train()
+    model.backbone.eval()
+    for _ in range(3):
+        batch = model.data_preprocessor(copy.deepcopy(data), True)
+        loss, _ = model.parse_losses(model(**batch, mode='loss'))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, value in head_of(runner.model).items():
+        torch.testing.assert_close(value, head_of(model)[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_a_negative_count_is_refused():

@@ -4,6 +4,9 @@ A head that was just drawn sends gradients into the backbone that say more about
 about the task (Kumar et al., ICLR 2022, fit the head first for that reason). The features are
 computed once and gone through again and again, so some hundred steps cost little more than one
 pass over the images.
+
+By default it is fitted only as far as its weights move by `MOVED`: a head that has learnt a few
+images by heart leaves the backbone no gradient (docs/methods.md has what either costs).
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,19 +38,24 @@ from .sample_losses import prepared
 from .scoring import seeded_batches, show_progress
 from .scoring_state import kept_flags, plain_forward, preserved_random_state
 
-__all__ = ['fit_head']
+__all__ = ['MOVED', 'fit_head']
 
+MOVED = 0.05  # learning rate times iterations: as far as Adam moves a weight at most
+MOST = 100  # iterations by default
 ROOM = 2 << 30  # bytes of features, images and labels that are held
 TOLD = 0.1  # the losses in the log are means over this share of the iterations
 
 
-@dataclass(frozen=True)
 class _Batch:
-    """A batch as the model's loss takes it, and what the backbone makes of its images."""
+    """A batch as the model's loss takes it, and what the backbone makes of its images.
 
-    inputs: Any
-    samples: Any
-    features: Any
+    The backbone runs within the first loss of the batch, however often that calls it and with
+    whatever; later losses are given the same features.
+    """
+
+    def __init__(self, inputs: Any, samples: Any) -> None:
+        self.inputs, self.samples = inputs, samples
+        self.features: list[Any] = []
 
     @property
     def size(self) -> int:
@@ -57,8 +64,21 @@ class _Batch:
         held += [t for sample in self.samples for t in tensors_in(sample.to_dict())]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
+    def frozen(self, backbone: nn.Module) -> Any:
+        """A context in which the backbone gives the features of this batch, without gradients."""
+        plain, known = backbone.forward, iter([*self.features])
 
-def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            for features in known:
+                return features
+            with torch.no_grad():
+                self.features.append(plain(*args, **kwargs))
+            return self.features[-1]
+
+        return with_forward(backbone, forward)
+
+
+def fit_head(runner: Runner, backbone: nn.Module, iters: int | None, seed: int) -> int:
     """Trains all of a run's model but its backbone, in place.
 
     By the run's own loss and optimizer, at the optimizer's own rate all the time. Augmentations
@@ -68,11 +88,17 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None
     Args:
         runner: A runner whose training loop is built and weights are loaded.
         backbone: The plain backbone inside ``runner.model``.
-        iters: Iterations, of the training loader's batch size.
+        iters: Iterations, of the training loader's batch size. None: as many as move a weight by
+            about `MOVED` at the head's learning rate, at most `MOST`; none where one moves it much
+            further, nothing but the backbone can be trained, or by several optimizers.
         seed: Of the samples drawn, their augmentations and their order.
 
+    Returns:
+        The iterations.
+
     Raises:
-        ConfigError: If nothing but the backbone can be trained, or by several optimizers.
+        ConfigError: If they are given, and nothing but the backbone can be trained, or by several
+            optimizers.
         DataError: If a sample cannot be loaded or has labels that do not fit, or a loss is not
             finite.
     """
@@ -81,6 +107,8 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None
     inside = {id(parameter) for parameter in backbone.parameters()}
     head = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
     if not head:
+        if iters is None:
+            return 0
         raise ConfigError(
             f'head_iters={iters}: {type(model).__name__} has nothing to train but its backbone; '
             'leave it out'
@@ -93,12 +121,23 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None
         stack.enter_context(as_single_process())
         config = remember_configs(runner)['optim_wrapper']
         what = 'head_iters needs one optimizer; leave it out'
-        wrapper = single_optimizer(runner, backbone, config, iters, what)
-        held = _held(runner, model, wrapper, iters, seed)
+        try:
+            wrapper = single_optimizer(runner, backbone, config, iters or MOST, what)
+        except ConfigError as error:
+            if iters is not None:
+                raise
+            logger.info(f'the head is not fitted first: {error}')
+            return 0
+        if iters is None:
+            iters = _default_iters(wrapper)
+            if not iters:
+                return 0
+            wrapper.initialize_count_status(runner.model, 0, iters)
         show = show_progress(iters, logger, 'fitting the head', 'iterations')
-        torch.manual_seed(seed)
-        for batch in _passes(held, iters, seed):
-            losses.append(_step(model, batch, wrapper))
+        held: list[_Batch] = []
+        for batch in _passes(_batches(runner, model, iters, seed), held, iters, seed):
+            torch.manual_seed(seed + len(losses))  # of dropout, whoever has loaded the batch
+            losses.append(_step(model, backbone, batch, wrapper))
             if not math.isfinite(losses[-1]):
                 raise DataError(
                     f'the loss of the head on frozen features is {losses[-1]} at iteration '
@@ -114,12 +153,17 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int, seed: int) -> None
         f'{sum(losses[:few]) / few:.4g} -> {sum(losses[-few:]) / few:.4g}, '
         f'{time.time() - begin:.1f} s'
     )
+    return iters
 
 
-def _held(
-    runner: Runner, model: BaseModel, wrapper: OptimWrapper, iters: int, seed: int
-) -> list[_Batch]:
-    """As many batches as are asked for, there are, and there is room for; at least one."""
+def _default_iters(wrapper: OptimWrapper) -> int:
+    """See `fit_head`."""
+    rate = max(group['lr'] for group in wrapper.optimizer.param_groups)
+    return round(min(MOST, MOVED / rate)) if rate > 0 else 0
+
+
+def _batches(runner: Runner, model: BaseModel, iters: int, seed: int) -> Iterator[_Batch]:
+    """As many batches as are asked for and there are; at least one."""
     loader = runner.train_loop.dataloader
     size = loader.batch_size or 1
     generator = torch.Generator().manual_seed(seed)
@@ -127,32 +171,39 @@ def _held(
     if len(order) < size:  # as an endless sampler fills its batches
         order = (order * -(-size // len(order)))[:size]
     order = order[: min(iters, len(order) // size) * size]
-    held: list[_Batch] = []
-    used = 0
     for data in seeded_batches(loader, order, size, seed):
         data = prepared(model, data)
-        with torch.no_grad(), wrapper.optim_context(model):
-            features = model.backbone(data['inputs'])
-        held.append(_Batch(data['inputs'], data['data_samples'], features))
-        used += held[-1].size
-        if used + held[-1].size > ROOM:
+        yield _Batch(data['inputs'], data['data_samples'])
+
+
+def _passes(
+    batches: Iterator[_Batch], held: list[_Batch], iters: int, seed: int
+) -> Iterator[_Batch]:
+    """The batches, and then those for which there was room again, each time in another order.
+
+    Args:
+        batches: All of them.
+        held: Takes those that are held.
+        iters: How many to give.
+        seed: Of the orders.
+    """
+    used = 0
+    for batch in batches:
+        held.append(batch)
+        yield batch
+        used += batch.size
+        if used + batch.size > ROOM:
             break
-    return held
-
-
-def _passes(held: list[_Batch], iters: int, seed: int) -> Iterator[_Batch]:
-    """The batches again and again, each time in another order."""
     generator = torch.Generator().manual_seed(seed)
-    for number in range(iters):
+    for number in range(iters - len(held)):
         if number % len(held) == 0:
             order = torch.randperm(len(held), generator=generator).tolist()
         yield held[order[number % len(held)]]
 
 
-def _step(model: BaseModel, batch: _Batch, wrapper: OptimWrapper) -> float:
+def _step(model: BaseModel, backbone: nn.Module, batch: _Batch, wrapper: OptimWrapper) -> float:
     samples = copy.deepcopy(batch.samples)  # models change labels in place
-    given = with_forward(model.backbone, lambda *_, **__: batch.features)
-    with given, named_loss(model, samples), wrapper.optim_context(model):
+    with batch.frozen(backbone), named_loss(model, samples), wrapper.optim_context(model):
         loss, _ = model.parse_losses(model.loss(batch.inputs, samples))
     wrapper.update_params(loss)
     return float(loss.detach())

@@ -128,6 +128,12 @@ class RunPlanner:
             settings |= {'seed': self.seed}
         return {'method': self.method.name, **settings}
 
+    @property
+    def follows_gradient(self) -> bool:
+        """Whether the mean gradient decides what is trained, or where its factors begin."""
+        decides = self.method.needs_scores and self.statistic == 'mean_gradient'
+        return decides and (self.path is None or self.method.needs_start)
+
     def plan(self, runner: Runner, backbone: nn.Module, digests: Mapping[str, str]) -> Plan | None:
         """The plan for a backbone with its pretrained weights, the same on every rank.
 
