@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from cdra_mm.core import (
     plan_of,
 )
 from cdra_mm.core.adapters.copied_weights import choose_product
+from cdra_mm.core.scoring.losses import require_finite
 from cdra_mm.methods import Full
 
 from .checkpoints.base_source import find_source
@@ -86,8 +88,11 @@ class Adaptation:
             logger.warning(describe_missing(backbone, source, missing, method, also))
         settings = self.settings
         if self.head_iters or (self.head_iters is None and self.planner.follows_gradient):
-            iters = fit_head(runner, backbone, self.head_iters, self.seed)
+            require_finite(backbone)
+            since, samples = time.time(), self.planner.num_samples
+            iters = fit_head(runner, backbone, self.head_iters, self.seed, samples)
             settings |= {'head_iters': iters}
+            self.planner.seconds += time.time() - since
         plan = self.planner.plan(runner, backbone, digests)
         if plan is not None:
             start = self.planner.start

@@ -101,10 +101,10 @@ class CDRAHook(Hook):
             with its weight to the type that is computed in, as in mixed-precision fine-tuning.
             Factored, the default on a CPU, never rounds an update.
         head_iters: int: iterations that fit the head on the frozen backbone's features before
-            anything is scored and trained, of any method (docs/methods.md). Features are computed
-            once, so some hundred cost seconds. Default: where the mean gradient decides, as many
-            as move a weight of the head by 0.05 (5 at a rate of 1e-2, 50 at 1e-3, at most 100);
-            0 for the other methods.
+            anything is scored and trained, of any method (docs/methods.md). The features of at most
+            `num_samples` images are computed once. Default: where the mean gradient decides, as
+            many as move a weight of the head by about 0.05 (5 at a rate of 1e-2, 50 at 1e-3, at
+            most 100 steps), and 0 where that fails; 0 for the other methods.
         base_dtype: None (default, as it is loaded) or ``'int8'``: what the frozen matrices are kept
             in while training, a quarter of their memory; adapters, scores and a merge are in full
             precision (docs/small_precision.md).

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cdra_mm.core import remove_adapters
 from cdra_mm.methods import METHODS
 from cdra_mm.mm import rate_watch
+from cdra_mm.mm.planning.head_fit import fit_head
 from cdra_mm.mm.planning.scoring import score_backbone
 from cdra_mm.mm.planning.withheld import withheld_parameters
 from tests.mm import test_methods_runs, toy
@@ -144,8 +145,8 @@ def bug_on_one_process(folder: Path) -> Weights:
 
 
 def training(folder: Path) -> Weights:
-    """A segmentor, from scoring to its last iteration."""
-    cfg = toy.config(folder, work_dir=str(folder / 'training'))
+    """A segmentor, from the fit of its head to its last iteration."""
+    cfg = toy.config(folder, work_dir=str(folder / 'training'), cdra=dict(head_iters=None))
     cfg.train_dataloader.batch_size = 2
     cfg.train_dataloader.dataset.jitter = True
     cfg.train_cfg.max_iters = 3
@@ -154,6 +155,20 @@ def training(folder: Path) -> Weights:
         assert type(runner.model).__name__ == WRAPPER['type']
         assert not runner.model.find_unused_parameters
     return state(runner)
+
+
+def head_that_fails_on_one_process(folder: Path) -> bool:
+    """Whether all leave it as it was."""
+    runner = ready(folder)
+    before = state(runner)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError('of one process')
+
+    if get_rank() == 1:
+        plain(runner).decode_head.forward = fails
+    fitted = fit_head(runner, plain(runner).backbone, None, seed=0)
+    return not fitted and all(torch.equal(v, before[name]) for name, v in state(runner).items())
 
 
 def trained_in_int8(folder: Path) -> Weights:

@@ -36,6 +36,7 @@ PAIR = (
     'early_out_indices',
     'ruinous_rate',
     'probe_that_fails_on_one_process',
+    'head_that_fails_on_one_process',
 )
 TRIPLE = (*SCORED, 'image_that_is_broken', 'training')
 
@@ -172,6 +173,10 @@ def test_processes_find_the_same_to_be_out_of_reach(folder):
 
 def test_a_probe_that_fails_on_one_process_withholds_nothing_on_any(folder):
     assert outcomes(folder, 'probe_that_fails_on_one_process', 2) == [{}, {}]
+
+
+def test_a_head_that_one_process_cannot_fit_stays_as_it_was_on_all(folder):
+    assert outcomes(folder, 'head_that_fails_on_one_process', 2) == [True, True]
 
 
 def test_only_the_main_process_watches_the_rate(folder):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
@@ -13,7 +15,7 @@ from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 
 from cdra_mm import CDRAHook
-from cdra_mm.core import ConfigError, DataError, base_state
+from cdra_mm.core import ConfigError, DataError, ScoreError, base_state
 from cdra_mm.mm.planning import head_fit
 from cdra_mm.mm.planning.head_fit import fit_head
 
@@ -94,6 +96,15 @@ def test_what_there_is_no_room_for_is_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr(head_fit, 'ROOM', 1)
     fit_head(runner, backbone, 20, seed=0)
     assert calls == [4]  # one batch at least
+    monkeypatch.undo()
+    for samples, batches in ((8, 2), (3, 1)):
+        with monkeypatch.context() as patch:
+            calls.clear()
+            patch.setattr(
+                type(backbone), 'forward', lambda self, x: calls.append(len(x)) or plain(self, x)
+            )
+            fit_head(runner, backbone, 20, seed=0, num_samples=samples)
+        assert calls == [4] * batches
 
 
 def test_scores_are_those_of_the_fitted_head_and_training_goes_on_from_it(tmp_path):
@@ -101,7 +112,7 @@ def test_scores_are_those_of_the_fitted_head_and_training_goes_on_from_it(tmp_pa
         toy.config(tmp_path, cdra=dict(head_iters=30, method=dict(type='linear')), train_cfg=SHORT)
     )
     fresh, backbone = built(tmp_path)
-    fit_head(fresh, backbone, 30, seed=0)
+    fit_head(fresh, backbone, 30, seed=0, num_samples=8)
     for name, value in head_of(fresh.model).items():  # one step of training moves it by 0.01
         now = head_of(runner.model)[name]
         if value.dtype.is_floating_point and 'running' not in name:
@@ -178,14 +189,111 @@ def test_what_the_default_came_to_is_gone_on_with(tmp_path):
         assert toy.train(cfg).iter == 2
 
 
-def test_a_run_that_has_no_head_to_fit_goes_without_by_default(tmp_path):
+def without_fit(runner, backbone, caplog, why):
+    """By default such a run goes on with the head as it was, and says why."""
+    before = head_of(runner.model)
+    caplog.clear()
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    try:
+        assert fit_head(runner, backbone, None, seed=0) == 0
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert all(torch.equal(value, before[name]) for name, value in head_of(runner.model).items())
+    assert all(p.grad is None for p in runner.model.parameters())
+    assert why in caplog.text
+
+
+def test_by_default_nothing_stops_a_run_that_would_train_without(tmp_path, caplog, monkeypatch):
     several = dict(constructor='OneForHeadAndRest', type='OptimWrapper', optimizer=dict(type='SGD'))
     runner, backbone = built(tmp_path, optim_wrapper=several)
-    before = head_of(runner.model)
-    assert fit_head(runner, backbone, None, seed=0) == 0
-    assert all(torch.equal(value, before[name]) for name, value in head_of(runner.model).items())
+    why = 'the head is not fitted first (optim_wrapper is a OptimWrapperDict: it is fitted by one)'
+    without_fit(runner, backbone, caplog, why)
     runner.model.decode_head.requires_grad_(False)
-    assert fit_head(runner, backbone, None, seed=0) == 0
+    without_fit(runner, backbone, caplog, '')
+
+    runner, backbone = built(tmp_path, optim_wrapper=dict(several, constructor='OfBackboneAlone'))
+    without_fit(runner, backbone, caplog, '(ValueError: optimizer got an empty parameter list)')
+
+    runner, backbone = built(tmp_path)
+    plain, calls = type(runner.model).loss, []
+
+    def loss(self, *given):
+        calls.append(len(calls))
+        if len(calls) > 2:  # two steps have moved it by then
+            raise RuntimeError('of the head')
+        return plain(self, *given)
+
+    monkeypatch.setattr(type(runner.model), 'loss', loss)
+    without_fit(runner, backbone, caplog, '(RuntimeError: of the head); head_iters=0 leaves it')
+    calls.clear()
+    with pytest.raises(RuntimeError, match='of the head'):
+        fit_head(runner, backbone, 5, seed=0)
+
+    def not_finite(self, *given):
+        return {name: value * float('nan') for name, value in plain(self, *given).items()}
+
+    monkeypatch.setattr(type(runner.model), 'loss', not_finite)
+    without_fit(runner, backbone, caplog, 'the loss of the head on frozen features is nan')
+    monkeypatch.undo()
+
+    data = runner.train_loop.dataloader.dataset
+    monkeypatch.setattr(type(data), '__len__', lambda self: 0)
+    with pytest.raises(DataError, match='the training data set is empty'):
+        fit_head(runner, backbone, None, seed=0)
+
+
+def test_steps_are_counted_where_gradients_are_accumulated(tmp_path):
+    wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-2))
+    runner, backbone = built(tmp_path, optim_wrapper=dict(wrapper, accumulative_counts=4))
+    assert fit_head(runner, backbone, None, seed=0) == 20
+
+
+def test_weights_that_are_not_finite_are_named_before_the_head_is_fitted(tmp_path):
+    cfg = toy.config(tmp_path, cdra=dict(head_iters=None))
+    runner, backbone = built_of(cfg)
+    hook = next(hook for hook in runner.hooks if isinstance(hook, CDRAHook))
+    backbone.layers[0].attn.qkv.weight.data[0, 0] = float('nan')
+    with pytest.raises(ScoreError, match='layers.0.attn.qkv.weight'):
+        hook.adaptation.begin(runner, backbone)
+
+
+@pytest.mark.parametrize('what', ['in place', 'looked into', 'appended to'])
+def test_features_that_a_loss_changes_or_hooks_take_are_made_again(tmp_path, monkeypatch, what):
+    seen = {}
+    for held in (True, False):
+        runner, backbone = built(tmp_path)
+        model, plain = runner.model, type(runner.model).extract_feat
+
+        def extract_feat(self, inputs, plain=plain):
+            features = plain(self, inputs)
+            if what == 'in place':
+                features[-1].mul_(1.5)
+            return features if what != 'looked into' else (self.inner * features[-1],)
+
+        if what == 'looked into':
+            last = backbone.layers[-1]
+            last.register_forward_hook(
+                lambda _, __, out, m=model: m.__dict__.update(inner=out.mean().detach())
+            )
+        if what == 'appended to':
+            forward = backbone.forward
+            backbone.forward = lambda x, forward=forward: list(forward(x))
+
+            def extract_feat(self, inputs, plain=plain):
+                features = plain(self, inputs)
+                features.append(features[-1] * len(features))
+                return features
+
+        monkeypatch.setattr(type(model), 'extract_feat', extract_feat)
+        if not held:
+            numbers = itertools.count()
+            monkeypatch.setattr(head_fit, '_versions', lambda _, n=numbers: [next(n)])
+        fit_head(runner, backbone, 9, seed=0)
+        monkeypatch.undo()
+        seen[held] = head_of(runner.model)
+    for name, value in seen[True].items():
+        torch.testing.assert_close(value, seen[False][name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_a_loss_that_is_not_finite_names_the_iteration(tmp_path):
@@ -253,6 +361,16 @@ def test_fewer_images_than_a_batch_fill_it(tmp_path):
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class OfBackboneAlone:
+    def __init__(self, *_, **__):
+        pass
+
+    def __call__(self, model):
+        trained = [p for p in model.backbone.parameters() if p.requires_grad]
+        return OptimWrapper(torch.optim.SGD(trained, lr=1e-3))
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
 class OneForHeadAndRest:
     def __init__(self, *_, **__):
         pass
@@ -266,7 +384,7 @@ class OneForHeadAndRest:
 def test_several_optimizers_are_refused(tmp_path):
     several = dict(constructor='OneForHeadAndRest', type='OptimWrapper', optimizer=dict(type='SGD'))
     cfg = toy.config(tmp_path, cdra=dict(head_iters=2), optim_wrapper=several)
-    with pytest.raises(ConfigError, match='a OptimWrapperDict: head_iters needs one optimizer'):
+    with pytest.raises(ConfigError, match='a OptimWrapperDict: head_iters needs one; leave it out'):
         toy.train(cfg)
 
 

@@ -19,7 +19,7 @@ from cdra_mm.errors import ConfigError
 
 from ..timing import measure, paired_ratio
 from .inputs import REPOSITORY, StartCase, make_case
-from .stages import SCORING
+from .stages import FITTING, SCORING
 
 __all__ = ['WAYS', 'compare_starts', 'openmmlab_script', 'summed']
 
@@ -60,8 +60,8 @@ def compare_starts(name: str, *, repeats: int, warmup: int, seed: int) -> dict[s
 
     Returns:
         The record: of each way the median seconds of its stages, their sum, what it has added to
-        OpenMMLab's without its scoring, and the scoring relative to OpenMMLab's own steps over
-        as many images.
+        OpenMMLab's without its scoring and the head's fit, and the scoring relative to OpenMMLab's
+        own steps over as many images.
 
     Raises:
         ConfigError: If something that it needs is missing, or a run fails.
@@ -134,14 +134,14 @@ def run_once(case: StartCase, way: str, script: Path, folder: Path) -> dict[str,
     return report
 
 
-def summed(report: Mapping[str, Any], without: str = '') -> dict[str, float]:
+def summed(report: Mapping[str, Any], *without: str) -> dict[str, float]:
     """Seconds from the command to the first iteration, by both clocks.
 
     Args:
         report: What `traced` has written.
-        without: A stage to leave out.
+        *without: Stages to leave out.
     """
-    stages = [spent for name, spent in report['stages'].items() if name != without]
+    stages = [spent for name, spent in report['stages'].items() if name not in without]
     return {clock: sum(spent[clock] for spent in stages) for clock in CLOCKS}
 
 
@@ -163,7 +163,7 @@ def summary(
     for clock in CLOCKS:
         entry[clock] = median(summed(report)[clock] for report in reports)
         entry[f'added_{clock}'] = median(
-            summed(own, SCORING)[clock] - summed(other)[clock] for own, other in pairs
+            summed(own, SCORING, FITTING)[clock] - summed(other)[clock] for own, other in pairs
         )
         if SCORING in names:
             scored = [own['stages'][SCORING][clock] for own, _ in pairs]

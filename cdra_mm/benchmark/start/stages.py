@@ -7,11 +7,12 @@ of OpenMMLab, has no such stage in that run.
 
 from __future__ import annotations
 
-__all__ = ['FIRST', 'ITERATIONS', 'IMPORTS', 'OTHER', 'SCORING', 'STAGES', 'STEPS']
+__all__ = ['FIRST', 'FITTING', 'ITERATIONS', 'IMPORTS', 'OTHER', 'SCORING', 'STAGES', 'STEPS']
 
 FIRST = 'interpreter'  # until the script begins
 IMPORTS = 'imports'
 SCORING = 'scoring'
+FITTING = 'fitting the head'
 STEPS = 'training steps'
 OTHER = 'the rest'  # of the script, between all these
 
@@ -48,6 +49,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         'cdra_mm.core.model.digests:fingerprint_differences',
     ),
     'what can be trained': ('cdra_mm.mm.planning.withheld:withheld_parameters',),
+    FITTING: ('cdra_mm.mm.planning.head_fit:fit_head',),
     SCORING: ('cdra_mm.mm.planning.scoring:score_backbone',),
     'planning': ('cdra_mm.mm.planning.run_plan:RunPlanner.plan',),
     'adapters': (

@@ -22,7 +22,7 @@ def render_starts(record: Mapping[str, Any]) -> str:
     rows = [[name, *(_pair(way['stages'].get(name)) for way in ways.values())] for name in stages]
     rows.append(['to the first iteration', *map(_pair, ways.values())])
     added = [_pair({c: way[f'added_{c}'] for c in CLOCKS}) for way in ways.values()]
-    rows.append(['added, without scoring', *added])
+    rows.append(["added, without scoring and the head's fit", *added])
     rows.append(['steps over as many images', *(_pair(way['steps']) for way in ways.values())])
     lines = [title, f'  {record["reduced"]}', aligned(('seconds / CPU', *ways), rows)]
     for name, way in ways.items():

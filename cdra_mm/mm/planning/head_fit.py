@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from mmengine.dist import broadcast
+from mmengine.dist import all_gather_object, broadcast
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core.model.evaluation import evaluation_mode
 from cdra_mm.core.model.own_state import tensors_in
-from cdra_mm.errors import ConfigError, DataError
+from cdra_mm.errors import CDRAError, ConfigError, DataError
 
 from ..host.model_patches import as_single_process, with_forward
 from ..optimizer_parameters import single_optimizer
@@ -40,22 +40,28 @@ from .scoring_state import kept_flags, plain_forward, preserved_random_state
 
 __all__ = ['MOVED', 'fit_head']
 
-MOVED = 0.05  # learning rate times iterations: as far as Adam moves a weight at most
-MOST = 100  # iterations by default
+MOVED = 0.05  # learning rate times steps: about as far as Adam moves a weight
+MOST = 100  # steps by default
 ROOM = 2 << 30  # bytes of features, images and labels that are held
 TOLD = 0.1  # the losses in the log are means over this share of the iterations
 
 
-class _Batch:
-    """A batch as the model's loss takes it, and what the backbone makes of its images.
+class _NotFinite(DataError):
+    """A loss that is none."""
 
-    The backbone runs within the first loss of the batch, however often that calls it and with
-    whatever; later losses are given the same features.
+
+class _Batch:
+    """A batch as the model's loss takes it, and what the backbone's forward makes of its images.
+
+    That runs within the first loss of the batch, however often the loss calls it and with
+    whatever; later losses are given the same features. It runs every time where that would be
+    something else: where somebody's hooks look into the backbone, or a loss changes its features.
     """
 
     def __init__(self, inputs: Any, samples: Any) -> None:
         self.inputs, self.samples = inputs, samples
         self.features: list[Any] = []
+        self._versions: list[int] = []
 
     @property
     def size(self) -> int:
@@ -64,43 +70,65 @@ class _Batch:
         held += [t for sample in self.samples for t in tensors_in(sample.to_dict())]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
-    def frozen(self, backbone: nn.Module) -> Any:
-        """A context in which the backbone gives the features of this batch, without gradients."""
+    @contextmanager
+    def frozen(self, backbone: nn.Module) -> Iterator[None]:
+        """The backbone gives the features of this batch, without gradients."""
         plain, known = backbone.forward, iter([*self.features])
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             for features in known:
-                return features
+                return _apart(features)
             with torch.no_grad():
                 self.features.append(plain(*args, **kwargs))
-            return self.features[-1]
+            self._versions += _versions(self.features[-1])
+            return _apart(self.features[-1])
 
-        return with_forward(backbone, forward)
+        with with_forward(backbone, forward):
+            yield
+        looked_into = any(module._forward_hooks for module in backbone.modules())
+        if looked_into or self._versions != _versions(self.features):
+            self.features, self._versions = [], []
 
 
-def fit_head(runner: Runner, backbone: nn.Module, iters: int | None, seed: int) -> int:
+def _versions(features: Any) -> list[int]:
+    """Grow where a tensor is changed in place."""
+    return [tensor._version for tensor in tensors_in(features)]
+
+
+def _apart(features: Any) -> Any:
+    """The same tensors in a container of their own."""
+    return copy.copy(features) if isinstance(features, list | dict) else features
+
+
+def fit_head(
+    runner: Runner, backbone: nn.Module, iters: int | None, seed: int, num_samples: int = 400
+) -> int:
     """Trains all of a run's model but its backbone, in place.
 
     By the run's own loss and optimizer, at the optimizer's own rate all the time. Augmentations
     are drawn once a sample. On several processes each does the same by itself, and the head of the
     first counts. What training draws afterwards is what it would draw without.
 
+    Where nobody has asked for it (`iters` is None) nothing stops a run that would train without:
+    the head is then left as it was, and it is said why.
+
     Args:
         runner: A runner whose training loop is built and weights are loaded.
         backbone: The plain backbone inside ``runner.model``.
         iters: Iterations, of the training loader's batch size. None: as many as move a weight by
-            about `MOVED` at the head's learning rate, at most `MOST`; none where one moves it much
-            further, nothing but the backbone can be trained, or by several optimizers.
+            about `MOVED` at the head's learning rate, at most `MOST` steps; none where one moves it
+            much further, or it cannot be fitted.
         seed: Of the samples drawn, their augmentations and their order.
+        num_samples: Most samples to draw, at least a batch.
 
     Returns:
         The iterations.
 
     Raises:
-        ConfigError: If they are given, and nothing but the backbone can be trained, or by several
-            optimizers.
-        DataError: If a sample cannot be loaded or has labels that do not fit, or a loss is not
-            finite.
+        ConfigError: If iterations are given, and nothing but the backbone can be trained, or by
+            several optimizers.
+        DataError: If a sample cannot be loaded or has labels that do not fit; if iterations are
+            given, also if a loss is not finite.
     """
     logger, begin = MMLogger.get_current_instance(), time.time()
     model = plain_model(runner)
@@ -113,64 +141,118 @@ def fit_head(runner: Runner, backbone: nn.Module, iters: int | None, seed: int) 
             f'head_iters={iters}: {type(model).__name__} has nothing to train but its backbone; '
             'leave it out'
         )
+    before = [(t, t.detach().clone()) for t in (*head, *_buffers(model, backbone))]
     losses: list[float] = []
+    error: Exception | None = None
+    try:
+        held = _fit(runner, model, backbone, iters, seed, num_samples, losses)
+    except Exception as found:  # of any head and loss
+        error = found
+    told = [each for each in all_gather_object(_told(error)) if each]
+    if told:
+        for tensor, value in before:
+            tensor.data.copy_(value)
+        is_fault = iters is not None or any(fault for _, fault in told)
+        if is_fault and error is not None:
+            raise error
+        if is_fault:
+            raise DataError(f'another process cannot fit the head: {told[0][0]}')
+        logger.warning(
+            f'the head is not fitted first ({told[0][0]}); head_iters=0 leaves it as it is '
+            'without this line'
+        )
+        return 0
+    if not losses:
+        logger.info('the head is not fitted first: one step at its rate would move it too far')
+        return 0
+    for tensor, _ in before:
+        broadcast(tensor.data)
+    few = max(1, round(len(losses) * TOLD))
+    logger.info(
+        f'fitted the head on frozen features: {len(losses)} iterations over {held} batches, loss '
+        f'{sum(losses[:few]) / few:.4g} -> {sum(losses[-few:]) / few:.4g}, '
+        f'{time.time() - begin:.1f} s'
+    )
+    return len(losses)
+
+
+def _told(error: Exception | None) -> tuple[str, bool] | None:
+    """An error as other processes are told of it, and whether training would meet it, too."""
+    if error is None:
+        return None
+    text = str(error) if isinstance(error, CDRAError) else f'{type(error).__name__}: {error}'
+    return text, isinstance(error, DataError) and not isinstance(error, _NotFinite)
+
+
+def _fit(
+    runner: Runner,
+    model: BaseModel,
+    backbone: nn.Module,
+    iters: int | None,
+    seed: int,
+    num_samples: int,
+    losses: list[float],
+) -> int:
+    """Trains the head, in place; the losses are added to the list.
+
+    Returns:
+        Number of batches.
+    """
     with ExitStack() as stack:
         stack.enter_context(preserved_random_state())
         stack.enter_context(_frozen(model, backbone))
         stack.enter_context(plain_forward(model))
         stack.enter_context(as_single_process())
         config = remember_configs(runner)['optim_wrapper']
-        what = 'head_iters needs one optimizer; leave it out'
-        try:
-            wrapper = single_optimizer(runner, backbone, config, iters or MOST, what)
-        except ConfigError as error:
-            if iters is not None:
-                raise
-            logger.info(f'the head is not fitted first: {error}')
-            return 0
+        what = 'it is fitted by one' if iters is None else 'head_iters needs one; leave it out'
+        wrapper = single_optimizer(runner, backbone, config, iters or MOST, what)
         if iters is None:
             iters = _default_iters(wrapper)
-            if not iters:
-                return 0
             wrapper.initialize_count_status(runner.model, 0, iters)
-        show = show_progress(iters, logger, 'fitting the head', 'iterations')
+        show = show_progress(
+            iters, MMLogger.get_current_instance(), 'fitting the head', 'iterations'
+        )
         held: list[_Batch] = []
-        for batch in _passes(_batches(runner, model, iters, seed), held, iters, seed):
+        batches = _batches(runner, model, iters, seed, num_samples)
+        for batch in _passes(batches, held, iters, seed):
             torch.manual_seed(seed + len(losses))  # of dropout, whoever has loaded the batch
             losses.append(_step(model, backbone, batch, wrapper))
             if not math.isfinite(losses[-1]):
-                raise DataError(
+                raise _NotFinite(
                     f'the loss of the head on frozen features is {losses[-1]} at iteration '
                     f"{len(losses)}: lower the head's learning rate, or look for images without "
                     'any label'
                 )
             show(len(losses))
-    for tensor in (*head, *_buffers(model, backbone)):
-        broadcast(tensor.data)
-    few = max(1, round(iters * TOLD))
-    logger.info(
-        f'fitted the head on frozen features: {iters} iterations over {len(held)} batches, loss '
-        f'{sum(losses[:few]) / few:.4g} -> {sum(losses[-few:]) / few:.4g}, '
-        f'{time.time() - begin:.1f} s'
-    )
-    return iters
+    return len(held)
 
 
 def _default_iters(wrapper: OptimWrapper) -> int:
     """See `fit_head`."""
     rate = max(group['lr'] for group in wrapper.optimizer.param_groups)
-    return round(min(MOST, MOVED / rate)) if rate > 0 else 0
+    steps = round(min(MOST, MOVED / rate)) if rate > 0 else 0
+    return steps * int(getattr(wrapper, '_accumulative_counts', 1))
 
 
-def _batches(runner: Runner, model: BaseModel, iters: int, seed: int) -> Iterator[_Batch]:
-    """As many batches as are asked for and there are; at least one."""
+def _batches(
+    runner: Runner, model: BaseModel, iters: int, seed: int, num_samples: int
+) -> Iterator[_Batch]:
+    """As many batches as are asked for, may be and there are; at least one.
+
+    Raises:
+        DataError: If there are no samples, or one cannot be loaded.
+    """
     loader = runner.train_loop.dataloader
-    size = loader.batch_size or 1
+    size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None) or 1
+    if not iters:
+        return
+    if not len(loader.dataset):
+        raise DataError('the training data set is empty: nothing to fit the head on')
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(loader.dataset), generator=generator).tolist()
     if len(order) < size:  # as an endless sampler fills its batches
         order = (order * -(-size // len(order)))[:size]
-    order = order[: min(iters, len(order) // size) * size]
+    order = order[: max(1, min(iters, min(len(order), num_samples) // size)) * size]
     for data in seeded_batches(loader, order, size, seed):
         data = prepared(model, data)
         yield _Batch(data['inputs'], data['data_samples'])
@@ -212,10 +294,11 @@ def _step(model: BaseModel, backbone: nn.Module, batch: _Batch, wrapper: OptimWr
 @contextmanager
 def _frozen(model: nn.Module, backbone: nn.Module) -> Iterator[None]:
     """The backbone is in evaluation mode and frozen, the rest is trained; then all is as before."""
-    inside = {id(module) for module in backbone.modules()}
     with evaluation_mode(model), kept_flags(model.parameters()):
-        for module in model.modules():
-            module.training = id(module) not in inside
+        model.train()  # what that keeps frozen or in evaluation stays so
+        backbone.train(False)
+        for module in backbone.modules():
+            module.training = False
         for parameter in backbone.parameters():
             parameter.requires_grad_(False)
         yield

@@ -57,7 +57,7 @@ class RunPlanner:
         also_train_in_budget: Whether `also_train` counts against a budget.
         score_dtype: Key of `SCORE_DTYPES`: what the scores are kept in.
         score_device: ``'cpu'``, or None to keep them where the backbone is.
-        seconds: What scoring or a search took.
+        seconds: What scoring or a search took, and the fit of the head.
         start: First factors of the plan, by block; see `Method.first_factors`.
         masses: Sum of the scores of each target that competed; see `masses_of`.
 

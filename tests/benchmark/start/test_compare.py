@@ -53,12 +53,13 @@ def test_record_pairs_the_rounds(rounds):
     assert ours['stages']['rebuild']['seconds'] == 3
     assert ours['scoring_seconds_ratio_vs_steps'] == pytest.approx(1.15)  # of 1.1 and 1.2
     text = render_starts(record)
-    assert 'added, without scoring' in text and '1.00 / 0.50' in text
+    assert 'added, without scoring and' in text and '1.00 / 0.50' in text
     assert "ours, CDRA: scoring takes 1.150 of OpenMMLab's steps" in text
 
 
 def test_sum_leaves_a_stage_out():
     assert summed(report(1, a=2, b=3), 'b') == {'seconds': 2, 'cpu_seconds': 1}
+    assert summed(report(1, a=2, b=3, c=4), 'b', 'c') == {'seconds': 2, 'cpu_seconds': 1}
 
 
 def test_names_of_the_command_line_are_those_of_the_code():
