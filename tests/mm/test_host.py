@@ -25,12 +25,14 @@ PARTS = {'runner', 'loop', 'loader', 'dataset', 'inferencer', 'preprocessor'}
 OF_TORCH = {
     '_buffers',
     '_exit',  # of os
+    '_forward_hooks',
     '_forward_pre_hooks',
     '_is_in_bad_fork',
     '_load_state_dict_pre_hooks',
     '_modules',
     '_parameters',
     '_register_load_state_dict_pre_hook',
+    '_version',
 }
 
 

@@ -192,10 +192,13 @@ def test_shipped_grid_has_every_row_and_its_command(name):
 def test_the_shipped_study_in_memory_has_every_row_of_a_size_that_it_can_have():
     study = read_small_study(FOLDER / 'study_cpu.py')
     names = {row.name for row in study.grid.rows}
-    # The package's default is there under its allocation's name.
+    # The package's default is there as cdra_brief.
     assert ROWS - names == {'cdra'}
     own = {name for name in names if name.endswith('_own')}
-    assert names - ROWS == {'cdra_count', 'cdra_descent', 'cdra_energy', 'dora_qkv'} | own
+    assert (
+        names - ROWS
+        == {'cdra_brief', 'cdra_count', 'cdra_descent', 'cdra_energy', 'dora_qkv'} | own
+    )
     assert {'lora_own', 'vpt_deep_own'} < own
     compared = read_small_study(FOLDER / 'compare_peft.py')
     assert study.recipes['dora_qkv'] == compared.recipes['dora']
@@ -206,14 +209,17 @@ def test_the_shipped_study_in_memory_has_every_row_of_a_size_that_it_can_have():
         if row.method:  # the others are of peft
             make_method(row.method)
     assert set(parts.rates) < set(study.rates)
-    # Every task is there with the head as it is drawn, and fitted first.
-    drawn = {name: task for name, task in study.tasks.items() if not name.endswith('_fitted')}
+    # Every task is there with the head as it is drawn, fitted first, and fitted briefly first.
+    forms = ('_fitted', '_brief')
+    drawn = {name: task for name, task in study.tasks.items() if not name.endswith(forms)}
     assert parts.grid.tasks == compared.grid.tasks == study.grid.tasks[: len(drawn)]
     for name, task in drawn.items():
         assert study.recipe('lora', name).head_iterations == 0
         assert study.recipe('lora', f'{name}_fitted').head_iterations == 100
-        first = study.tasks[f'{name}_fitted']
-        assert {**first, 'title': task['title']} == {**task, 'head_iterations': 100}
+        for form, steps in zip(forms, (100, 10), strict=True):
+            first = study.tasks[name + form]
+            assert {**first, 'title': task['title']} == {**task, 'head_iterations': steps}
+        assert study.recipe('cdra_brief', name) == study.recipe('cdra_descent', f'{name}_brief')
     assert parts.recipes['energy_start_whole'].rules.sides == (1.0,)
 
 

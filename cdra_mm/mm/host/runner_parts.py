@@ -29,6 +29,7 @@ __all__ = [
     'leave_validation_out',
     'is_built',
     'is_resumed',
+    'iterations_a_step',
     'loaded_from',
     'open_iterations',
     'packages',
@@ -169,6 +170,11 @@ def replace_checkpoint_hooks(runner: Runner, cls: type[OpenCheckpointHook]) -> N
     for position, hook in enumerate(runner.hooks):
         if type(hook) is CheckpointHook:
             runner.hooks[position] = cls.replacing(hook)
+
+
+def iterations_a_step(wrapper: OptimWrapper) -> int:
+    """How many iterations a wrapper gathers gradients of for a step of its optimizer."""
+    return int(wrapper._accumulative_counts)
 
 
 def open_iterations(wrapper: OptimWrapper | OptimWrapperDict) -> int:

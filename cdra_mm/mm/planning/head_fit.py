@@ -31,6 +31,7 @@ from cdra_mm.core.model.own_state import tensors_in
 from cdra_mm.errors import CDRAError, ConfigError, DataError
 
 from ..host.model_patches import as_single_process, with_forward
+from ..host.runner_parts import iterations_a_step
 from ..optimizer_parameters import single_optimizer
 from ..rebuild import plain_model, remember_configs
 from .label_check import named_loss
@@ -231,7 +232,7 @@ def _default_iters(wrapper: OptimWrapper) -> int:
     """See `fit_head`."""
     rate = max(group['lr'] for group in wrapper.optimizer.param_groups)
     steps = round(min(MOST, MOVED / rate)) if rate > 0 else 0
-    return steps * int(getattr(wrapper, '_accumulative_counts', 1))
+    return steps * iterations_a_step(wrapper)
 
 
 def _batches(
