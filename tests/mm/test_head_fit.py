@@ -16,7 +16,7 @@ from mmseg.registry import MODELS
 
 from cdra_mm import CDRAHook
 from cdra_mm.core import ConfigError, DataError, ScoreError, base_state
-from cdra_mm.mm.planning import head_fit
+from cdra_mm.mm.planning import head_fit, held_batch
 from cdra_mm.mm.planning.head_fit import fit_head
 
 from . import toy
@@ -288,7 +288,7 @@ def test_features_that_a_loss_changes_or_hooks_take_are_made_again(tmp_path, mon
         monkeypatch.setattr(type(model), 'extract_feat', extract_feat)
         if not held:
             numbers = itertools.count()
-            monkeypatch.setattr(head_fit, '_versions', lambda _, n=numbers: [next(n)])
+            monkeypatch.setattr(held_batch, '_versions', lambda _, n=numbers: [next(n)])
         fit_head(runner, backbone, 9, seed=0)
         monkeypatch.undo()
         seen[held] = head_of(runner.model)

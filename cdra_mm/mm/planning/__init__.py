@@ -2,6 +2,7 @@
 
 ========================  ==================================================
 `run_plan`                how a run comes by its plan
+`head_fit`, `held_batch`  the head, fitted before anything is scored
 `scoring`                 the run's own data and loss as batches (Eq. 3)
 `sample_losses`           the training loss of each sample of a batch
 `scoring_state`           the state of a run while it is scored

@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, broadcast
@@ -27,13 +26,13 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from cdra_mm.core.model.evaluation import evaluation_mode
-from cdra_mm.core.model.own_state import tensors_in
 from cdra_mm.errors import CDRAError, ConfigError, DataError
 
-from ..host.model_patches import as_single_process, with_forward
+from ..host.model_patches import as_single_process
 from ..host.runner_parts import iterations_a_step
 from ..optimizer_parameters import single_optimizer
 from ..rebuild import plain_model, remember_configs
+from .held_batch import HeldBatch
 from .label_check import named_loss
 from .sample_losses import prepared
 from .scoring import seeded_batches, show_progress
@@ -49,56 +48,6 @@ TOLD = 0.1  # the losses in the log are means over this share of the iterations
 
 class _NotFinite(DataError):
     """A loss that is none."""
-
-
-class _Batch:
-    """A batch as the model's loss takes it, and what the backbone's forward makes of its images.
-
-    That runs within the first loss of the batch, however often the loss calls it and with
-    whatever; later losses are given the same features. It runs every time where that would be
-    something else: where somebody's hooks look into the backbone, or a loss changes its features.
-    """
-
-    def __init__(self, inputs: Any, samples: Any) -> None:
-        self.inputs, self.samples = inputs, samples
-        self.features: list[Any] = []
-        self._versions: list[int] = []
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        held = [*tensors_in(self.features), *tensors_in(self.inputs)]
-        held += [t for sample in self.samples for t in tensors_in(sample.to_dict())]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-    @contextmanager
-    def frozen(self, backbone: nn.Module) -> Iterator[None]:
-        """The backbone gives the features of this batch, without gradients."""
-        plain, known = backbone.forward, iter([*self.features])
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            for features in known:
-                return _apart(features)
-            with torch.no_grad():
-                self.features.append(plain(*args, **kwargs))
-            self._versions += _versions(self.features[-1])
-            return _apart(self.features[-1])
-
-        with with_forward(backbone, forward):
-            yield
-        looked_into = any(module._forward_hooks for module in backbone.modules())
-        if looked_into or self._versions != _versions(self.features):
-            self.features, self._versions = [], []
-
-
-def _versions(features: Any) -> list[int]:
-    """Grow where a tensor is changed in place."""
-    return [tensor._version for tensor in tensors_in(features)]
-
-
-def _apart(features: Any) -> Any:
-    """The same tensors in a container of their own."""
-    return copy.copy(features) if isinstance(features, list | dict) else features
 
 
 def fit_head(
@@ -213,7 +162,7 @@ def _fit(
         show = show_progress(
             iters, MMLogger.get_current_instance(), 'fitting the head', 'iterations'
         )
-        held: list[_Batch] = []
+        held: list[HeldBatch] = []
         batches = _batches(runner, model, iters, seed, num_samples)
         for batch in _passes(batches, held, iters, seed):
             torch.manual_seed(seed + len(losses))  # of dropout, whoever has loaded the batch
@@ -237,7 +186,7 @@ def _default_iters(wrapper: OptimWrapper) -> int:
 
 def _batches(
     runner: Runner, model: BaseModel, iters: int, seed: int, num_samples: int
-) -> Iterator[_Batch]:
+) -> Iterator[HeldBatch]:
     """As many batches as are asked for, may be and there are; at least one.
 
     Raises:
@@ -256,12 +205,12 @@ def _batches(
     order = order[: max(1, min(iters, min(len(order), num_samples) // size)) * size]
     for data in seeded_batches(loader, order, size, seed):
         data = prepared(model, data)
-        yield _Batch(data['inputs'], data['data_samples'])
+        yield HeldBatch(data['inputs'], data['data_samples'])
 
 
 def _passes(
-    batches: Iterator[_Batch], held: list[_Batch], iters: int, seed: int
-) -> Iterator[_Batch]:
+    batches: Iterator[HeldBatch], held: list[HeldBatch], iters: int, seed: int
+) -> Iterator[HeldBatch]:
     """The batches, and then those for which there was room again, each time in another order.
 
     Args:
@@ -284,7 +233,7 @@ def _passes(
         yield held[order[number % len(held)]]
 
 
-def _step(model: BaseModel, backbone: nn.Module, batch: _Batch, wrapper: OptimWrapper) -> float:
+def _step(model: BaseModel, backbone: nn.Module, batch: HeldBatch, wrapper: OptimWrapper) -> float:
     samples = copy.deepcopy(batch.samples)  # models change labels in place
     with batch.frozen(backbone), named_loss(model, samples), wrapper.optim_context(model):
         loss, _ = model.parse_losses(model.loss(batch.inputs, samples))
