@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,11 +43,11 @@ class HeldBatch:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             for features in known:
-                return _apart(features)
+                return features
             with torch.no_grad():
                 self.features.append(plain(*args, **kwargs))
             self._versions += _versions(self.features[-1])
-            return _apart(self.features[-1])
+            return self.features[-1]
 
         with with_forward(backbone, forward):
             yield
@@ -60,8 +59,3 @@ class HeldBatch:
 def _versions(features: Any) -> list[int]:
     """Grow where a tensor is changed in place."""
     return [tensor._version for tensor in tensors_in(features)]
-
-
-def _apart(features: Any) -> Any:
-    """The same tensors in a container of their own."""
-    return copy.copy(features) if isinstance(features, list | dict) else features
