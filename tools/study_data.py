@@ -65,6 +65,14 @@ def shuffled(items: Iterable[Path]) -> list[Path]:
     return found
 
 
+def dealt(items: Iterable[Path], counts: Mapping[str, int]) -> Iterator[tuple[str, Path]]:
+    """So many of the shuffled items for each split, with its name."""
+    left = iter(shuffled(items))
+    for split, count in counts.items():
+        for _ in range(count):
+            yield split, next(left)
+
+
 def labelled(folder: Path) -> Labelled:
     """Images of a folder that has one for each class, shuffled."""
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
@@ -134,6 +142,14 @@ def write_pair(out: Path, split: str, name: str, image: Image.Image, mask: Image
         picture.save(path)
 
 
+def write_small(out: Path, split: str, name: str, image: Image.Image, mask: Image.Image) -> None:
+    """One image, no longer than is kept, and its mask, which may be of another size."""
+    from PIL import Image
+
+    image.thumbnail((LONG_SIDE, LONG_SIDE))
+    write_pair(out, split, name, image, mask.resize(image.size, Image.Resampling.NEAREST))
+
+
 def rail(view: str, clone: Path, out: Path) -> None:
     """Rail vehicles from the front or the side, split by vehicle (the repository's first fold)."""
     from PIL import Image
@@ -144,8 +160,7 @@ def rail(view: str, clone: Path, out: Path) -> None:
         for name in splits[split]:
             image = Image.open(next((folder / 'images').glob(f'{name}.*'))).convert('RGB')
             mask = Image.open(folder / 'masks' / f'{name}.png')
-            image.thumbnail((LONG_SIDE, LONG_SIDE))
-            write_pair(out, split, name, image, mask.resize(image.size, Image.Resampling.NEAREST))
+            write_small(out, split, name, image, mask)
 
 
 def tiles(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
@@ -155,21 +170,23 @@ def tiles(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
             yield left, top, left + TILE, top + TILE
 
 
+def write_tiles(out: Path, split: str, name: str, image: Image.Image, mask: Image.Image) -> None:
+    """One image and its mask, in whole tiles."""
+    for index, box in enumerate(tiles(image.size)):
+        write_pair(out, split, f'{name}_{index}', image.crop(box), mask.crop(box))
+
+
 def cracks(clone: Path, out: Path) -> None:
     """Cracks of a road, in tiles; the repository has no splits, whole photographs are split."""
     import numpy as np
     from PIL import Image
     from scipy.io import loadmat
 
-    files = iter(shuffled((clone / 'groundTruth').glob('*.mat')))
-    for split, count in CRACKS.items():
-        for _ in range(count):
-            file = next(files)
-            found = loadmat(file)['groundTruth']['Segmentation'][0, 0]
-            mask = Image.fromarray((found > 1).astype(np.uint8))
-            image = Image.open(clone / 'image' / f'{file.stem}.jpg').convert('RGB')
-            for index, box in enumerate(tiles(image.size)):
-                write_pair(out, split, f'{file.stem}_{index}', image.crop(box), mask.crop(box))
+    for split, file in dealt((clone / 'groundTruth').glob('*.mat'), CRACKS):
+        found = loadmat(file)['groundTruth']['Segmentation'][0, 0]
+        mask = Image.fromarray((found > 1).astype(np.uint8))
+        image = Image.open(clone / 'image' / f'{file.stem}.jpg').convert('RGB')
+        write_tiles(out, split, file.stem, image, mask)
 
 
 def nuclei(clone: Path, out: Path) -> None:
@@ -177,17 +194,12 @@ def nuclei(clone: Path, out: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    folders = iter(shuffled((clone / 'stage1_train').iterdir()))
-    for split, count in PICTURES.items():
-        for _ in range(count):
-            folder = next(folders)
-            image = Image.open(folder / 'images' / f'{folder.name}.png').convert('RGB')
-            found = np.zeros((image.height, image.width), np.uint8)
-            for file in (folder / 'masks').glob('*.png'):
-                found |= np.asarray(Image.open(file).convert('L')) > 0
-            image.thumbnail((LONG_SIDE, LONG_SIDE))
-            mask = Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST)
-            write_pair(out, split, folder.name[:12], image, mask)
+    for split, folder in dealt((clone / 'stage1_train').iterdir(), PICTURES):
+        image = Image.open(folder / 'images' / f'{folder.name}.png').convert('RGB')
+        found = np.zeros((image.height, image.width), np.uint8)
+        for file in (folder / 'masks').glob('*.png'):
+            found |= np.asarray(Image.open(file).convert('L')) > 0
+        write_small(out, split, folder.name[:12], image, Image.fromarray(found))
 
 
 def parsing(clone: Path, out: Path) -> None:
@@ -200,15 +212,11 @@ def parsing(clone: Path, out: Path) -> None:
     part = np.zeros(256, np.uint8)
     for index, joined in enumerate(PARTS, 1):
         part[[names.index(name) for name in joined]] = index
-    files = iter(shuffled((clone / 'annotations/pixel-level').glob('*.mat')))
-    for split, count in PICTURES.items():
-        for _ in range(count):
-            file = next(files)
-            image = Image.open(clone / 'photos' / f'{file.stem}.jpg').convert('RGB')
-            image.thumbnail((LONG_SIDE, LONG_SIDE))
-            mask = Image.fromarray(part[loadmat(file)['groundtruth']])
-            mask = mask.resize(image.size, Image.Resampling.NEAREST)
-            write_pair(out, split, file.stem, image, mask)
+    for split, file in dealt((clone / 'annotations/pixel-level').glob('*.mat'), PICTURES):
+        image = Image.open(clone / 'photos' / f'{file.stem}.jpg').convert('RGB')
+        write_small(
+            out, split, file.stem, image, Image.fromarray(part[loadmat(file)['groundtruth']])
+        )
 
 
 def retina(clone: Path, out: Path) -> None:
@@ -229,9 +237,7 @@ def retina(clone: Path, out: Path) -> None:
             manual = file.parent.parent / '1st_manual' / f'{eye}_manual1.gif'
             found = np.asarray(Image.open(manual).convert('L')) > 0
             mask = Image.fromarray(found.astype(np.uint8))
-            image = Image.open(file).convert('RGB')
-            for index, box in enumerate(tiles(image.size)):
-                write_pair(out, split, f'{eye}_{index}', image.crop(box), mask.crop(box))
+            write_tiles(out, split, eye, Image.open(file).convert('RGB'), mask)
 
 
 SETS = {

@@ -74,6 +74,9 @@ class Adaptation:
 
         Returns:
             The record of the run's checkpoints.
+
+        Raises:
+            ScoreError: If a weight of the backbone is not finite.
         """
         logger = MMLogger.get_current_instance()
         model, method = plain_model(runner), self.planner.method
@@ -86,9 +89,9 @@ class Adaptation:
         if source is not None and missing and not trains_all:
             also = self.planner.also_train
             logger.warning(describe_missing(backbone, source, missing, method, also))
+        require_finite(backbone)
         settings = self.settings
         if self.head_iters or (self.head_iters is None and self.planner.follows_gradient):
-            require_finite(backbone)
             since, samples = time.time(), self.planner.num_samples
             iters = fit_head(runner, backbone, self.head_iters, self.seed, samples)
             settings |= {'head_iters': iters}

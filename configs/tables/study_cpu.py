@@ -39,6 +39,7 @@ NOAH = dict(
     num_crossovers=5,
     generations=3,
 )
+DESCENT = dict(type='cdra', budget_percent=0.5, allocation='descent', start='gradient')
 # As many parameters as LoRA of rank 3 on q and v: 27,648 of DeiT-Tiny, 0.5 percent.
 methods = dict(
     adapter=dict(method=dict(bottleneck=5)),
@@ -62,12 +63,12 @@ methods = dict(
     cdra_descent=dict(
         title='CDRA (descent)',
         family='Selection-based',
-        method=dict(type='cdra', budget_percent=0.5, allocation='descent', start='gradient'),
+        method=DESCENT,
     ),
     cdra_brief=dict(
         title='CDRA (head briefly, descent)',
         family='Selection-based',
-        method=dict(type='cdra', budget_percent=0.5, allocation='descent', start='gradient'),
+        method=DESCENT,
         head_iterations=10,
     ),
     cdra_eq7=dict(method=dict(budget_percent=0.5)),
@@ -93,7 +94,7 @@ methods = dict(
     spt_lora_8=dict(method=dict(budget_percent=0.5)),
     vpt_deep=dict(method=dict(num_prompts=12)),
 )
-del NOAH
+del DESCENT, NOAH
 
 
 def classification(title, folder, size):

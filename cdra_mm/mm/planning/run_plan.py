@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from cdra_mm.core import Plan, fingerprint
 from cdra_mm.core.adapters.apply import check_fits
 from cdra_mm.core.planning.plan_positions import with_positions
-from cdra_mm.core.scoring.losses import require_finite
 from cdra_mm.core.scoring.score_sums import DTYPES
 from cdra_mm.core.scoring.scores import STATISTICS
 from cdra_mm.errors import ConfigError, PlanError
@@ -142,10 +141,8 @@ class RunPlanner:
 
         Raises:
             ConfigError: If the backbone lacks what is to be trained whole.
-            ScoreError: If a weight of the backbone is not finite.
             PlanError: If nothing is left to train, or a plan file trains what cannot be trained.
         """
-        require_finite(backbone)
         if self.keep_scores and (self.path or not self.method.needs_scores):
             why = (
                 'the plan comes from a file' if self.path else f'{self.method.name} uses no scores'
