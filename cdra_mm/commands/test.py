@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> None:
         from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
         from cdra_mm.mm.launch import (
             build_runner,
+            end_processes,
             load_config,
             prepare_config,
             set_work_dir,
@@ -79,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
         metrics = runner.test()
     if is_main_process():
         update_summary(cfg.work_dir, {'test_metrics': metrics})
+    end_processes()
 
 
 def _set_outputs(cfg: Any, out: str | None, show_dir: str | None) -> None:

@@ -50,6 +50,7 @@ def main(args: argparse.Namespace) -> None:
         from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
         from cdra_mm.mm.launch import (
             build_runner,
+            end_processes,
             load_config,
             prepare_config,
             require_amp_device,
@@ -81,6 +82,7 @@ def main(args: argparse.Namespace) -> None:
     refuse_foreign_weights(plain_model(runner))
     with named_downloads(cfg), with_resume_advice(cfg.work_dir):
         runner.train()
+    end_processes()
 
 
 def _set_amp(cfg: Any) -> None:

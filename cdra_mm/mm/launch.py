@@ -29,11 +29,12 @@ from .data_check import WatchDataHook
 from .guards import set_guards
 from .packages import drop_own_scope, find_config, register_packages
 from .parallel.distributed_strategies import check_strategy
-from .parallel.processes import start_processes
+from .parallel.processes import end_processes, start_processes
 
 __all__ = [
     'SCOPES',
     'build_runner',
+    'end_processes',
     'load_config',
     'plain_config',
     'prepare_config',

@@ -37,6 +37,15 @@ tasks = [
 ]
 sys.exit(max(task.wait() for task in tasks))
 """
+# Read by every interpreter that starts: says at its end whether it is still one of several.
+AT_THE_END = """
+import atexit, sys
+def tell():
+    torch = sys.modules.get('torch')
+    if torch is not None and torch.distributed.is_initialized():
+        print('still joined', file=sys.stderr)
+atexit.register(tell)
+"""
 
 
 def program(path: Path, text: str) -> Path:
@@ -151,11 +160,16 @@ LAUNCHERS = pytest.mark.parametrize(
 def two_processes(project, launcher, tool, words):
     program(project / 'srun', SRUN)
     gpus = ['2'] if launcher == 'dist' else []
+    (project / 'ends').mkdir(exist_ok=True)
+    (project / 'ends/sitecustomize.py').write_text(AT_THE_END)
     result = launch(
         project, f'{launcher}_{tool}', *words, *gpus, '--work-dir', f'{tool}_{launcher}',
         PYTHON=sys.executable, GPUS='2', CUDA_VISIBLE_DEVICES='-1',
+        PYTHONPATH=f'{project / "ends"}:{environment()["PYTHONPATH"]}',
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
+    # A group that outlives its interpreter can abort it when all is done.
+    assert 'still joined' not in result.stderr
     return project / f'{tool}_{launcher}'
 
 

@@ -20,7 +20,7 @@ from mmengine.device import get_device
 from cdra_mm.command_line import program, script
 from cdra_mm.errors import ConfigError
 
-__all__ = ['is_first_process', 'start_processes']
+__all__ = ['end_processes', 'is_first_process', 'start_processes']
 
 # What a launcher puts into the environment: rank, number of processes, rank on the node.
 VARIABLES = {
@@ -78,6 +78,18 @@ def start_processes(cfg: Config, launcher: str) -> None:
         'find_unused_parameters': cfg.get('find_unused_parameters', False),
     }
     cfg.model_wrapper_cfg = {**wrapper, 'device_ids': None}
+
+
+def end_processes() -> None:
+    """Parts the processes of a run that has ended well, when the last of them is there.
+
+    An interpreter that ends while a thread of their group still lets go of a tensor can be aborted:
+    the launcher then reports a run as failed that has done all its work. A run that ended in an
+    error does not come here, since the others would wait for it.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def is_first_process(launcher: str) -> bool:
