@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from cdra_mm.command_line import Parser, cdra, command, run, worded
-from cdra_mm.errors import ConfigError
+from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.version import __version__
 
 __all__ = ['COMMANDS', 'main', 'run_command', 'start']
@@ -80,7 +80,18 @@ def _run(name: str, words: Sequence[str]) -> None:
     )
     module.add_arguments(parser)
     given = argparse.Namespace(command_line=command(name, *words))
-    module.main(parser.parse_args(words, given))
+    arguments = parser.parse_args(words, given)
+    try:
+        module.main(arguments)
+    except Exception as error:
+        if isinstance(error, CDRAError) or 'mmengine' not in sys.modules:
+            raise
+        from cdra_mm.mm.config_faults import config_fault
+
+        fault = config_fault(error)
+        if fault is None:
+            raise
+        raise fault from error
 
 
 def _overview(group: str, commands: dict[str, str]) -> str:

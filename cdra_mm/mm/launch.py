@@ -25,6 +25,7 @@ from cdra_mm.methods import CDRA
 from cdra_mm.spelling import did_you_mean, unknown
 
 from .config_dump import choose_name
+from .config_faults import check_checkpoint_hooks
 from .data_check import WatchDataHook
 from .guards import set_guards
 from .packages import drop_own_scope, find_config, register_packages
@@ -185,7 +186,7 @@ def build_runner(cfg: Config, *, keep_config: bool = False) -> Runner:
         keep_config: Whether the config that an earlier run left there stays.
 
     Raises:
-        ConfigError: See `check_strategy`.
+        ConfigError: See `check_strategy` and `check_checkpoint_hooks`.
     """
     hooks = [(cfg.get('default_hooks') or {}).get('cdra'), *(cfg.get('custom_hooks') or ())]
     check_strategy(cfg, adapts=any(_is(hook, 'CDRAHook') for hook in hooks))
@@ -193,6 +194,7 @@ def build_runner(cfg: Config, *, keep_config: bool = False) -> Runner:
     runner: Runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if name is not None:
         runner.logger.info(f'the config of this run is kept as {name}: the other is not ours')
+    check_checkpoint_hooks(runner)
     runner.register_hook(WatchDataHook())
     return runner
 

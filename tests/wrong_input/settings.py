@@ -21,8 +21,10 @@ from cdra_mm.core import (
 )
 from cdra_mm.core.model.exclusion import exclude_targets
 from cdra_mm.methods import Request, make_method
+from cdra_mm.mm.config_faults import config_fault
 from cdra_mm.mm.inputs import check_inputs
 from cdra_mm.mm.launch import load_config, prepare_config
+from tests.mm import toy
 from tests.models import TinyViT, images
 
 from .case import heading
@@ -39,6 +41,16 @@ def runs(model, plan):
     adapted = apply_plan(copy.deepcopy(model), plan).eval()
     assert torch.isfinite(adapted(images(2)[0])).all()
     return adapted
+
+
+def run(folder, changes):
+    """Trains with a changed config, and tells of it as a command does."""
+    cfg = toy.config(folder)
+    cfg.merge_from_dict(changes)
+    try:
+        toy.train(cfg)
+    except Exception as error:
+        raise config_fault(error) or error from error
 
 
 class ToTokens(torch.nn.Module):
@@ -271,6 +283,38 @@ with heading('Settings') as (refused, taken):
     def _(folder):
         (folder / 'broken.py').write_text('model = dict(')
         load_config(folder / 'broken.py')
+
+    @refused(
+        'a setting that a class of OpenMMLab does not know',
+        ConfigError,
+        "train_dataloader: DataLoader has no setting 'bath_size' (did you mean 'batch_size'?)",
+    )
+    def _(folder):
+        run(folder, {'train_dataloader.bath_size': 4})
+
+    @refused(
+        'a type that OpenMMLab does not have',
+        ConfigError,
+        "model.backbone: type='mmpretrain.VisonTransformer': there is no model of this name",
+    )
+    def _(folder):
+        run(folder, {'model.backbone.type': 'mmpretrain.VisonTransformer'})
+
+    @refused(
+        'a value that its class refuses',
+        ConfigError,
+        'optim_wrapper.optimizer: AdamW cannot be built: ValueError: Invalid learning rate: -1',
+    )
+    def _(folder):
+        run(folder, {'optim_wrapper.optimizer.lr': -1})
+
+    @refused(
+        'a head of another width than the backbone',
+        ConfigError,
+        'model.decode_head.convs.0.conv (Conv2d) is given another width than it was built for',
+    )
+    def _(folder):
+        run(folder, {'model.decode_head.in_channels': 64})
 
     @refused(
         'a config without a training loader', ConfigError, 'the config has no train_dataloader'
