@@ -17,17 +17,14 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
 from mmengine.registry import OPTIMIZERS, Registry
-from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader
 
 from cdra_mm.errors import ConfigError
 from cdra_mm.spelling import did_you_mean, first_of, unknown
 
-__all__ = ['check_checkpoint_hooks', 'config_fault']
+__all__ = ['config_fault', 'settings_of', 'unknown_word']
 
 UNKNOWN_KEY = re.compile(r"(?:(\w+)\.)?(\w+)\(\) got an unexpected keyword argument '(\w+)'")
 MISSING_KEY = re.compile(r'(?:(\w+)\.)?(\w+)\(\) missing \d+ required .*arguments?: (.+)')
@@ -35,7 +32,13 @@ UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (\S+)::(.+?) registry')
 NO_TYPE = 'must contain the key "type"'
 MISFIT = re.compile(r'shapes cannot be multiplied|to have \d+ channels|normalized_shape')
 # What of mmengine builds a part of a config, and its argument that is the part.
-BUILDERS = {'build_from_cfg': 'cfg', 'build_dataloader': 'dataloader'}
+BUILDERS = {
+    'build_from_cfg': 'cfg',
+    'build_dataloader': 'dataloader',
+    'build_train_loop': 'loop',
+    'build_val_loop': 'loop',
+    'build_test_loop': 'loop',
+}
 # Whose refusal of a value is no bug in a class of the user's own.
 LIBRARIES = ('torch', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain')
 HEADS = ('head', 'decode_head', 'auxiliary_head', 'neck')
@@ -60,51 +63,44 @@ def config_fault(error: Exception) -> ConfigError | None:
     Returns:
         The error to raise instead; None where the config is not at fault.
     """
+    return _explained(error, (*UNKNOWN, _refused_value, _misfit))
+
+
+def unknown_word(error: Exception) -> ConfigError | None:
+    """`config_fault` of a setting or a type that is not known, alone."""
+    return _explained(error, UNKNOWN)
+
+
+def _explained(
+    error: Exception, explanations: Sequence[Callable[[_Raised], ConfigError | None]]
+) -> ConfigError | None:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     configs = [v for f in frames for v in f.f_locals.values() if isinstance(v, Config)]
     config = configs[0].to_dict() if configs else {}
     text = ' '.join(str(error.args[0]).split()) if error.args else ''
     raised = _Raised(error, text, frames, config)
-    explained = (explain(raised) for explain in EXPLANATIONS)
+    explained = (explain(raised) for explain in explanations)
     return next((fault for fault in explained if fault is not None), None)
-
-
-def check_checkpoint_hooks(runner: Runner) -> None:
-    """Checks what a `CheckpointHook` hands on, before the first checkpoint is due.
-
-    It takes every setting, and gives those that are not its own to the runner when it saves: a
-    misspelt one would end the run then, with all that it has trained.
-
-    Raises:
-        ConfigError: If neither of them knows a setting.
-    """
-    taken = inspect.signature(runner.save_checkpoint).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        return
-    for hook in runner.hooks:
-        if isinstance(hook, CheckpointHook):
-            for key in hook.args:
-                if key not in taken:
-                    known = _settings(type(hook))
-                    raise ConfigError(unknown('CheckpointHook has no setting', key, known, ''))
 
 
 def _unknown_key(raised: _Raised) -> ConfigError | None:
     found = UNKNOWN_KEY.search(raised.text)
     if found is None or not _in_construction(raised):
         return None
-    cls, key = _called(found[1] or found[2], raised), found[3]
+    cls, key = _called(found, raised), found[3]
     places = list(_places(raised.config, lambda part: key in part))
     given = any(key in (frame.f_locals.get('cfg') or ()) for frame in _builds(raised))
     if not places and not given:
         return None  # its own code has given it
-    what = f'{cls.__name__} has no setting' if cls else f'{found[0].partition("(")[0]} knows no'
-    return ConfigError(_at(places) + unknown(what, key, _settings(cls) if cls else (), ''))
+    if cls is None:
+        return ConfigError(f'{_at(places)}there is no setting {key!r} ({raised.text})')
+    what = f'{cls.__name__} has no setting'
+    return ConfigError(_at(places) + unknown(what, key, settings_of(cls), ''))
 
 
 def _missing_key(raised: _Raised) -> ConfigError | None:
     found = MISSING_KEY.search(raised.text)
-    cls = _called(found[1] or found[2], raised) if found else None
+    cls = _called(found, raised) if found else None
     if found is None or cls is None or not _in_construction(raised):
         return None
     return ConfigError(f'{_at(_places_of(cls, raised))}{cls.__name__} needs {found[3]}: add it')
@@ -149,13 +145,10 @@ def _no_type(raised: _Raised) -> ConfigError | None:
 
 def _refused_value(raised: _Raised) -> ConfigError | None:
     """A class's own check of a value."""
-    builds = _builds(raised)
-    if not builds or not raised.text:
+    if not raised.text or not isinstance(raised.error, ValueError | AssertionError | TypeError):
         return None
-    if not isinstance(raised.error, ValueError | AssertionError | TypeError):
-        return None
-    cls = builds[-1].f_locals.get('obj_cls', DataLoader)
-    if getattr(cls, '__module__', '').partition('.')[0] not in LIBRARIES:
+    cls = _built(raised)
+    if cls is None or cls.__module__.partition('.')[0] not in LIBRARIES:
         return None
     return ConfigError(
         f'{_at(_places_of(cls, raised))}{cls.__name__} cannot be built: '
@@ -183,15 +176,7 @@ def _misfit(raised: _Raised) -> ConfigError | None:
     )
 
 
-EXPLANATIONS = (
-    _unknown_key,
-    _missing_key,
-    _unknown_type,
-    _unknown_optimizer,
-    _no_type,
-    _refused_value,
-    _misfit,
-)
+UNKNOWN = (_unknown_key, _missing_key, _unknown_type, _unknown_optimizer, _no_type)
 
 
 def _in_construction(raised: _Raised) -> bool:
@@ -204,8 +189,23 @@ def _builds(raised: _Raised) -> list[FrameType]:
     return [frame for frame in raised.frames if frame.f_code.co_name in BUILDERS]
 
 
-def _called(name: str, raised: _Raised) -> type | None:
-    """The class that was built when one of a name, itself or a base of it, was called."""
+def _built(raised: _Raised) -> Any:
+    """What was built last, a class or a function; None where nothing was."""
+    builds = _builds(raised)
+    if not builds:
+        return None
+    if 'obj_cls' in builds[-1].f_locals:
+        return builds[-1].f_locals['obj_cls']
+    # mmengine calls the class itself.
+    after = raised.frames[raised.frames.index(builds[-1]) + 1 :]
+    return type(after[0].f_locals['self']) if after and 'self' in after[0].f_locals else None
+
+
+def _called(found: re.Match[str], raised: _Raised) -> type | None:
+    """The class that was built when what was found, it or a base of it, was called."""
+    name, function = found[1], found[2]
+    if name is None or function not in ('__init__', '__new__'):
+        return None
     for frame in reversed(_builds(raised)):
         cls = frame.f_locals.get('obj_cls')
         if isinstance(cls, type) and name in [base.__name__ for base in cls.__mro__]:
@@ -215,7 +215,7 @@ def _called(name: str, raised: _Raised) -> type | None:
     return next((v for v in seen if isinstance(v, type) and v.__name__ == name), None)
 
 
-def _settings(cls: type) -> list[str]:
+def settings_of(cls: type) -> list[str]:
     """The names that a class takes, its bases' where it hands on what it does not know."""
     names: list[str] = []
     for base in cls.__mro__:

@@ -25,7 +25,7 @@ from cdra_mm.methods import CDRA
 from cdra_mm.spelling import did_you_mean, unknown
 
 from .config_dump import choose_name
-from .config_faults import check_checkpoint_hooks
+from .config_words import check_checkpoint_hooks, check_run_words
 from .data_check import WatchDataHook
 from .guards import set_guards
 from .packages import drop_own_scope, find_config, register_packages
@@ -95,9 +95,11 @@ def prepare_config(cfg: Config) -> Config:
 
     Raises:
         ConfigError: If a setting is unknown or out of range, is given twice with
-            different values, or OpenMMLab lacks the package that the config needs.
+            different values, OpenMMLab lacks the package that the config needs, or see
+            `check_run_words`.
     """
     _register(cfg)
+    check_run_words(cfg, SCOPES)
     block = cfg.pop('cdra', None)
     hooks = cfg.get('default_hooks') or {}
     own = hooks.get('cdra')

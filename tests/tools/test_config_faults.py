@@ -28,6 +28,20 @@ def train(project, *options):
      'expected one of num_classes, in_channels, init_cfg, loss, '),  # its base's, too
     ('optim_wrapper.optimizer.fusd=True',
      "optim_wrapper.optimizer: AdamW has no setting 'fusd' (did you mean 'fused'?)"),
+    ('randomness.sed=1', "randomness: there is no setting 'sed' (Runner.set_randomness() got an "),
+    ('train_dataloader.dataset.clases=1',
+     'train_dataloader.dataset (CustomDataset) cannot be built: CustomDataset has no setting '
+     "'clases' (did you mean 'classes'?): expected one of "),
+    ('train_dataloader.dataset.pipeline.0.type=LoadImageFromFil',
+     'train_dataloader.dataset (CustomDataset) cannot be built: '
+     "type='LoadImageFromFil': there is no transform of this name (did you mean "),
+    ('train_cfg.max_epochs=two',
+     'train_cfg: EpochBasedTrainLoop cannot be built: ValueError: invalid literal'),
+    ('default_scope=mmsegg',
+     "default_scope 'mmsegg' is unknown (did you mean 'mmseg'?): expected one of mmengine, mm"),
+    ('log_level=WARN2', "log_level 'WARN2' is unknown (did you mean 'WARNING'?): expected one of "),
+    ('randomness.seed=x', "randomness.seed='x': expected a count of at least 0, or None"),
+    ('randomness=3', 'randomness=3: expected a dict such as dict(seed=0)'),
     ('optim_wrapper.accumulativ=2', "optim_wrapper: OptimWrapper has no setting 'accumulativ'"),
     ('train_cfg.max_epoch=3',
      "train_cfg: EpochBasedTrainLoop has no setting 'max_epoch' (did you mean 'max_epochs'?)"),

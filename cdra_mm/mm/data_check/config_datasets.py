@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from cdra_mm.command_line import command
 from cdra_mm.errors import CDRAError, ConfigError, DataError
 
+from ..config_faults import unknown_word
 from ..dataset_configs import SPLITS, dataset_configs, is_wrapper
 from .registry_classes import class_of, default_of
 
@@ -95,10 +96,10 @@ def build(configured: ConfiguredDataset, advice: str = '') -> Any:
         reason = _endless(configured, error) or _no_files(configured) or _palette(configured)
         if reason:
             raise type(reason)(f'{reason}{advice}') from error
-        text = ' '.join(str(error).split()) or 'no reason given'
+        text = f'{type(error).__name__}: {" ".join(str(error).split()) or "no reason given"}'
         raise ConfigError(
             f'{configured.where} ({_type_name(configured)}) cannot be built: '
-            f'{type(error).__name__}: {text}; mend its settings or its files{advice}'
+            f'{unknown_word(error) or text}; mend its settings or its files{advice}'
         ) from error
     if empty:
         reason = _no_files(configured) or DataError(f'{configured.where} has no samples')
