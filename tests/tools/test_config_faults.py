@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from cdra_mm.mm.config_faults import config_fault
+from cdra_mm.mm.config_words import check_run_words
 
 from .project import call, make_project, refusal
 
@@ -116,8 +119,37 @@ def test_word_that_a_function_is_given_while_it_runs_keeps_its_traceback():
     assert fault(run) is None
 
 
-def test_misfit_outside_of_a_head_keeps_its_traceback():
-    def run(cfg):
-        nn.Sequential(nn.Linear(3, 1))(torch.zeros(1, 2))
+def test_word_that_a_builder_gives_by_itself_keeps_its_traceback():
+    def build_layer(cfg):
+        nn.Linear(1, 1, biass=True)
 
-    assert fault(run) is None
+    assert fault(build_layer) is None
+
+
+class Model(BaseModel):
+    """A backbone of 3 channels under a head."""
+
+    def __init__(self, given, expected):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(given, 3), nn.Linear(expected, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.head(self.backbone(inputs))
+
+
+@pytest.mark.parametrize(('given', 'expected', 'told'), [
+    (2, 4, 'model.head (Linear) is given another width than it was built for: '),
+    (5, 3, None),  # what the backbone is given is no setting of the head
+])  # fmt: skip
+def test_misfit_is_told_of_a_head_alone(given, expected, told):
+    found = fault(lambda cfg: Model(given, expected)(torch.zeros(1, 2)))
+    assert found is None if told is None else str(found).startswith(told)
+
+
+@pytest.mark.parametrize('given', [
+    dict(randomness=dict(seed=np.int64(3))), dict(randomness=dict(seed=None)), dict(log_level=20),
+    dict(log_level='WARN'), dict(default_scope=None), dict(default_scope='mmengine'),
+    dict(default_scope='json'),  # any package can be one, and is imported when it is used
+])  # fmt: skip
+def test_words_that_mmengine_can_take_are_taken(given):
+    check_run_words(Config(given), ())
