@@ -86,12 +86,19 @@ def _run(name: str, words: Sequence[str]) -> None:
     except Exception as error:
         if isinstance(error, CDRAError) or 'mmengine' not in sys.modules:
             raise
-        from cdra_mm.mm.config_faults import config_fault
-
-        fault = config_fault(error)
+        fault = _config_fault(error)
         if fault is None:
             raise
         raise fault from error
+
+
+def _config_fault(error: Exception) -> ConfigError | None:
+    from cdra_mm.mm.config_faults import config_fault
+
+    try:
+        return config_fault(error)
+    except Exception:  # it reads what others have left in their calls; the error itself counts
+        return None
 
 
 def _overview(group: str, commands: dict[str, str]) -> str:

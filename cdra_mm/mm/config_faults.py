@@ -2,9 +2,9 @@
 
 OpenMMLab builds a part of a config by calling its class with the part's settings, so that a
 misspelt word ends in Python's own complaint about a call, some levels deep, which names no place.
-Whether the config is at fault is seen from where the error was raised: in a call that builds
-something, about a word that the config holds, or in a layer of a head, about the size of what it is
-given. Everything else is a bug and keeps its traceback.
+The config is at fault where the call that builds a part of it fails in code of the libraries alone,
+or where a layer of one of their heads is given another width than its own. All in which code of the
+user's or of this package has a hand is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import OPTIMIZERS, Registry
+from mmengine.runner import Runner
 from torch import nn
 
-from cdra_mm.errors import ConfigError
-from cdra_mm.spelling import did_you_mean, first_of, unknown
+from cdra_mm.errors import CDRAError, ConfigError
+from cdra_mm.spelling import did_you_mean, first_of
+
+from .config_parts import LIBRARIES, Raised, frames_of, is_of, places_of, raised_while_building
 
 __all__ = ['config_fault', 'settings_of', 'unknown_word']
 
@@ -31,27 +32,10 @@ MISSING_KEY = re.compile(r'(?:(\w+)\.)?(\w+)\(\) missing \d+ required .*argument
 UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (\S+)::(.+?) registry')
 NO_TYPE = 'must contain the key "type"'
 MISFIT = re.compile(r'shapes cannot be multiplied|to have \d+ channels|normalized_shape')
-# What of mmengine builds a part of a config, and its argument that is the part.
-BUILDERS = {
-    'build_from_cfg': 'cfg',
-    'build_dataloader': 'dataloader',
-    'build_train_loop': 'loop',
-    'build_val_loop': 'loop',
-    'build_test_loop': 'loop',
-}
-# Whose refusal of a value is no bug in a class of the user's own.
-LIBRARIES = ('torch', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain')
+# What a class says of a value that it cannot take.
+REFUSALS = (ValueError, AssertionError, TypeError, LookupError, AttributeError)
 HEADS = ('head', 'decode_head', 'auxiliary_head', 'neck')
 NAMED_PLACES = 3
-
-
-class _Raised(NamedTuple):
-    """An error, what it says, the calls that led to it, and the config of the run."""
-
-    error: Exception
-    text: str
-    frames: Sequence[FrameType]
-    config: Mapping[str, Any]
 
 
 def config_fault(error: Exception) -> ConfigError | None:
@@ -63,170 +47,89 @@ def config_fault(error: Exception) -> ConfigError | None:
     Returns:
         The error to raise instead; None where the config is not at fault.
     """
-    return _explained(error, (*UNKNOWN, _refused_value, _misfit))
+    return unknown_word(error) or _explained(error, (_refused_value,)) or _misfit(error)
 
 
 def unknown_word(error: Exception) -> ConfigError | None:
     """`config_fault` of a setting or a type that is not known, alone."""
-    return _explained(error, UNKNOWN)
+    known = (_unknown_key, _missing_key, _unknown_type, _unknown_optimizer, _no_type)
+    return _explained(error, known)
 
 
-def _explained(
-    error: Exception, explanations: Sequence[Callable[[_Raised], ConfigError | None]]
-) -> ConfigError | None:
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    configs = [v for f in frames for v in f.f_locals.values() if isinstance(v, Config)]
-    config = configs[0].to_dict() if configs else {}
-    text = ' '.join(str(error.args[0]).split()) if error.args else ''
-    raised = _Raised(error, text, frames, config)
-    explained = (explain(raised) for explain in explanations)
-    return next((fault for fault in explained if fault is not None), None)
-
-
-def _unknown_key(raised: _Raised) -> ConfigError | None:
-    found = UNKNOWN_KEY.search(raised.text)
-    if found is None or not _in_construction(raised):
-        return None
-    cls, key = _called(found, raised), found[3]
-    places = list(_places(raised.config, lambda part: key in part))
-    given = any(key in (frame.f_locals.get('cfg') or ()) for frame in _builds(raised))
-    if not places and not given:
-        return None  # its own code has given it
-    if cls is None:
-        return ConfigError(f'{_at(places)}there is no setting {key!r} ({raised.text})')
-    what = f'{cls.__name__} has no setting'
-    return ConfigError(_at(places) + unknown(what, key, settings_of(cls), ''))
-
-
-def _missing_key(raised: _Raised) -> ConfigError | None:
-    found = MISSING_KEY.search(raised.text)
-    cls = _called(found, raised) if found else None
-    if found is None or cls is None or not _in_construction(raised):
-        return None
-    return ConfigError(f'{_at(_places_of(cls, raised))}{cls.__name__} needs {found[3]}: add it')
-
-
-def _unknown_type(raised: _Raised) -> ConfigError | None:
-    found = UNKNOWN_TYPE.search(raised.text)
-    registries = [frame.f_locals.get('registry') for frame in _builds(raised)]
-    if found is None or not registries:
-        return None
-    return _no_such_type(found[1].lstrip('\'"'), registries[-1], raised.config)
-
-
-def _unknown_optimizer(raised: _Raised) -> ConfigError | None:
-    """mmengine looks it up itself, and asks for the parameters of what it has not found."""
-    for frame in raised.frames:
-        given = frame.f_locals
-        if 'optimizer_cfg' in given and given.get('optimizer_cls', '') is None:
-            return _no_such_type(given['optimizer_cfg']['type'], OPTIMIZERS, raised.config)
-    return None
-
-
-def _no_such_type(name: str, registry: Any, config: Mapping[str, Any]) -> ConfigError:
-    known = list(_names(registry)) if isinstance(registry, Registry) else []
-    what = registry.name if isinstance(registry, Registry) else 'class'
-    places = list(_places(config, lambda part: part.get('type') == name))
-    return ConfigError(
-        f'{_at(places)}type={name!r}: there is no {what} of this name{did_you_mean(name, known)}; '
-        'a class of your own needs custom_imports in the config'
-    )
-
-
-def _no_type(raised: _Raised) -> ConfigError | None:
-    part = raised.frames[-1].f_locals.get('cfg') if raised.frames else None
-    if NO_TYPE not in raised.text or not isinstance(part, Mapping):
-        return None
-    given = dict(part)
-    places = list(_places(raised.config, lambda other: 'type' not in other and other == given))
-    keys = ', '.join(map(str, given)) or 'nothing'
-    return ConfigError(f'{_at(places)}the type is missing (given: {keys}): name what is built')
-
-
-def _refused_value(raised: _Raised) -> ConfigError | None:
-    """A class's own check of a value."""
-    if not raised.text or not isinstance(raised.error, ValueError | AssertionError | TypeError):
-        return None
-    cls = _built(raised)
-    if cls is None or cls.__module__.partition('.')[0] not in LIBRARIES:
-        return None
-    return ConfigError(
-        f'{_at(_places_of(cls, raised))}{cls.__name__} cannot be built: '
-        f'{type(raised.error).__name__}: {raised.text.rstrip(".")}; mend its settings'
-    )
-
-
-def _misfit(raised: _Raised) -> ConfigError | None:
-    """A layer of a head that is given another width than it was built for."""
-    if not isinstance(raised.error, RuntimeError) or not MISFIT.search(raised.text):
-        return None
-    modules = [frame.f_locals.get('self') for frame in raised.frames]
-    called = [module for module in modules if isinstance(module, nn.Module)]
-    model = next((module for module in called if isinstance(module, BaseModel)), None)
-    if model is None:
-        return None
-    name = next((name for name, module in model.named_modules() if module is called[-1]), '')
-    head = name.partition('.')[0]
-    if head not in HEADS:
-        return None
-    return ConfigError(
-        f'model.{name} ({type(called[-1]).__name__}) is given another width than it was built '
-        f"for: {raised.text}; make in_channels of the config's model.{head} what the part before "
-        'it gives'
-    )
-
-
-UNKNOWN = (_unknown_key, _missing_key, _unknown_type, _unknown_optimizer, _no_type)
-
-
-def _in_construction(raised: _Raised) -> bool:
-    name = raised.frames[-1].f_code.co_name if raised.frames else ''
-    return name in ('__init__', 'get_instance') or name.startswith('build')
-
-
-def _builds(raised: _Raised) -> list[FrameType]:
-    """The calls that built something, the outermost first."""
-    return [frame for frame in raised.frames if frame.f_code.co_name in BUILDERS]
-
-
-def _built(raised: _Raised) -> Any:
-    """What was built last, a class or a function; None where nothing was."""
-    builds = _builds(raised)
-    if not builds:
-        return None
-    if 'obj_cls' in builds[-1].f_locals:
-        return builds[-1].f_locals['obj_cls']
-    # mmengine calls the class itself.
-    after = raised.frames[raised.frames.index(builds[-1]) + 1 :]
-    return type(after[0].f_locals['self']) if after and 'self' in after[0].f_locals else None
-
-
-def _called(found: re.Match[str], raised: _Raised) -> type | None:
-    """The class that was built when what was found, it or a base of it, was called."""
-    name, function = found[1], found[2]
-    if name is None or function not in ('__init__', '__new__'):
-        return None
-    for frame in reversed(_builds(raised)):
-        cls = frame.f_locals.get('obj_cls')
-        if isinstance(cls, type) and name in [base.__name__ for base in cls.__mro__]:
-            return cls
-    last = raised.frames[-1]
-    seen = [*last.f_locals.values(), *last.f_globals.values()]
-    return next((v for v in seen if isinstance(v, type) and v.__name__ == name), None)
-
-
-def settings_of(cls: type) -> list[str]:
+def settings_of(cls: Any) -> list[str]:
     """The names that a class takes, its bases' where it hands on what it does not know."""
     names: list[str] = []
-    for base in cls.__mro__:
+    for base in getattr(cls, '__mro__', ()):
         if '__init__' not in vars(base) or base is object:
             continue
-        parameters = list(inspect.signature(vars(base)['__init__']).parameters.values())[1:]
+        try:
+            parameters = list(inspect.signature(vars(base)['__init__']).parameters.values())[1:]
+        except (TypeError, ValueError):  # of a class that is not written in Python
+            break
         named = (p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
         names += [name for name in named if name not in names]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return names
+
+
+def _explained(
+    error: Exception, explanations: Sequence[Callable[[Raised], ConfigError | None]]
+) -> ConfigError | None:
+    raised = None if isinstance(error, CDRAError) else raised_while_building(error)
+    if raised is None:
+        return None
+    faults = (explain(raised) for explain in explanations)
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _unknown_key(raised: Raised) -> ConfigError | None:
+    found = UNKNOWN_KEY.search(raised.text)
+    cls = _called(found, raised) if found else None
+    if found is None or cls is None or not isinstance(raised.part, Mapping):
+        return None
+    key = found[3]
+    if key not in raised.part:
+        return None
+    known = settings_of(cls)
+    near = did_you_mean(key, ['type', *known])
+    expected = f': expected one of {", ".join(known)}' if known else ''
+    return ConfigError(f'{_at(raised)}{cls.__name__} has no setting {key!r}{near}{expected}')
+
+
+def _missing_key(raised: Raised) -> ConfigError | None:
+    found = MISSING_KEY.search(raised.text)
+    cls = _called(found, raised) if found else None
+    if found is None or cls is None:
+        return None
+    return ConfigError(f'{_at(raised)}{cls.__name__} needs {found[3]}: add it')
+
+
+def _unknown_type(raised: Raised) -> ConfigError | None:
+    given = raised.build.f_locals
+    if not UNKNOWN_TYPE.search(raised.text) or given.get('obj_cls', '') is not None:
+        return None
+    return _no_such_type(given.get('obj_type'), given.get('registry'), _at(raised))
+
+
+def _unknown_optimizer(raised: Raised) -> ConfigError | None:
+    """mmengine looks it up itself, and asks for the parameters of what it has not found."""
+    for frame in raised.after:
+        given = frame.f_locals
+        if 'optimizer_cfg' in given and given.get('optimizer_cls', '') is None:
+            name = given['optimizer_cfg'].get('type')
+            return _no_such_type(name, OPTIMIZERS, 'optim_wrapper.optimizer: ')
+    return None
+
+
+def _no_such_type(name: Any, registry: Any, at: str) -> ConfigError:
+    known = list(_names(registry)) if isinstance(registry, Registry) else []
+    what = registry.name if isinstance(registry, Registry) else 'class'
+    near = did_you_mean(name, known)
+    return ConfigError(
+        f'{at}type={name!r}: there is no {what} of this name{near}; one of another package is '
+        'named with it (mmpretrain.NAME), a class of your own needs custom_imports in the config'
+    )
 
 
 def _names(registry: Registry) -> Iterator[str]:
@@ -237,38 +140,74 @@ def _names(registry: Registry) -> Iterator[str]:
         place = place.parent
 
 
-def _at(places: Sequence[str]) -> str:
-    return f'{first_of(places, NAMED_PLACES)}: ' if places else ''
+def _no_type(raised: Raised) -> ConfigError | None:
+    frame = raised.after[-1] if raised.after else raised.build
+    part = frame.f_locals.get('cfg')
+    if NO_TYPE not in raised.text or not isinstance(part, Mapping):
+        return None
+    places = places_of(part, raised.config, changed=False) or raised.places
+    keys = ', '.join(map(str, part)) or 'nothing'
+    return ConfigError(
+        f'{first_of(places, NAMED_PLACES)}: the type is missing (given: {keys}): name what is built'
+    )
 
 
-def _places_of(cls: Any, raised: _Raised) -> list[str]:
-    """Where the config has the part that was built last; by its class where it was changed."""
-    build = next(iter(reversed(_builds(raised))), None)
-    part = build.f_locals.get(BUILDERS[build.f_code.co_name]) if build else None
-    if isinstance(part, Mapping):
-        given = dict(part)
-        same = list(_places(raised.config, lambda other: other == given))
-        if same:
-            return same
-    name = getattr(cls, '__name__', '')
-    return list(_places(raised.config, lambda other: _is_named(other.get('type'), name)))
+def _refused_value(raised: Raised) -> ConfigError | None:
+    """A class's own check of a value, or what comes of a value that nobody checks."""
+    if not isinstance(raised.error, REFUSALS):
+        return None
+    text = raised.text or traceback.extract_tb(raised.error.__traceback__)[-1].line
+    if not text:
+        return None
+    cls = _built(raised)
+    what = f'{_at(raised)}{cls.__name__}' if cls is not None else first_of(raised.places)
+    return ConfigError(
+        f'{what} cannot be built: {type(raised.error).__name__}: {text.rstrip(".")}; mend its '
+        'settings'
+    )
 
 
-def _is_named(kind: Any, name: str) -> bool:
-    given = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return given.rpartition('.')[2] == name
+def _misfit(error: Exception) -> ConfigError | None:
+    """A layer of a head that is given another width than it was built for."""
+    if not isinstance(error, RuntimeError) or not MISFIT.search(str(error)):
+        return None
+    frames = frames_of(error)
+    calls = [(f, f.f_locals['self']) for f in frames if 'self' in f.f_locals]
+    model = next((m for _, m in calls if issubclass(type(m), BaseModel)), None)
+    called = [(f, m) for f, m in calls if issubclass(type(m), nn.Module)]
+    if model is None or not type(called[-1][1]).__module__.startswith('torch.nn.'):
+        return None
+    layer = called[-1][1]
+    name = next((name for name, module in model.named_modules() if module is layer), '')
+    head = name.partition('.')[0]
+    entered = next((f for f, m in called if m is getattr(model, head or 'none', None)), None)
+    if head not in HEADS or entered is None:
+        return None
+    if not all(is_of(frame, LIBRARIES) for frame in frames[frames.index(entered) :]):
+        return None
+    return ConfigError(
+        f'model.{name} ({type(layer).__name__}) is given another width than it was built for: '
+        f"{' '.join(str(error).split())}; make in_channels of the config's model.{head} what the "
+        'part before it gives'
+    )
 
 
-def _places(
-    part: Any, matches: Callable[[Mapping[str, Any]], bool], where: str = ''
-) -> Iterator[str]:
-    """The paths of the dicts of a config that match, as ``--cfg-options`` writes them."""
-    entries: Any = ()
-    if isinstance(part, Mapping):
-        if where and matches(part):
-            yield where
-        entries = part.items()
-    elif isinstance(part, list | tuple):
-        entries = enumerate(part)
-    for key, value in entries:
-        yield from _places(value, matches, f'{where}.{key}' if where else str(key))
+def _built(raised: Raised) -> Any:
+    """What was built, a class or a function; None where it is not known."""
+    cls = raised.build.f_locals.get('obj_cls')
+    if cls is None and raised.after and 'self' in raised.after[0].f_locals:
+        made = type(raised.after[0].f_locals['self'])
+        cls = None if issubclass(made, Runner) else made  # which mmengine calls itself
+    return cls
+
+
+def _called(found: re.Match[str], raised: Raised) -> Any:
+    """The class that was built, if it or a base of it was called as was found."""
+    name = found[1] or found[2]
+    cls = _built(raised) or raised.build.f_globals.get(name)
+    names = [base.__name__ for base in getattr(cls, '__mro__', (cls,)) if base is not None]
+    return cls if name in names and (found[1] is None or found[2] == '__init__') else None
+
+
+def _at(raised: Raised) -> str:
+    return f'{first_of(raised.places, NAMED_PLACES)}: ' if raised.places else ''

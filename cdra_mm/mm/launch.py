@@ -98,8 +98,8 @@ def prepare_config(cfg: Config) -> Config:
             different values, OpenMMLab lacks the package that the config needs, or see
             `check_run_words`.
     """
-    _register(cfg)
     check_run_words(cfg, SCOPES)
+    _register(cfg)
     block = cfg.pop('cdra', None)
     hooks = cfg.get('default_hooks') or {}
     own = hooks.get('cdra')

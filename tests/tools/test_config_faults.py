@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner
 from torch import nn
 
+from cdra_mm import commands
+from cdra_mm.core import ConfigError
 from cdra_mm.mm.config_faults import config_fault
-from cdra_mm.mm.config_words import check_run_words
+from cdra_mm.mm.config_words import check_checkpoint_hooks, check_run_words
 
 from .project import call, make_project, refusal
 
@@ -31,7 +37,7 @@ def train(project, *options):
      'expected one of num_classes, in_channels, init_cfg, loss, '),  # its base's, too
     ('optim_wrapper.optimizer.fusd=True',
      "optim_wrapper.optimizer: AdamW has no setting 'fusd' (did you mean 'fused'?)"),
-    ('randomness.sed=1', "randomness: there is no setting 'sed' (Runner.set_randomness() got an "),
+    ('randomness.sed=1', "randomness has no setting 'sed' (did you mean 'seed'?): expected one"),
     ('train_dataloader.dataset.clases=1',
      'train_dataloader.dataset (CustomDataset) cannot be built: CustomDataset has no setting '
      "'clases' (did you mean 'classes'?): expected one of "),
@@ -43,8 +49,17 @@ def train(project, *options):
     ('default_scope=mmsegg',
      "default_scope 'mmsegg' is unknown (did you mean 'mmseg'?): expected one of mmengine, mm"),
     ('log_level=WARN2', "log_level 'WARN2' is unknown (did you mean 'WARNING'?): expected one of "),
-    ('randomness.seed=x', "randomness.seed='x': expected a count of at least 0, or None"),
+    ('randomness.seed=x', "randomness.seed='x': expected an integer from 0 to 2**32 - 1"),
     ('randomness=3', 'randomness=3: expected a dict such as dict(seed=0)'),
+    ('randomness=None', 'randomness=None: expected a dict such as dict(seed=0)'),
+    ('log_level=1.5', 'log_level=1.5: expected one of DEBUG, INFO, '),
+    ('default_hooks=[1]', 'default_hooks=[1]: expected a dict'),
+    ('train_dataloader=[1]', 'train_dataloader=[1]: expected a dict'),
+    ('custom_hooks=EMAHook', "custom_hooks='EMAHook': expected a list"),
+    ('val_evaluator=Accuracy', "val_evaluator='Accuracy': expected a dict or a list"),
+    ('default_hooks.logger.priority=HIGHH', "default_hooks: the type is missing (given: nothing): name what is built"),
+    ('model.backbone.norm_cfg.type=BNN', 'model.backbone: VisionTransformer cannot be built: '),
+    ('optim_wrapper.paramwise_cfg=3', 'optim_wrapper cannot be built: TypeError: paramwise_cfg should be '),
     ('optim_wrapper.accumulativ=2', "optim_wrapper: OptimWrapper has no setting 'accumulativ'"),
     ('train_cfg.max_epoch=3',
      "train_cfg: EpochBasedTrainLoop has no setting 'max_epoch' (did you mean 'max_epochs'?)"),
@@ -52,7 +67,8 @@ def train(project, *options):
      "CheckpointHook has no setting 'intervall' (did you mean 'interval'?)"),
     ('model.backbone.type=VisonTransformer',
      "model.backbone: type='VisonTransformer': there is no model of this name (did you mean "
-     "'VisionTransformer'?); a class of your own needs custom_imports"),
+     "'VisionTransformer'?); one of another package is named with it (mmpretrain.NAME), a class "
+     'of your own needs custom_imports'),
     ('optim_wrapper.optimizer.type=AdmW',
      "optim_wrapper.optimizer: type='AdmW': there is no optimizer of this name (did you mean "
      "'AdamW'?)"),
@@ -70,13 +86,13 @@ def test_fault_of_a_config_is_one_line_with_its_place(project, option, message):
 
 
 def test_a_word_at_several_places_names_them(project):
-    line = refusal(train(project, *(f'{s}_dataloader.pin_memry=True' for s in ('train', 'val'))))
-    assert line.startswith("error: train_dataloader, val_dataloader: DataLoader has no setting '")
+    line = refusal(train(project, *(f'{s}_dataloader.pin_memry=True' for s in ('val', 'test'))))
+    assert line.startswith("error: val_dataloader, test_dataloader: DataLoader has no setting '")
 
 
-def fault(raising):
+def fault(raising, config=None):
     """What is told of the error of a function that is called with a config at hand."""
-    cfg = Config(dict(model=dict(type='Own', depth=3), head=dict(size=1)))
+    cfg = Config(config or dict(model=dict(depth=3)))
     with pytest.raises(Exception) as caught:
         raising(cfg)
     return config_fault(caught.value)
@@ -85,28 +101,60 @@ def fault(raising):
 class Own(nn.Module):
     """A user's class that has a bug."""
 
-    def __init__(self, bug, depth=1):
+    def __init__(self, depth, bug):
         super().__init__()
-        self.bug = bug
-        bug()
+        bug(depth)
 
 
-def passes_a_word_that_no_config_holds():
-    nn.Linear(1, 1, biass=True)
+BUGS = {
+    'a word that the config holds, given to another class': lambda d: nn.Linear(1, 1, depth=d),
+    'a word that is missing': lambda d: nn.Linear(d),
+    'a word that no config holds': lambda d: nn.Linear(1, 1, biass=True),
+    'a part that it builds itself': lambda d: MODELS.build(dict(type='NoSuchClass')),
+    'a wrong setting of a part that it builds itself': lambda d: HOOKS.build(
+        dict(type='IterTimerHook', depth=d)
+    ),
+    'a text that is no number': lambda d: int('many'),
+    'the words of a registry': lambda d: {}['Own is not in the mmengine::model registry'],
+}
 
 
-def reads_a_text_as_a_number():
-    int('many')
-
-
-@pytest.mark.parametrize('bug', [passes_a_word_that_no_config_holds, reads_a_text_as_a_number])
+@pytest.mark.parametrize('bug', BUGS.values(), ids=BUGS)
 def test_bug_in_a_class_of_the_user_keeps_its_traceback(bug):
-    DefaultScope.get_instance('own', scope_name='mmengine')
-
     def build(cfg):
-        MODELS.build({**cfg.model, 'type': Own, 'bug': bug})
+        MODELS.build(cfg.model)
 
-    assert fault(build) is None
+    cfg = dict(model=dict(type=Own, depth=3, bug=bug), reg=dict(type='Own'))
+    assert fault(build, cfg) is None
+
+
+def test_setting_of_a_part_that_holds_tensors_is_named():
+    def build(cfg):
+        MODELS.build(cfg.loss)
+
+    cfg = dict(
+        other=dict(a=torch.ones(2)), loss=dict(type=nn.NLLLoss, weight=torch.ones(2), wrong=1)
+    )
+    assert str(fault(build, cfg)).startswith("loss: NLLLoss has no setting 'wrong'")
+
+
+class Odd(Exception):
+    """Says nothing that can be read."""
+
+    def __init__(self):
+        super().__init__(self)
+
+    def __str__(self):
+        raise RuntimeError('odd')
+
+
+def test_error_that_cannot_be_read_is_raised_itself(monkeypatch):
+    def main(_):
+        raise Odd
+
+    monkeypatch.setattr(commands.train, 'main', main)
+    with pytest.raises(Odd):
+        commands.start(['train', 'any.py'])
 
 
 def test_word_that_a_function_is_given_while_it_runs_keeps_its_traceback():
@@ -129,27 +177,60 @@ def test_word_that_a_builder_gives_by_itself_keeps_its_traceback():
 class Model(BaseModel):
     """A backbone of 3 channels under a head."""
 
-    def __init__(self, given, expected):
+    def __init__(self, given, head):
         super().__init__()
-        self.backbone, self.head = nn.Linear(given, 3), nn.Linear(expected, 1)
+        self.backbone, self.head = nn.Linear(given, 3), head
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return self.head(self.backbone(inputs))
 
 
-@pytest.mark.parametrize(('given', 'expected', 'told'), [
-    (2, 4, 'model.head (Linear) is given another width than it was built for: '),
-    (5, 3, None),  # what the backbone is given is no setting of the head
+class OwnHead(nn.Module):
+    """A user's head with a layer that does not fit its others."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.wrong = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.wrong(x)
+
+
+@pytest.mark.parametrize(('given', 'head', 'told'), [
+    (2, nn.Linear(4, 1), 'model.head (Linear) is given another width than it was built for: '),
+    (5, nn.Linear(3, 1), None),  # what the backbone is given is no setting of the head
+    (2, OwnHead(), None),
 ])  # fmt: skip
-def test_misfit_is_told_of_a_head_alone(given, expected, told):
-    found = fault(lambda cfg: Model(given, expected)(torch.zeros(1, 2)))
+def test_misfit_is_told_of_a_head_of_a_library_alone(given, head, told):
+    found = fault(lambda cfg: Model(given, head)(torch.zeros(1, 2)))
     assert found is None if told is None else str(found).startswith(told)
 
 
 @pytest.mark.parametrize('given', [
-    dict(randomness=dict(seed=np.int64(3))), dict(randomness=dict(seed=None)), dict(log_level=20),
+    dict(randomness=dict(seed=None)), dict(log_level=20),
     dict(log_level='WARN'), dict(default_scope=None), dict(default_scope='mmengine'),
     dict(default_scope='json'),  # any package can be one, and is imported when it is used
+    dict(default_scope='mylab'),  # and any word the label of a config that needs none
+    dict(default_scope='__main__'),
 ])  # fmt: skip
 def test_words_that_mmengine_can_take_are_taken(given):
-    check_run_words(Config(given), ())
+    check_run_words(Config(given), ('mmseg',))
+
+
+class KeepsAWord(CheckpointHook):
+    """A user's hook that takes its own word out of what the runner is given."""
+
+    def before_train(self, runner):
+        self.tag = self.args.pop('tag')
+
+
+def test_words_of_a_hook_of_the_user_are_left_to_it(project):
+    def runner(kind, **words):
+        return SimpleNamespace(
+            hooks=[kind(**words)], save_checkpoint=partial(Runner.save_checkpoint, None)
+        )
+
+    check_checkpoint_hooks(runner(KeepsAWord, tag=1))
+    for word in ('tag', 'meta'):  # the other the hook gives to the runner itself
+        with pytest.raises(ConfigError, match=f"CheckpointHook has no setting '{word}'"):
+            check_checkpoint_hooks(runner(CheckpointHook, **{word: 1}))

@@ -87,7 +87,7 @@ def end_processes() -> None:
     the launcher then reports a run as failed that has done all its work. A run that ended in an
     error does not come here, since the others would wait for it.
     """
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
