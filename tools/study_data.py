@@ -235,7 +235,8 @@ def retina(clone: Path, out: Path) -> None:
         for file in files:
             eye = file.name.partition('_')[0]
             manual = file.parent.parent / '1st_manual' / f'{eye}_manual1.gif'
-            found = np.asarray(Image.open(manual).convert('L')) > 0
+            with Image.open(manual) as labels:  # a GIF stays open for its next frame
+                found = np.asarray(labels.convert('L')) > 0
             mask = Image.fromarray(found.astype(np.uint8))
             write_tiles(out, split, eye, Image.open(file).convert('RGB'), mask)
 

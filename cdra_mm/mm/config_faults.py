@@ -32,6 +32,8 @@ MISSING_KEY = re.compile(r'(?:(\w+)\.)?(\w+)\(\) missing \d+ required .*argument
 UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (\S+)::(.+?) registry')
 NO_TYPE = 'must contain the key "type"'
 MISFIT = re.compile(r'shapes cannot be multiplied|to have \d+ channels|normalized_shape')
+# Releases that do not fit each other, which no setting mends.
+MISMATCH = re.compile(r"module '.+' has no attribute")
 # What a class says of a value that it cannot take.
 REFUSALS = (ValueError, AssertionError, TypeError, LookupError, AttributeError)
 HEADS = ('head', 'decode_head', 'auxiliary_head', 'neck')
@@ -154,7 +156,7 @@ def _no_type(raised: Raised) -> ConfigError | None:
 
 def _refused_value(raised: Raised) -> ConfigError | None:
     """A class's own check of a value, or what comes of a value that nobody checks."""
-    if not isinstance(raised.error, REFUSALS):
+    if not isinstance(raised.error, REFUSALS) or MISMATCH.match(raised.text):
         return None
     text = raised.text or traceback.extract_tb(raised.error.__traceback__)[-1].line
     if not text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -127,6 +128,15 @@ def test_bug_in_a_class_of_the_user_keeps_its_traceback(bug):
 
     cfg = dict(model=dict(type=Own, depth=3, bug=bug), reg=dict(type='Own'))
     assert fault(build, cfg) is None
+
+
+def test_releases_that_do_not_fit_each_other_keep_their_traceback():
+    cfg = dict(model=dict(type=pkgutil.resolve_name, name='os:of_another_release'))
+    assert fault(lambda cfg: MODELS.build(cfg.model), cfg) is None
+    cfg = dict(model=dict(type=pkgutil.resolve_name, name='os:+'))
+    assert 'model: resolve_name cannot be built: ValueError' in str(
+        fault(lambda cfg: MODELS.build(cfg.model), cfg)
+    )
 
 
 def test_setting_of_a_part_that_holds_tensors_is_named():
