@@ -3,8 +3,8 @@
 OpenMMLab builds a part of a config by calling its class with the part's settings, so that a
 misspelt word ends in Python's own complaint about a call, some levels deep, which names no place.
 The config is at fault where the call that builds a part of it fails in code of the libraries alone,
-or where a layer of one of their heads is given another width than its own. All in which code of the
-user's or of this package has a hand is a bug and keeps its traceback.
+where a class hands on a word of it that its bases do not know, or where a layer of a library's head
+is given another width than its own. All else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ def _explained(
     raised = None if isinstance(error, CDRAError) else raised_while_building(error)
     if raised is None:
         return None
+    if not raised.by_libraries:
+        # A word that a class hands on to its bases is the config's, whoever's class it is.
+        return _unknown_key(raised) if raised.by_constructors else None
     faults = (explain(raised) for explain in explanations)
     return next((fault for fault in faults if fault is not None), None)
 

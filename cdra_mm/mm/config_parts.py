@@ -48,6 +48,8 @@ class Raised(NamedTuple):
         part: The part.
         places: Where the config has it.
         config: The config.
+        by_libraries: Whether these calls are all of the libraries.
+        by_constructors: Whether they are of one object's constructors, its own and its bases'.
     """
 
     error: Exception
@@ -57,14 +59,15 @@ class Raised(NamedTuple):
     part: Any
     places: Sequence[str]
     config: Mapping[str, Any]
+    by_libraries: bool
+    by_constructors: bool
 
 
 def raised_while_building(error: Exception) -> Raised | None:
     """Of an error, what is needed to say which part of a config is at fault.
 
     Returns:
-        None where no part of the config was being built, or code of the user's or of this package
-        had a hand in it.
+        None where no part of the config was being built.
     """
     frames = frames_of(error)
     # Not `isinstance`, which asks an object for its class: a dead proxy has none.
@@ -80,10 +83,13 @@ def raised_while_building(error: Exception) -> Raised | None:
         places = [place] if place else places_of(part, config, changed=not by_users)
         # Within a data set that is looked at by itself there is no config to look in.
         if places or (not config and build.f_code is build_from_cfg.__code__):
-            if not all(is_of(frame, LIBRARIES) for frame in after):
-                return None
             text = ' '.join(str(error.args[0]).split()) if error.args else ''
-            return Raised(error, text, build, after, part, places, config)
+            by_libraries = all(is_of(frame, LIBRARIES) for frame in after)
+            made = {id(frame.f_locals.get('self')) for frame in after}
+            by_constructors = len(made) <= 1 and {f.f_code.co_name for f in after} <= {'__init__'}
+            return Raised(
+                error, text, build, after, part, places, config, by_libraries, by_constructors
+            )
     return None
 
 

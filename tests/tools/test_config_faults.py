@@ -130,6 +130,22 @@ def test_bug_in_a_class_of_the_user_keeps_its_traceback(bug):
     assert fault(build, cfg) is None
 
 
+class HandsOn(nn.Linear):
+    """A user's class that hands on what it does not know, and perhaps a word of its own."""
+
+    def __init__(self, own=None, **words):
+        super().__init__(1, 1, **words, **(own or {}))
+
+
+@pytest.mark.parametrize(('words', 'told'), [
+    (dict(biass=True), "model: HandsOn has no setting 'biass' (did you mean 'bias'?): expected "),
+    (dict(own=dict(biass=True)), None),  # which it gives by itself
+])  # fmt: skip
+def test_word_that_a_class_of_the_user_hands_on_is_named(words, told):
+    found = fault(lambda cfg: MODELS.build(cfg.model), dict(model=dict(type=HandsOn, **words)))
+    assert found is None if told is None else str(found).startswith(told)
+
+
 def test_releases_that_do_not_fit_each_other_keep_their_traceback():
     cfg = dict(model=dict(type=pkgutil.resolve_name, name='os:of_another_release'))
     assert fault(lambda cfg: MODELS.build(cfg.model), cfg) is None
