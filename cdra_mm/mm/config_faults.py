@@ -49,13 +49,12 @@ def config_fault(error: Exception) -> ConfigError | None:
     Returns:
         The error to raise instead; None where the config is not at fault.
     """
-    return unknown_word(error) or _explained(error, (_refused_value,)) or _misfit(error)
+    return _explained(error, (*UNKNOWN, _refused_value)) or _misfit(error)
 
 
 def unknown_word(error: Exception) -> ConfigError | None:
     """`config_fault` of a setting or a type that is not known, alone."""
-    known = (_unknown_key, _missing_key, _unknown_type, _unknown_optimizer, _no_type)
-    return _explained(error, known)
+    return _explained(error, UNKNOWN)
 
 
 def settings_of(cls: Any) -> list[str]:
@@ -155,6 +154,9 @@ def _no_type(raised: Raised) -> ConfigError | None:
     return ConfigError(
         f'{first_of(places, NAMED_PLACES)}: the type is missing (given: {keys}): name what is built'
     )
+
+
+UNKNOWN = (_unknown_key, _missing_key, _unknown_type, _unknown_optimizer, _no_type)
 
 
 def _refused_value(raised: Raised) -> ConfigError | None:
