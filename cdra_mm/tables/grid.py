@@ -70,6 +70,7 @@ class Grid:
         rows: The methods.
         tasks: The data sets.
         seeds: A run for each.
+        search_seeds: By so many of them, the first, settings are chosen; at least one.
         options: Settings of the config for every run.
         overrides: Settings put over all others.
         means: Whether the table has means over tasks.
@@ -83,6 +84,12 @@ class Grid:
     options: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     means: bool = True
+    search_seeds: int = 1
+
+    @property
+    def choosing(self) -> tuple[int, ...]:
+        """The seeds by whose runs settings are chosen."""
+        return self.seeds[: self.search_seeds]
 
 
 def narrow(
@@ -93,6 +100,7 @@ def narrow(
     seeds: Sequence[Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     search: bool = True,
+    search_seeds: int | None = None,
 ) -> Grid:
     """The part of a grid that is asked for, checked as far as that goes without running it.
 
@@ -103,11 +111,12 @@ def narrow(
         seeds: Integers or texts of them, None for the grid's own.
         overrides: Settings put over the grid's own; what is given is not searched for.
         search: Whether settings are searched for; otherwise the configs' own are used.
+        search_seeds: Seeds by which settings are chosen, None for the grid's own.
 
     Raises:
         ConfigError: If a name is unknown, nothing is left, a method or its settings are
-            unknown, a config does not exist, or settings would be chosen on the split that
-            is reported.
+            unknown, a config does not exist, settings would be chosen on the split that
+            is reported, or by more seeds than there are.
     """
     rows = pick('method', grid.rows, methods)
     given = overrides or {}
@@ -119,9 +128,9 @@ def narrow(
         grid,
         rows=rows,
         tasks=pick('task', grid.tasks, tasks),
-        seeds=grid.seeds if seeds is None else read_seeds(seeds),
         overrides=given,
     )
+    chosen = narrow_seeds(chosen, seeds, search_seeds)
     if not (chosen.rows and chosen.tasks and chosen.seeds):
         raise ConfigError(
             f'nothing is left of grid {grid.name}: name at least one method, one task and one seed'
@@ -140,6 +149,27 @@ def narrow(
                 'split'
             )
     return chosen
+
+
+def narrow_seeds(grid: Grid, seeds: Sequence[Any] | None, search_seeds: int | None) -> Grid:
+    """A grid with some of its seeds.
+
+    Args:
+        grid: The grid.
+        seeds: Integers or texts of them, None for the grid's own.
+        search_seeds: Seeds by which settings are chosen, None for the grid's own.
+
+    Raises:
+        ConfigError: If a seed is none, or settings would be chosen by more seeds than there are.
+    """
+    found = grid.seeds if seeds is None else read_seeds(seeds)
+    count = grid.search_seeds if search_seeds is None else search_seeds
+    if not isinstance(count, int) or not 1 <= count <= max(1, len(found)):
+        raise ConfigError(
+            f'search_seeds={count!r}: expected how many seeds choose settings, 1 to {len(found)} '
+            f'(seeds: {", ".join(map(str, found))}); give --search-seeds or more --seeds'
+        )
+    return replace(grid, seeds=found, search_seeds=count)
 
 
 def _check_method(row: Row, task: Task) -> None:

@@ -12,8 +12,8 @@ A grid file is a config of mmengine, so that grids share their methods through `
   ``'validation'`` that of the last validation, for data without a labelled test split.
 - ``metrics``: key in a run's metrics -> title. The first decides where settings are chosen;
   higher is better. A task's own take their place.
-- ``seeds``; ``options``: settings of the config for every run; ``means``: whether a mean over tasks
-  says anything.
+- ``seeds``; ``search_seeds``, so many of which, the first, choose settings (1); ``options``:
+  settings of the config for every run; ``means``: whether a mean over tasks says anything.
 - ``search``: setting of the config -> values to try on the validation split. A method's own are
   put over them, so that each method gets the same effort.
 
@@ -37,7 +37,17 @@ __all__ = ['check_keys', 'find_grid', 'read_content', 'read_grid', 'read_rows']
 
 REPORTS = ('final_run', 'test', 'validation')
 KEYS = {
-    'grid': ('title', 'methods', 'tasks', 'metrics', 'seeds', 'options', 'search', 'means'),
+    'grid': (
+        'title',
+        'methods',
+        'tasks',
+        'metrics',
+        'seeds',
+        'search_seeds',
+        'options',
+        'search',
+        'means',
+    ),
     'method': ('title', 'family', 'method', 'options', 'search'),
     'task': ('title', 'config', 'group', 'report', 'metrics', 'options', 'methods'),
 }
@@ -93,6 +103,7 @@ def read_grid(path: Path) -> Grid:
         rows=rows,
         tasks=tasks,
         seeds=read_seeds(content.get('seeds', [0])),
+        search_seeds=content.get('search_seeds', 1),
         options=_plain_options(content.get('options', {}), f'grid {path}'),
         means=bool(content.get('means', True)),
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cdra_mm.errors import ConfigError
@@ -84,11 +85,12 @@ class Job:
 
 
 def search_jobs(grid: Grid, out: Path) -> list[Job]:
-    """The runs from which settings are chosen: every combination, with the first seed."""
+    """The runs from which settings are chosen: every combination, with each seed that chooses."""
     return [
-        _job(grid, row, task, grid.seeds[0], 'search', chosen, out)
+        _job(grid, row, task, seed, 'search', chosen, out)
         for task, row in product(grid.tasks, grid.rows)
         for chosen in _combinations(row.search)
+        for seed in grid.choosing
     ]
 
 
@@ -199,7 +201,9 @@ class Commands:
 
 
 def choose(tried: Sequence[tuple[Job, Mapping[str, float]]]) -> tuple[dict[str, Any], float]:
-    """The settings with the best first metric; of equals those that were declared first.
+    """The settings with the best first metric, the mean over the seeds that choose.
+
+    Of equals those that were declared first are taken.
 
     Args:
         tried: The search runs of one method on one task, and their validation figures.
@@ -213,5 +217,12 @@ def choose(tried: Sequence[tuple[Job, Mapping[str, float]]]) -> tuple[dict[str, 
     if not tried:
         raise ValueError('nothing was tried')
     decisive = next(iter(tried[0][0].task.metrics))
-    job, figures = max(tried, key=lambda entry: entry[1][decisive])  # max keeps the first
-    return dict(job.chosen), figures[decisive]
+    figures: dict[str, list[float]] = {}
+    chosen: dict[str, Mapping[str, Any]] = {}
+    for job, found in tried:
+        name = ','.join(_named(job.chosen).values())
+        chosen[name] = job.chosen
+        figures.setdefault(name, []).append(found[decisive])
+    means = {name: fmean(values) for name, values in figures.items()}
+    best = max(means, key=lambda name: means[name])  # max keeps the first
+    return dict(chosen[best]), means[best]

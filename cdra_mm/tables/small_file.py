@@ -2,8 +2,9 @@
 
 It is a config of mmengine, like a grid's (`grid_file`), told from one by its ``weights``, and holds
 
-- ``title``; ``seeds``, the first of which searches; ``weights``, a file of DeiT-Tiny in timm's
-  names; ``iterations`` of every training; ``head_rate``; ``rates``, a rising ladder.
+- ``title``; ``seeds``; ``search_seeds``, so many of which, the first, search (1); ``weights``, a
+  file of DeiT-Tiny in timm's names; ``iterations`` of every training; ``head_rate``; ``rates``, a
+  rising ladder.
 - ``methods``: name of a row -> ``dict(title, family, method=dict(type=..., **settings))``, or
   ``peft=dict(peft_type=..., **settings)`` in place of ``method`` for a tuner of peft's, and
   ``rate``, where on the ladder its search begins, None for a row that trains nothing of the
@@ -32,7 +33,7 @@ from cdra_mm.core.planning.offers import GradientRules
 from cdra_mm.errors import ConfigError
 from cdra_mm.spelling import unknown
 
-from .grid import Grid, Row, Task, pick, read_seeds
+from .grid import Grid, Row, Task, narrow_seeds, pick, read_seeds
 from .grid_file import check_keys, read_content
 from .small_recipes import Recipe
 
@@ -45,7 +46,7 @@ RECIPE = ('rate', 'rules', *PLAIN)
 KEYS = {
     'study': (
         'title', 'methods', 'tasks', 'seeds', 'weights', 'iterations', 'head_rate', 'rates',
-        'remembered',
+        'search_seeds', 'remembered',
     ),
     'method': ('title', 'family', 'method', 'peft', *RECIPE),
     'task': ('title', 'metric', 'folder', 'kind', 'size', 'batch', 'test', 'void', HEAD),
@@ -83,19 +84,19 @@ class SmallStudy:
         methods: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
         seeds: Sequence[Any] | None = None,
+        search_seeds: int | None = None,
     ) -> SmallStudy:
         """The part that is asked for, None for all of it.
 
         Raises:
-            ConfigError: If a name is unknown or a seed is none.
+            ConfigError: If a name is unknown, a seed is none, or there are fewer than search.
         """
         grid = replace(
             self.grid,
             rows=pick('method', self.grid.rows, methods),
             tasks=pick('task', self.grid.tasks, tasks),
-            seeds=self.grid.seeds if seeds is None else read_seeds(seeds),
         )
-        return replace(self, grid=grid)
+        return replace(self, grid=narrow_seeds(grid, seeds, search_seeds))
 
     def recipe(self, row: str, task: str) -> Recipe:
         """What a row trains on a task."""
@@ -146,7 +147,7 @@ def read_small_study(path: Path) -> SmallStudy:
     """
     content = read_content(path)
     where = f'study {path}'
-    check_keys(where, content, KEYS['study'], required=KEYS['study'][1:-1])
+    check_keys(where, content, KEYS['study'], required=KEYS['study'][1:-2])
     rates = tuple(content['rates'])
     if list(rates) != sorted(set(rates)) or not rates or rates[0] <= 0:
         raise ConfigError(f'{where}: rates={list(rates)}: expected rising numbers above 0')
@@ -197,6 +198,7 @@ def read_small_study(path: Path) -> SmallStudy:
         tuple(rows),
         tuple(tasks),
         read_seeds(content['seeds']),
+        search_seeds=content.get('search_seeds', 1),
     )
     return SmallStudy(
         grid, recipes, begins, content['tasks'], rates, content['weights'],

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
@@ -55,6 +56,15 @@ class Runs:
         mine = task, row, seed
         return {rate: run for (*key, rate), run in self.found.items() if tuple(key) == mine}
 
+    def of_all(
+        self, task: str, row: str, seeds: Sequence[int]
+    ) -> dict[float, list[Mapping[str, Any]]]:
+        """Those of a task and row by rate, one of each seed; rates that one lacks are left out."""
+        each = [self.of(task, row, seed) for seed in seeds]
+        return {
+            rate: [runs[rate] for runs in each] for rate in each[0] if all(rate in r for r in each)
+        }
+
     def add(self, run: Mapping[str, Any]) -> None:
         """Writes the line of a run; a loss that is no number as null."""
         plain = {
@@ -66,27 +76,31 @@ class Runs:
         self.found[run['task'], run['method'], run['seed'], run['rate']] = plain
 
 
-def worth(run: Mapping[str, Any]) -> tuple[float, float]:
-    """What a rate is chosen by: the validation metric, of equals the lower loss."""
-    loss = run.get('val_loss')
-    return run['metric'], -math.inf if loss is None else -loss
+def worth(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """What a rate is chosen by: the mean validation metric, of equals the lower mean loss.
+
+    Args:
+        runs: At the rate, one of each seed that searches.
+    """
+    losses = [math.inf if run.get('val_loss') is None else run['val_loss'] for run in runs]
+    return fmean(run['metric'] for run in runs), -fmean(losses)
 
 
 def search(
     rates: Sequence[float],
     begin: float,
-    run: Callable[[float], Mapping[str, Any]],
-    done: Mapping[float, Mapping[str, Any]] = MappingProxyType({}),
+    run: Callable[[float], Sequence[Mapping[str, Any]]],
+    done: Mapping[float, Sequence[Mapping[str, Any]]] = MappingProxyType({}),
 ) -> float:
     """The best rate of a ladder: from where it begins until a worse one stands on each side.
 
     Args:
         rates: The ladder, rising.
         begin: One of it.
-        run: Trains at a rate.
+        run: Trains at a rate, with each seed that searches.
         done: Runs that are done, by rate; they count as tried.
     """
-    tried = {rate: run for rate, run in done.items() if rate in rates}
+    tried = {rate: runs for rate, runs in done.items() if rate in rates}
     if not tried:
         tried[begin] = run(begin)
     while True:

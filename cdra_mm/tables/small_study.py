@@ -5,9 +5,10 @@ no start of an interpreter, no reading of files, no augmentation. Each task has 
 lines, ``DIR/TASK.jsonl``, a run each; a run that is there is not run again. Tasks run side by side:
 ``--jobs 2`` processes on the CPU, or ``--jobs 3`` on each GPU.
 
-Rates are chosen on validation images with the first seed, from where a row begins up and down the
-ladder until a worse one stands on each side of the best; the other seeds take it. What is reported
-is of the test images, which nothing was chosen on.
+Rates are chosen on validation images with the first seed, or by the mean of the first few
+(``--search-seeds``), from where a row begins up and down the ladder until a worse one stands on
+each side of the best; the other seeds take it. What is reported is of the test images, which
+nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ NOT_HERE: Mapping[str, Any] = dict(
 
 
 def results_of(study: SmallStudy, runs: Runs) -> tuple[Results, list[Edge]]:
-    """Figures at the best rates of the first seed, and choices at an edge of what was tried.
+    """Figures at the best rates of the seeds that search, and choices at an edge of what was tried.
 
-    A row and task without a run of the first seed has no rate, and no figure.
+    A row and task without a rate that each of these has run has no figure.
     """
     results = {}
     edges: list[Edge] = []
     for row, task in product(study.grid.rows, study.grid.tasks):
-        tried = runs.of(task.name, row.name, study.grid.seeds[0])
+        tried = runs.of_all(task.name, row.name, study.grid.choosing)
         if not tried:
             continue
         rate = max(tried, key=lambda rate: worth(tried[rate]))
@@ -88,18 +89,36 @@ def run_task(
     backbone: Backbone = deit_tiny,
     device: str = 'cpu',
 ) -> None:
-    """Trains what is not done of a task: all rows with the first seed, then with the others."""
+    """Trains what is not done of a task: all rows with the seeds that search, then the others."""
     runs = Runs(out, [task])
-    rates: dict[str, float] = {}
     data = cache(partial(study.data, task))
-    for seed in study.grid.seeds:
-        work = _Work(study, runs, task, seed, data, partial(backbone, study.weights), device)
-        for row in (row.name for row in study.grid.rows):
-            run = partial(work.run, row)
-            if row not in rates:
-                begin, done = study.begins[row], runs.of(task, row, seed)
-                rates[row] = 0.0 if begin is None else search(study.rates, begin, run, done)
-            run(rates[row])
+
+    def work_of(seed: int) -> _Work:
+        return _Work(study, runs, task, seed, data, partial(backbone, study.weights), device)
+
+    grid = study.grid
+    rates = _searched(study, [work_of(seed) for seed in grid.choosing])
+    for seed in grid.seeds[grid.search_seeds :]:
+        work = work_of(seed)
+        for row, rate in rates.items():
+            work.run(row, rate)
+
+
+def _searched(study: SmallStudy, works: Sequence[_Work]) -> dict[str, float]:
+    """The rate of each row, 0 where nothing is searched for; it has run with each of the seeds."""
+    rates = {}
+    for row in (row.name for row in study.grid.rows):
+
+        def run(rate: float, row: str = row) -> list[Mapping[str, Any]]:
+            return [work.run(row, rate) for work in works]
+
+        begin, rate = study.begins[row], 0.0
+        if begin is not None:
+            done = works[0].runs.of_all(works[0].task, row, study.grid.choosing)
+            rate = search(study.rates, begin, run, done)
+        run(rate)
+        rates[row] = rate
+    return rates
 
 
 class _Work:
@@ -187,7 +206,9 @@ def main(arguments: argparse.Namespace, path: Path, backbone: Backbone = deit_ti
                 'in memory, by a loop of their own; leave it out'
             )
     whole = read_small_study(path)
-    study = whole.narrow(arguments.methods, arguments.tasks, arguments.seeds)
+    study = whole.narrow(
+        arguments.methods, arguments.tasks, arguments.seeds, arguments.search_seeds
+    )
     rows, tasks = ([entry.name for entry in e] for e in (study.grid.rows, study.grid.tasks))
     if arguments.against is not None:
         pick('method', study.grid.rows, [arguments.against])

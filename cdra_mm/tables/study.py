@@ -63,6 +63,7 @@ def main(arguments: argparse.Namespace, tools: Path) -> None:
         seeds=arguments.seeds,
         overrides=_options(arguments.cfg_options),
         search=not arguments.no_search,
+        search_seeds=arguments.search_seeds,
     )
     if arguments.against is not None:
         pick('method', grid.rows, [arguments.against])

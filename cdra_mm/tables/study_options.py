@@ -37,6 +37,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         action='store_true',
         help="take the configs' own settings instead of choosing them on the validation split",
     )
+    made.add_argument(
+        '--search-seeds',
+        type=int,
+        metavar='N',
+        help="how many of the seeds, the first, choose settings by their mean (the table's own, 1)",
+    )
     what = made.add_mutually_exclusive_group()
     what.add_argument('--dry-run', action='store_true', help='list the runs, start none')
     what.add_argument('--show', action='store_true', help='print the table of what is done so far')

@@ -15,7 +15,7 @@ from cdra_mm.mm.hook import CDRAHook
 from cdra_mm.mm.launch import load_config
 from cdra_mm.tables.grid import narrow
 from cdra_mm.tables.grid_file import find_grid, read_grid
-from cdra_mm.tables.jobs import Commands, final_jobs, option_text, search_jobs
+from cdra_mm.tables.jobs import Commands, choose, final_jobs, option_text, search_jobs
 from cdra_mm.tables.small_file import is_small_study, read_small_study
 
 from .project import GRID, REPOSITORY
@@ -120,6 +120,21 @@ def test_grid_one_value_is_set_and_not_searched_for(project, tmp_path):
     without = narrow(grid, search=False)
     (job, _) = final_jobs(without, without.rows[0], without.tasks[0], {}, tmp_path)
     assert job.options['a'] == 1 and 'b' not in job.options
+
+
+def test_grid_settings_may_be_chosen_by_the_mean_of_two_seeds(project, tmp_path):
+    text = GRID + "search = {'a': [1, 2]}\nsearch_seeds = 2\n"
+    grid = narrow(read_grid(project.write_grid(text)), tasks=['cats'], methods=['cdra'])
+    jobs = search_jobs(grid, tmp_path)
+    assert [(job.chosen['a'], job.seed) for job in jobs] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert len({job.folder for job in jobs}) == 4
+    metric = next(iter(grid.tasks[0].metrics))
+    figures = [{metric: value} for value in (50, 50, 60, 30)]
+    assert choose(list(zip(jobs, figures, strict=True))) == ({'a': 1}, 50)
+    assert choose(list(zip(jobs, figures, strict=True))[::2]) == ({'a': 2}, 60)
+    assert [job.seed for job in search_jobs(narrow(grid, search_seeds=1), tmp_path)] == [0, 0]
+    with pytest.raises(ConfigError, match=r'search_seeds=2: expected .* 1 to 1 \(seeds: 1\)'):
+        narrow(grid, seeds=['1'])
 
 
 def test_jobs_say_everything_that_a_run_depends_on(grid, tmp_path):

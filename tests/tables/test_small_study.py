@@ -14,7 +14,7 @@ from cdra_mm.tables import small_study
 from cdra_mm.tables import study as tables
 from cdra_mm.tables.report import make_report
 from cdra_mm.tables.small_file import read_small_study
-from cdra_mm.tables.small_records import Runs, search
+from cdra_mm.tables.small_records import Runs, search, worth
 from cdra_mm.tables.small_study import results_of
 from cdra_mm.tables.study_options import parser
 from tests.benchmark.test_rounding import picture, tiny_vit, vtab  # noqa: F401
@@ -178,17 +178,17 @@ def test_a_search_ends_when_a_worse_rate_stands_on_each_side(worths, begin, done
 
     def train(rate):
         asked.append(rates.index(rate))
-        return result(asked[-1])
+        return [result(asked[-1])]
 
-    known = {rates[at]: result(at) for at in done} | {7.0: result(0)}
+    known = {rates[at]: [result(at)] for at in done} | {7.0: [result(0)]}
     assert search(rates, rates[begin], train, known if done else {}) == rates[best]
     assert asked == runs
 
 
 def test_of_equal_metrics_the_lower_validation_loss_is_taken_and_none_is_last():
     losses = {1.0: 0.5, 2.0: None, 3.0: 0.4}
-    assert search([*losses], 2.0, lambda r: {'metric': 1, 'val_loss': losses[r]}) == 1.0
-    assert search([*losses], 3.0, lambda r: {'metric': 1, 'val_loss': losses[r]}) == 3.0
+    assert search([*losses], 2.0, lambda r: [{'metric': 1, 'val_loss': losses[r]}]) == 1.0
+    assert search([*losses], 3.0, lambda r: [{'metric': 1, 'val_loss': losses[r]}]) == 3.0
 
 
 def line(task, row, rate, seed, metric, test, **more):
@@ -222,6 +222,51 @@ def test_figures_are_of_the_test_images_at_the_rate_that_validation_chose(study,
     assert [(e.row, e.task, e.value) for e in report.edges] == [('bias', 'a', 1e-2)]
 
 
+def test_two_seeds_may_choose_a_rate_by_their_mean(study, tmp_path):
+    lines = [
+        line('a', 'bias', 1e-3, 0, 50, 1),
+        line('a', 'bias', 1e-3, 1, 50, 2),
+        line('a', 'bias', 1e-2, 0, 60, 3),
+        line('a', 'bias', 1e-2, 1, 30, 4),
+        line('a', 'bias', 1e-1, 0, 90, 5),  # the second seed has not run there
+        line('a', 'linear', 0.0, 0, 30, 6),
+    ]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(lines) + '\n')
+    read_study = read_small_study(study).narrow(search_seeds=2)
+    results, edges = results_of(read_study, Runs(tmp_path, ['a']))
+    assert {key: result.figures['top-1'] for key, result in results.items()} == {
+        ('bias', 'a', 0): 1,
+        ('bias', 'a', 1): 2,
+    }
+    assert [(edge.value, edge.tried) for edge in edges] == [(1e-3, (1e-3, 1e-2))]
+    of_one, _ = results_of(read_small_study(study), Runs(tmp_path, ['a']))
+    assert of_one['bias', 'a', 0].figures == {'top-1': 5} and ('bias', 'a', 1) not in of_one
+
+
+def test_seeds_that_choose_run_at_every_rate_and_the_others_at_the_best(study, tmp_path):
+    out = tmp_path / 'out'
+    words = ['--tasks', 'a', '--methods', 'bias', '--out', out, '--seeds', 0, 1, 2]
+    run(study, *words)
+    of_one = {seed: set() for seed in range(3)}
+    for seed, rate in losses(out / 'a.jsonl', 'bias'):
+        of_one[seed].add(rate)
+    assert len(of_one[0]) >= 2 and of_one[1] == of_one[2] and len(of_one[2]) == 1
+    run(study, *words, '--search-seeds', 2)
+    rates = {seed: set() for seed in range(3)}
+    for seed, rate in losses(out / 'a.jsonl', 'bias'):
+        rates[seed].add(rate)
+    assert rates[0] >= of_one[0] and rates[1] >= of_one[1]
+    both = rates[0] & rates[1]
+    runs = Runs(out, ['a']).of_all('a', 'bias', [0, 1])
+    best = max(runs, key=lambda rate: worth(runs[rate]))
+    assert set(runs) == both and len(both) >= 2 and rates[2] == of_one[2] | {best}
+    # What a whole file says is taken where the command says nothing.
+    study.write_text(study.read_text() + 'search_seeds = 2\n')
+    before = (out / 'a.jsonl').read_text()
+    run(study, *words)
+    assert (out / 'a.jsonl').read_text() == before
+
+
 def test_a_loss_that_is_no_number_is_written_as_null(tmp_path):
     runs = Runs(tmp_path, ['a'])
     runs.add(dict(task='a', method='b', seed=0, rate=1.0, metric=1.0, val_loss=float('nan')))
@@ -248,6 +293,7 @@ def test_a_loss_that_is_no_number_is_written_as_null(tmp_path):
             'batch=4, head_iterations=-1',
             "task 'a'.*head_iterations=-1: expected",
         ),
+        ('seeds = [0, 1]', "seeds = [0]; search_seeds = 'all'", "search_seeds='all': expected how"),
         ("title='Bias'", 'head_iterations=-1', "method 'bias'.*head_iterations=-1: expected"),
     ],
 )
@@ -267,6 +313,8 @@ def test_a_wrong_file_is_refused(study, tmp_path, old, new, message):
         (['--tasks', 'c'], "'c' is not in the grid"),
         (['--against', 'nobody'], "'nobody'"),
         (['--seeds', 'one'], "seed 'one'"),
+        (['--search-seeds', '0'], r'search_seeds=0: expected .* 1 to 2 \(seeds: 0, 1\)'),
+        (['--search-seeds', '2', '--seeds', '5'], r'search_seeds=2: .* 1 to 1 \(seeds: 5\)'),
         (['--jobs', '0'], '--jobs 0: expected at least 1'),
         (['--devices', '7'], '--devices 7: PyTorch sees'),
         (['--cfg-options', 'a=1'], '--cfg-options has no meaning for study.py'),
