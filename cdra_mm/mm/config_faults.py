@@ -9,7 +9,6 @@ is given another width than its own. All else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +23,9 @@ from cdra_mm.errors import CDRAError, ConfigError
 from cdra_mm.spelling import did_you_mean, first_of
 
 from .config_parts import LIBRARIES, Raised, frames_of, is_of, places_of, raised_while_building
+from .registry_classes import settings_of
 
-__all__ = ['config_fault', 'settings_of', 'unknown_word']
+__all__ = ['config_fault', 'unknown_word']
 
 UNKNOWN_KEY = re.compile(r"(?:(\w+)\.)?(\w+)\(\) got an unexpected keyword argument '(\w+)'")
 MISSING_KEY = re.compile(r'(?:(\w+)\.)?(\w+)\(\) missing \d+ required .*arguments?: (.+)')
@@ -55,23 +55,6 @@ def config_fault(error: Exception) -> ConfigError | None:
 def unknown_word(error: Exception) -> ConfigError | None:
     """`config_fault` of a setting or a type that is not known, alone."""
     return _explained(error, UNKNOWN)
-
-
-def settings_of(cls: Any) -> list[str]:
-    """The names that a class takes, its bases' where it hands on what it does not know."""
-    names: list[str] = []
-    for base in getattr(cls, '__mro__', ()):
-        if '__init__' not in vars(base) or base is object:
-            continue
-        try:
-            parameters = list(inspect.signature(vars(base)['__init__']).parameters.values())[1:]
-        except (TypeError, ValueError):  # of a class that is not written in Python
-            break
-        named = (p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-        names += [name for name in named if name not in names]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return names
 
 
 def _explained(

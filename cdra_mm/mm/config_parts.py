@@ -12,7 +12,15 @@ from mmengine.config import Config
 from mmengine.registry import build_from_cfg
 from mmengine.runner import Runner
 
-__all__ = ['LIBRARIES', 'Raised', 'frames_of', 'is_of', 'places_of', 'raised_while_building']
+__all__ = [
+    'LIBRARIES',
+    'Raised',
+    'dicts_of',
+    'frames_of',
+    'is_of',
+    'places_of',
+    'raised_while_building',
+]
 
 LIBRARIES = ('torch', 'torchvision', 'numpy', 'timm', 'mmengine', 'mmcv', 'mmseg', 'mmpretrain')
 COMMANDS = ('cdra_mm', '__main__')  # what calls mmengine, beside the standard library
@@ -114,7 +122,7 @@ def places_of(part: Any, config: Mapping[str, Any], *, changed: bool) -> list[st
     """
     if not isinstance(part, Mapping) or not part:
         return []
-    places, kind = list(_dicts(config)), part.get('type')
+    places, kind = list(dicts_of(config)), part.get('type')
     changed = changed and kind is not None
     return (
         [where for where, own in places if len(own) == len(part) and _within(own, part)]
@@ -137,7 +145,7 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def _dicts(part: Any, where: str = '') -> Iterator[tuple[str, Mapping[str, Any]]]:
+def dicts_of(part: Any, where: str = '') -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The dicts of a config with their paths."""
     entries: Any = ()
     if isinstance(part, Mapping):
@@ -147,4 +155,4 @@ def _dicts(part: Any, where: str = '') -> Iterator[tuple[str, Mapping[str, Any]]
     elif isinstance(part, list | tuple):
         entries = enumerate(part)
     for key, value in entries:
-        yield from _dicts(value, f'{where}.{key}' if where else str(key))
+        yield from dicts_of(value, f'{where}.{key}' if where else str(key))

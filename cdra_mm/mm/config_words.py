@@ -16,8 +16,8 @@ from mmengine.runner import Runner
 from cdra_mm.errors import ConfigError
 from cdra_mm.spelling import did_you_mean, unknown
 
-from .config_faults import settings_of
 from .config_parts import LIBRARIES
+from .registry_classes import settings_of
 
 __all__ = ['check_checkpoint_hooks', 'check_run_words']
 

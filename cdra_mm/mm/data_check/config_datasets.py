@@ -19,7 +19,7 @@ from cdra_mm.errors import CDRAError, ConfigError, DataError
 
 from ..config_faults import unknown_word
 from ..dataset_configs import SPLITS, dataset_configs, is_wrapper
-from .registry_classes import class_of, default_of
+from ..registry_classes import class_of, default_of
 
 __all__ = [
     'ConfiguredDataset',

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
-from .registry_classes import class_of, default_of
+from ..registry_classes import class_of, default_of
 
 __all__ = ['LabelRule', 'label_rule', 'last_head']
 

@@ -10,9 +10,9 @@ from mmengine.registry import MODELS
 
 from cdra_mm.errors import ConfigError
 
+from ..registry_classes import class_of
 from .config_datasets import ConfiguredDataset, configured_datasets
 from .label_rule import LabelRule
-from .registry_classes import class_of
 
 __all__ = ['check_settings', 'class_remarks', 'crop_of', 'padded_size']
 

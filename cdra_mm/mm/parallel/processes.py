@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +19,8 @@ from mmengine.device import get_device
 
 from cdra_mm.command_line import program, script
 from cdra_mm.errors import ConfigError
+
+from ..config_parts import dicts_of
 
 __all__ = ['end_processes', 'is_first_process', 'start_processes']
 
@@ -172,7 +174,7 @@ def _first_node() -> str:
 
 
 def _refuse_synced_norms(cfg: Config) -> None:
-    where = next(_synced_norms(cfg.get('model'), 'model'), None)
+    where = next(_synced_norms(cfg.get('model')), None)
     if where is None and cfg.get('sync_bn'):
         where = 'sync_bn'
     if where is not None:
@@ -183,15 +185,10 @@ def _refuse_synced_norms(cfg: Config) -> None:
         )
 
 
-def _synced_norms(config: Any, where: str) -> Iterator[str]:
+def _synced_norms(model: Any) -> Iterator[str]:
     """Places of a model's config that ask for synchronised batch norm."""
-    if isinstance(config, Mapping):
-        kind = config.get('type')
+    for where, part in dicts_of(model, 'model'):
+        kind = part.get('type')
         name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
         if name.rpartition('.')[2] in SYNCED_NORMS:
             yield f'{where}.type'
-        for key, value in config.items():
-            yield from _synced_norms(value, f'{where}.{key}')
-    elif isinstance(config, list | tuple):
-        for position, entry in enumerate(config):
-            yield from _synced_norms(entry, f'{where}.{position}')
