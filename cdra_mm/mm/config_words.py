@@ -9,17 +9,13 @@ from importlib.util import find_spec
 
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from cdra_mm.errors import ConfigError
 from cdra_mm.spelling import did_you_mean, unknown
 
-from .config_parts import LIBRARIES
-from .registry_classes import settings_of
-
-__all__ = ['check_checkpoint_hooks', 'check_run_words']
+__all__ = ['check_run_words']
 
 LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -56,29 +52,6 @@ def check_run_words(cfg: Config, packages: Sequence[str]) -> None:
         raise ConfigError(unknown('default_scope', scope, sorted(known)))
     _check_log_level(cfg.get('log_level', 'INFO'))
     _check_randomness(cfg.get('randomness', {}))
-
-
-def check_checkpoint_hooks(runner: Runner) -> None:
-    """Checks what a `CheckpointHook` hands on, before the first checkpoint is due.
-
-    It takes every setting, and gives those that are not its own to the runner when it saves: a
-    misspelt one would end the run then, with all that it has trained.
-
-    Raises:
-        ConfigError: If a setting is neither its own nor one that it can hand on.
-    """
-    taken = inspect.signature(runner.save_checkpoint).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        return
-    # What mmengine's runner takes is given by the hook itself.
-    free = taken.keys() - inspect.signature(Runner.save_checkpoint).parameters.keys()
-    for hook in runner.hooks:
-        own = type(hook).__module__.partition('.')[0] in (*LIBRARIES, 'cdra_mm')
-        if isinstance(hook, CheckpointHook) and own:
-            for key in getattr(hook, 'args', {}):
-                if key not in free:
-                    known = settings_of(type(hook))
-                    raise ConfigError(unknown('CheckpointHook has no setting', key, known, ''))
 
 
 def _scopes() -> set[str]:

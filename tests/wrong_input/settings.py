@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from math import inf, nan
+from types import SimpleNamespace
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
 
 from cdra_mm import CDRAHook
 from cdra_mm.core import (
@@ -23,6 +27,7 @@ from cdra_mm.core.model.exclusion import exclude_targets
 from cdra_mm.methods import Request, make_method
 from cdra_mm.mm.config_faults import config_fault
 from cdra_mm.mm.inputs import check_inputs
+from cdra_mm.mm.late_faults import check_late_words
 from cdra_mm.mm.launch import load_config, prepare_config
 from tests.mm import toy
 from tests.models import TinyViT, images
@@ -51,6 +56,16 @@ def run(folder, changes):
         toy.train(cfg)
     except Exception as error:
         raise config_fault(error) or error from error
+
+
+def validated(evaluator, *hooks):
+    """A runner that has not begun, of three classes."""
+    return SimpleNamespace(
+        cfg=Config(dict(val_evaluator=evaluator)),
+        hooks=hooks,
+        model=SimpleNamespace(head=SimpleNamespace(num_classes=3)),
+        save_checkpoint=partial(Runner.save_checkpoint, None),
+    )
 
 
 class ToTokens(torch.nn.Module):
@@ -291,6 +306,31 @@ with heading('Settings') as (refused, taken):
     )
     def _(folder):
         run(folder, {'train_dataloader.bath_size': 4})
+
+    @refused(
+        'a figure to keep the best of that the validation does not give',
+        ConfigError,
+        "gives no figure to save_best 'mIou' (did you mean 'mIoU'?)",
+    )
+    def _(_):
+        checkpoint = CheckpointHook(save_best='mIou', rule='greater')
+        check_late_words(validated(dict(type='mmseg.IoUMetric'), checkpoint))
+
+    @refused(
+        'a figure that the metric does not have',
+        ConfigError,
+        "val_evaluator.iou_metrics=['mIOU']: IoUMetric has no such figure",
+    )
+    def _(_):
+        check_late_words(validated(dict(type='mmseg.IoUMetric', iou_metrics=['mIOU'])))
+
+    @refused(
+        'the best five of three classes',
+        ConfigError,
+        'val_evaluator.topk=(1, 5): the head has 3 classes, so that the best 5 are no figure',
+    )
+    def _(_):
+        check_late_words(validated(dict(type='mmpretrain.Accuracy', topk=(1, 5))))
 
     @refused(
         'a type that OpenMMLab does not have',
