@@ -44,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
         from cdra_mm.mm.checkpoints.base_source import named_bases
         from cdra_mm.mm.data_check import check_data
         from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
+        from cdra_mm.mm.late_faults import check_late_words
         from cdra_mm.mm.launch import (
             build_runner,
             end_processes,
@@ -67,6 +68,7 @@ def main(args: argparse.Namespace) -> None:
     set_work_dir(cfg, args.config, args.work_dir)
     start_processes(cfg, args.launcher)
     runner = build_runner(cfg, keep_config=True)
+    check_late_words(runner, 'test')
     for remark in remarks:
         runner.logger.warning(remark)
     model = plain_model(runner)

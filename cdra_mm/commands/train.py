@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
         from cdra_mm.mm.checkpoints.resuming import with_resume_advice
         from cdra_mm.mm.data_check import check_data
         from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
+        from cdra_mm.mm.late_faults import check_late_words
         from cdra_mm.mm.launch import (
             build_runner,
             end_processes,
@@ -77,6 +78,7 @@ def main(args: argparse.Namespace) -> None:
     if args.resume:
         _set_resume(cfg, args.resume)
     runner = build_runner(cfg)
+    check_late_words(runner, 'train')
     for remark in remarks:
         runner.logger.warning(remark)
     refuse_foreign_weights(plain_model(runner))

@@ -24,7 +24,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(('model', 'train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper'), (Mapping,)),
     **dict.fromkeys(('default_hooks', 'env_cfg', 'visualizer', 'log_processor'), (Mapping,)),
     **dict.fromkeys((*LOADERS, 'auto_scale_lr'), (Mapping,)),
-    **dict.fromkeys(('val_evaluator', 'test_evaluator', 'param_scheduler'), (Mapping, list, tuple)),
+    **dict.fromkeys(('val_evaluator', 'test_evaluator'), (Mapping, list)),
+    'param_scheduler': (Mapping, list, tuple),
     'custom_hooks': (list, tuple),
     **dict.fromkeys(('default_scope', 'load_from', 'work_dir'), (str,)),
 }

@@ -28,7 +28,6 @@ from .config_dump import choose_name
 from .config_words import check_run_words
 from .data_check import WatchDataHook
 from .guards import set_guards
-from .late_faults import check_late_words
 from .packages import drop_own_scope, find_config, register_packages
 from .parallel.distributed_strategies import check_strategy
 from .parallel.processes import end_processes, start_processes
@@ -189,7 +188,7 @@ def build_runner(cfg: Config, *, keep_config: bool = False) -> Runner:
         keep_config: Whether the config that an earlier run left there stays.
 
     Raises:
-        ConfigError: See `check_strategy` and `check_late_words`.
+        ConfigError: See `check_strategy`.
     """
     hooks = [(cfg.get('default_hooks') or {}).get('cdra'), *(cfg.get('custom_hooks') or ())]
     check_strategy(cfg, adapts=any(_is(hook, 'CDRAHook') for hook in hooks))
@@ -197,7 +196,6 @@ def build_runner(cfg: Config, *, keep_config: bool = False) -> Runner:
     runner: Runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if name is not None:
         runner.logger.info(f'the config of this run is kept as {name}: the other is not ours')
-    check_late_words(runner)
     runner.register_hook(WatchDataHook())
     return runner
 

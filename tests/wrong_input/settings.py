@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
+from mmpretrain.models import ImageClassifier
 
 from cdra_mm import CDRAHook
 from cdra_mm.core import (
@@ -61,9 +62,12 @@ def run(folder, changes):
 def validated(evaluator, *hooks):
     """A runner that has not begun, of three classes."""
     return SimpleNamespace(
-        cfg=Config(dict(val_evaluator=evaluator)),
+        cfg=Config(dict(val_cfg={}, val_evaluator=evaluator)),
         hooks=hooks,
-        model=SimpleNamespace(head=SimpleNamespace(num_classes=3)),
+        model=ImageClassifier(
+            backbone=dict(type='mmpretrain.LeNet5'),
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=4),
+        ),
         save_checkpoint=partial(Runner.save_checkpoint, None),
     )
 
@@ -314,15 +318,15 @@ with heading('Settings') as (refused, taken):
     )
     def _(_):
         checkpoint = CheckpointHook(save_best='mIou', rule='greater')
-        check_late_words(validated(dict(type='mmseg.IoUMetric'), checkpoint))
+        check_late_words(validated(dict(type='mmseg.IoUMetric'), checkpoint), 'train')
 
     @refused(
         'a figure that the metric does not have',
         ConfigError,
-        "val_evaluator.iou_metrics=['mIOU']: IoUMetric has no such figure",
+        "val_evaluator.iou_metrics=['mIOU']: IoUMetric cannot compute it",
     )
     def _(_):
-        check_late_words(validated(dict(type='mmseg.IoUMetric', iou_metrics=['mIOU'])))
+        check_late_words(validated(dict(type='mmseg.IoUMetric', iou_metrics=['mIOU'])), 'train')
 
     @refused(
         'the best five of three classes',
@@ -330,7 +334,7 @@ with heading('Settings') as (refused, taken):
         'val_evaluator.topk=(1, 5): the head has 3 classes, so that the best 5 are no figure',
     )
     def _(_):
-        check_late_words(validated(dict(type='mmpretrain.Accuracy', topk=(1, 5))))
+        check_late_words(validated(dict(type='mmpretrain.Accuracy', topk=(1, 5))), 'train')
 
     @refused(
         'a type that OpenMMLab does not have',
