@@ -105,8 +105,7 @@ def _check_clipping(wrapper: Any) -> None:
     probe = nn.Parameter(torch.zeros(1))
     probe.grad = torch.zeros(1)
     try:
-        # `foreach` is for devices that the probe need not be on.
-        clip([probe], **{key: value for key, value in words.items() if key != 'foreach'})
+        clip([probe], **words)
     except (TypeError, ValueError, RuntimeError) as error:
         told = ', '.join(f'{key}={value!r}' for key, value in words.items())
         raise ConfigError(
