@@ -60,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
         from cdra_mm.mm.data_check import check_data
         from cdra_mm.mm.hook import CDRAHook
         from cdra_mm.mm.inputs import check_inputs, named_downloads, refuse_foreign_weights
+        from cdra_mm.mm.late_faults import check_late_words
         from cdra_mm.mm.launch import build_runner, load_config, prepare_config, set_work_dir
         from cdra_mm.mm.plan_only import plan_only
         from cdra_mm.mm.rebuild import plain_model
@@ -76,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
         cfg.default_hooks = {**hooks, 'checkpoint': {**saving, **never}}
     lock = hold_work_dir(cfg.work_dir)  # noqa: F841  # until the process ends
     runner = build_runner(cfg)
+    check_late_words(runner, 'train')
     for remark in remarks:
         runner.logger.warning(remark)
     refuse_foreign_weights(plain_model(runner))

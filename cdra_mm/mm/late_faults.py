@@ -65,13 +65,20 @@ def check_late_words(runner: Runner, command: str) -> None:
         if isinstance(hook, CheckpointHook):
             _check_words(hook, runner)
             for figure in hook.save_best or ():
-                if figures and figure != 'auto' and figure not in figures:
-                    what = f'{name}: val_evaluator gives no figure to save_best'
-                    raise ConfigError(unknown(what, figure, [*figures, 'auto'], ''))
+                _check_figure(
+                    f'{name}: val_evaluator gives no figure to save_best',
+                    figure,
+                    figures and [*figures, 'auto'],
+                )
         if isinstance(hook, EarlyStoppingHook) and hook.strict:
-            if figures and hook.monitor not in figures:
-                what = f'{name}: val_evaluator gives no figure to monitor'
-                raise ConfigError(unknown(what, hook.monitor, figures, ''))
+            _check_figure(
+                f'{name}: val_evaluator gives no figure to monitor', hook.monitor, figures
+            )
+
+
+def _check_figure(what: str, figure: str, known: Sequence[str] | None) -> None:
+    if known and figure not in known:
+        raise ConfigError(unknown(what, figure, known, ''))
 
 
 def _is_of_library(cls: type | None) -> bool:

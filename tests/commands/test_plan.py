@@ -51,6 +51,18 @@ def test_nothing_to_plan_is_said(project, words, message):
         start(['plan', *words])
 
 
+@pytest.mark.parametrize(
+    ('word', 'message'),
+    [
+        ('default_hooks.checkpoint.intervall=3', "CheckpointHook has no setting 'intervall'"),
+        ('val_evaluator.topk=5', 'val_evaluator.topk=5: the head has 2 classes'),
+    ],
+)
+def test_words_that_would_end_the_training_late_are_refused(project, word, message):
+    with pytest.raises(ConfigError, match=message):
+        start(['plan', 'block.py', '--cfg-options', word])
+
+
 def test_dry_run_says_bytes_and_reads_nothing(project, capsys):
     weights = next(project.rglob('*.pth'))
     weights.unlink()
