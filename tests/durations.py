@@ -25,7 +25,7 @@ LONG = 4.0  # seconds
 # minutes on two cores beside other work. Setup and lint come on top.
 GATE = 1150.0
 KEPT = (
-    'tests/core/adapters/test_copied_weights.py::test_compiled_model_is_the_eager_one[fused]',
+    'tests/core/adapters/test_copied_weights.py::test_compiled_model_is_the_eager_one[copied-fused]',
     'tests/tools/test_train_test_merge.py',
     'tests/test_configs_runs.py::test_dense_config_trains_on_real_images[deit_tiny_camvid',
     'tests/tools/test_launchers.py::test_two_processes_train[dist',

@@ -16,7 +16,7 @@ from cdra_mm.sizing.block_sizes import label, make_block_plan
 from . import compared_models as models
 from .candidates import Candidates
 from .case import Case
-from .memory import in_child, peak_above_rest
+from .memory import in_child, kept_bytes, peak_above_rest
 from .peers import quiet
 from .step import Step
 
@@ -70,10 +70,12 @@ def compare_bases(case: Case, *, blocks: Sequence[str] = ('paper', 'spt')) -> di
                 # On a CPU only a fresh process tells: there is no allocator to ask.
                 peak: int | None = in_child(_peak_alone, case, name, blocks[0])
                 own['peak_bytes_above_rest'] = peak
+                own['kept_bytes'] = kept_bytes(steps[name].model)
                 trained = sum(p.nbytes for p in steps[name].model.parameters() if p.requires_grad)
                 own['optimizer_bytes'] = ADAMW * trained
                 if peak is not None:
-                    own['total_bytes'] = own['weight_bytes'] + own['optimizer_bytes'] + peak
+                    held = own['weight_bytes'] + own['kept_bytes'] + own['optimizer_bytes']
+                    own['total_bytes'] = held + peak
     return compared.record
 
 

@@ -17,10 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from cdra_mm.core.adapters.copied_weights import kept_tensors
 from cdra_mm.core.model.graph import nodes_of
 from cdra_mm.core.model.own_state import tensors_in
 
-__all__ = ['allocated', 'in_child', 'peak_above_rest', 'peaks_since', 'saved_bytes']
+__all__ = [
+    'allocated',
+    'in_child',
+    'kept_bytes',
+    'peak_above_rest',
+    'peaks_since',
+    'saved_bytes',
+]
 
 STATUS, CLEAR_REFS = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 
@@ -113,18 +121,19 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that a forward keeps for its backward, the model's own tensors left out.
+    """Bytes that a forward keeps for its backward, what is there between steps left out.
 
     Counts every storage once, whichever operations keep it: what autograd saves, and what
     custom functions put aside as attributes.
 
     Args:
-        model: Its parameters and buffers do not count.
+        model: Its parameters and buffers do not count, nor copies that it keeps (`kept_bytes`).
         forward: Runs the forward and returns the loss.
     """
+    forward()  # makes what is kept from then on
     own = {
         tensor.untyped_storage().data_ptr()
-        for tensors in (model.parameters(), model.buffers())
+        for tensors in (model.parameters(), model.buffers(), kept_tensors(model))
         for tensor in tensors
     }
     # The storages are held, so that no address is used twice.
@@ -141,6 +150,11 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     for tensor in _put_aside(loss):
         keep(tensor)
     return sum(storage.nbytes() for storage in held.values())
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Bytes that a model holds between forwards beside its weights (`kept_copies`)."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept_tensors(model))
 
 
 def _put_aside(loss: Tensor) -> Iterator[Tensor]:

@@ -158,6 +158,7 @@ COLUMNS: dict[str, list[Column]] = {
         ('trainable', _number('trainable', ',')),
         ('saved, MiB', _number('saved_bytes', ',.1f', 1 / MIB)),
         ('added to saved, x LoRA', _ratio('adapter_saved_bytes_ratio_vs_peft_lora')),
+        ('copies kept, MiB', _number('kept_bytes', ',.1f', 1 / MIB)),
         EXTRA,
     ],
     'launches': [
@@ -177,6 +178,7 @@ COLUMNS: dict[str, list[Column]] = {
         TIME,
         ('x fp32 (quartiles)', _ratio('ratio_vs_fp32')),
         ('weights, MiB', _number('weight_bytes', ',.1f', 1 / MIB)),
+        ('copies kept', _number('kept_bytes', ',.1f', 1 / MIB)),
         ('AdamW', _number('optimizer_bytes', ',.1f', 1 / MIB)),
         EXTRA,
         ('total', _number('total_bytes', ',.1f', 1 / MIB)),

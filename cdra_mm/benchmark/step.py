@@ -17,7 +17,7 @@ from . import compared_models as models
 from .candidates import Candidates
 from .case import Batch, Case
 from .compared_models import FULL, LORA, REFERENCE, Builder
-from .memory import allocated, peaks_since, saved_bytes
+from .memory import allocated, kept_bytes, peaks_since, saved_bytes
 from .peers import quiet
 
 __all__ = ['STEP_PEERS', 'Step', 'compare_steps', 'step_builders']
@@ -31,9 +31,8 @@ class Step:
     def __init__(self, case: Case, model: nn.Module, batch: Batch) -> None:
         self.case, self.model, self.batch = case, model.train(), batch
         trained = [p for p in model.parameters() if p.requires_grad]
-        on_gpu = case.device == 'cuda'
         self.optimizer = torch.optim.AdamW(
-            trained, lr=1e-4, fused=on_gpu or None, capturable=case.mode == 'graph'
+            trained, lr=1e-4, fused=True, capturable=case.mode == 'graph'
         )
         # Torch compiles hooks of what it is given apart; of what that holds, in its graph.
         self.called: Any = torch.compile(_Held(model)) if case.mode == 'compile' else model
@@ -123,7 +122,9 @@ def compare_steps(
                 step = STEPS[case.mode](case, build(case.make_model()), batch)
                 compared.found[name] = {'trainable': models.trainable(step.model)}
                 if case.mode == 'eager':
-                    compared.found[name]['saved_bytes'] = saved_bytes(step.model, step.forward)
+                    own = compared.found[name]
+                    own['saved_bytes'] = saved_bytes(step.model, step.forward)
+                    own['kept_bytes'] = kept_bytes(step.model)
                 if case.device == 'cuda' and case.mode == 'eager':
                     compared.found[name] |= peaks_since(before, step, case.device)
                 if case.mode == 'compile':

@@ -26,7 +26,7 @@ def test_weights_take_the_bytes_of_their_type_and_totals_add_up(record):
     narrow, small = (size['fp32'] - size[name] for name in ('bf16, autocast', 'int8'))
     assert 1.2 < small / narrow < 1.5  # 3 bytes an entry but for the scales, over 2
     for entry in found.values():
-        parts = ('weight_bytes', 'optimizer_bytes', 'peak_bytes_above_rest')
+        parts = ('weight_bytes', 'kept_bytes', 'optimizer_bytes', 'peak_bytes_above_rest')
         assert entry['total_bytes'] == sum(entry[part] for part in parts)
         assert entry['seconds'] > 0 and entry['ratio_vs_fp32'] > 0
 

@@ -38,10 +38,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize('product', ['copied', 'kept'])
 @pytest.mark.parametrize('case', CASES)
-def test_runs_end_with_the_same_weights(tmp_path, case):
+def test_runs_end_with_the_same_weights(tmp_path, case, product):
     """In full precision, where nothing is rounded, up to the order of sums."""
-    mine = trained(tmp_path, 'copied', 'copied', **CASES[case])
+    mine = trained(tmp_path, 'copied', product, **CASES[case])
     plain = {key: value for key, value in CASES[case].items() if key != 'compile'}
     theirs = trained(tmp_path, 'factored', 'factored', **plain)
     assert mine.keys() == theirs.keys()
@@ -56,9 +57,10 @@ def test_a_rounded_update_is_seen(tmp_path, amp_on_cpu):
     assert any(not torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
+@pytest.mark.parametrize('product', ['copied', 'kept'])
 @pytest.mark.parametrize('case', ['bf16', 'recomputed'])
-def test_resume_is_exact(tmp_path, case, amp_on_cpu):
-    options = dict(optim_wrapper=amp('bfloat16'), cdra=dict(product='copied'))
+def test_resume_is_exact(tmp_path, case, product, amp_on_cpu):
+    options = dict(optim_wrapper=amp('bfloat16'), cdra=dict(product=product))
     if case == 'recomputed':
         options['activation_checkpointing'] = ['backbone.layers.1']
     assert_exact(config, tmp_path, (3,), **options)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .copied_linear import Copy, Layer, takes_copy
 from .joint_blocks import JointBlocks, join_blocks
 from .low_rank import LowRank
+
+if TYPE_CHECKING:
+    from .kept_copies import KeptCopies
 
 __all__ = ['AdapterSet']
 
@@ -21,6 +26,7 @@ class AdapterSet(nn.Module):
     Attributes:
         product: How its products are computed; see `copied_weights.choose_product`.
         copies: The copies of the module's weights, while the model's forward runs.
+        kept_copies: By parameter: who keeps its copy between forwards, and its place there.
         borrowed: Adapters of another module whose parameter this one shares (a tied weight), by
             the name that the parameter has here. They are the other's children, not this one's:
             a state dict holds them once.
@@ -30,12 +36,14 @@ class AdapterSet(nn.Module):
         super().__init__()
         self.product = 'auto'
         self.copies: dict[str, Copy] = {}
+        self.kept_copies: dict[str, tuple[weakref.ref[KeptCopies], int]] = {}
         self.borrowed: dict[str, list[ParameterAdapter]] = {}
         self._joint: dict[str, JointBlocks] = {}
+        self._joined: dict[str, list[LowRank]] = {}  # whose blocks they are
 
     def __getstate__(self) -> dict[str, Any]:
         """Without copies: who copies or pickles a model within its forward gets none."""
-        return {**self.__dict__, 'copies': {}}
+        return {**self.__dict__, 'copies': {}, 'kept_copies': {}}
 
     def present(self) -> Iterator[Adapter]:
         """All adapters that are this module's own."""
@@ -43,32 +51,55 @@ class AdapterSet(nn.Module):
 
     def join(self, module: nn.Module) -> None:
         """Takes note of the blocks of each weight, after adapters have come."""
-        self._joint = {}
+        self._joint, self._joined = {}, {}
         own = (a.parameter for a in self.present() if isinstance(a, ParameterAdapter))
         for name in dict.fromkeys([*own, *self.borrowed]):
             weight = module._parameters[name]
-            found = [a for a in self.of(name, merged=True) if isinstance(a, LowRank)]
-            whole = len(found) == len(list(self.of(name, merged=True)))
-            if found and whole and weight is not None and weight.dim() == 2:
+            every = list(self.of(name, merged=True))
+            found = [a for a in every if isinstance(a, LowRank)]
+            if found and len(found) == len(every) and weight is not None and weight.dim() == 2:
                 if not found[0].rows.is_meta:
                     blocks, shape = [a.block for a in found], (weight.shape[0], weight.shape[1])
                     self._joint[name] = join_blocks(blocks, found[0].rows.device, shape)
+                    self._joined[name] = found
 
     def layer(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
         """What a copy of a weight is made of; None where its product is computed otherwise.
 
-        Otherwise: where `product` says so, with dropout, with adapters of other kinds, with some
-        that are merged and some that are not, with blocks that overlap.
+        Otherwise: where `product` says so, or `layer_of_copy` knows none.
+        """
+        if not takes_copy(self.product, weight, parameter in self.kept_copies):
+            return None
+        return self.layer_of_copy(parameter, weight, bias)
+
+    def layer_of_copy(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
+        """What a copy of a weight would be made of.
+
+        None with dropout, with adapters of other kinds, with some that are merged and some that are
+        not, with blocks that overlap.
         """
         joint = self._joint.get(parameter)
-        if joint is None or not joint.disjoint or not takes_copy(self.product, weight):
+        if joint is None or not joint.disjoint:
             return None
-        found = cast('list[LowRank]', list(self.of(parameter)))
-        if len(found) < len(joint.scales) or any(a.training and a.dropout for a in found):
-            return None
+        factors: list[Tensor] = []
+        for adapter in self._joined[parameter]:
+            if adapter.merged or (adapter.dropout and adapter.training):
+                return None
+            factors += (adapter.down, adapter.up)
         if joint.indices[0].device != weight.device:
             joint = self._joint[parameter] = joint.moved(weight.device)
-        return Layer(weight, bias, joint, [factor for a in found for factor in (a.down, a.up)])
+        return Layer(weight, bias, joint, factors)
+
+    def copy_of(self, parameter: str, layer: Layer, dtype: torch.dtype) -> Copy | None:
+        """The copy of a layer that was made before and serves it, if there is one."""
+        copy = self.copies.get(parameter)
+        if copy is not None and copy.serves(layer, dtype):
+            return copy
+        if parameter not in self.kept_copies or torch.compiler.is_compiling():
+            return None
+        keeper, index = self.kept_copies[parameter]
+        kept = keeper()
+        return None if kept is None else kept.copy_of(index, layer, dtype)
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter, or all."""

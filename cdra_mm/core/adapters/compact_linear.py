@@ -42,6 +42,7 @@ __all__ = [
     'columns_of',
     'compact_linear',
     'length_of',
+    'through_block',
     'wide_factors',
 ]
 
@@ -142,6 +143,11 @@ def takes_merged(x: Tensor, weight: Tensor) -> bool:
     return many and (x.dtype == torch.float64 or (x.dtype == torch.float32 and _fp32_is_exact()))
 
 
+def through_block(height: int, width: int, rank: int) -> bool:
+    """Whether factors get their gradients through that of their block; see `SMALL_BLOCK`."""
+    return height * width <= max(SMALL_BLOCK, rank) * (height + width)
+
+
 def _fp32_is_exact() -> bool:
     """Whether a product keeps all digits of fp32, not those of TF32."""
     try:
@@ -183,8 +189,7 @@ class _MergedLinear(torch.autograd.Function):
         grads: list[Tensor] = []
         for (rows, _, scale), down, up, x_c in _each(weight, ctx.blocks, factors, kept):
             dy_r = columns_of(dy, rows)
-            height, width = len(up), down.shape[1]
-            if height * width <= max(SMALL_BLOCK, len(down)) * (height + width):
+            if through_block(len(up), down.shape[1], len(down)):
                 block = scaled(dy_r.t() @ x_c, scale)
                 grads += [up.t() @ block, block @ down.t()]
             else:

@@ -15,7 +15,7 @@ an adapter costs. `compact_linear` is made for a CPU, where arithmetic costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,16 +24,24 @@ from torch.nn import functional as F
 
 from ..model.row_int8 import is_int8
 from .block_ops import adapted_copies, factor_gradients
-from .compact_linear import autocast_type, columns_apart, columns_of, length_of, scaled
+from .compact_linear import (
+    autocast_type,
+    columns_apart,
+    columns_of,
+    scaled,
+    through_block,
+)
 from .joint_blocks import JointBlocks
 
 __all__ = [
     'Copy',
     'Layer',
+    'Lease',
     'copied_linear',
     'copy_layers',
     'is_remade',
     'takes_copy',
+    'versions_of',
 ]
 
 # Beyond it a block's gradient, |R| |C| products a token, costs more than the four skinny products
@@ -67,20 +75,26 @@ class Layer(NamedTuple):
         return [self.weight, *bias, *self.factors]
 
 
+class Lease:
+    """Held by every graph that needs copies which are written again later (`kept_copies`)."""
+
+
 class Copy(NamedTuple):
     """What a layer is multiplied by, in the type of the product.
 
     Attributes:
         weight: The weight with its updates, ``[O, I]``.
-        bias: ``[O]`` or None.
+        bias: ``[O]``, or None: the layer's own is taken.
         sources: `Layer.sources` that it was made of.
         versions: How often each had been written to in place then.
+        lease: That of a copy that is kept, otherwise None.
     """
 
     weight: Tensor
     bias: Tensor | None
     sources: list[Tensor]
     versions: list[int]
+    lease: Lease | None = None
 
     def serves(self, layer: Layer, dtype: torch.dtype) -> bool:
         """Whether a layer can be multiplied in a type by this, made before.
@@ -90,19 +104,25 @@ class Copy(NamedTuple):
         """
         if self.weight.dtype != dtype or self.weight.device != layer.weight.device:
             return False
-        sources = layer.sources
+        sources = layer.sources if self.bias is not None else [layer.weight, *layer.factors]
         if len(sources) != len(self.sources):
             return False
-        if any(one is not other for one, other in zip(sources, self.sources, strict=True)):
-            return False
+        for one, other in zip(sources, self.sources, strict=True):
+            if one is not other:
+                return False
         if torch.compiler.is_compiling():  # what follows would not be traced
             return True
         if self.weight.is_inference() and not torch.is_inference_mode_enabled():
             return False  # autograd would not take it
-        return self.versions == _versions(sources)
+        return self.versions == versions_of(sources)
 
 
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
+# Gives the copy in a type that was made before, where there is one.
+Made = Callable[[torch.dtype], Copy | None]
+
+
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each tensor has been written to in place; nothing while that would be traced."""
     if torch.compiler.is_compiling():
         return []
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
@@ -132,19 +152,25 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
             copy,
             None if layer.bias is None else next(rest),
             layer.sources,
-            _versions(layer.sources),
+            versions_of(layer.sources),
         )
         for copy, layer in zip(copies, layers, strict=False)
     ]
 
 
-def takes_copy(product: str, weight: Tensor) -> bool:
+def takes_copy(product: str, weight: Tensor, kept: bool = False) -> bool:
     """Whether a product is computed through a copy; see `copied_weights.choose_product`.
 
     Never in a program that is exported: it would need this package's operations where it runs.
+
+    Args:
+        product: What was chosen.
+        weight: The layer's weight.
+        kept: Whether the model's forwards keep its copy (`kept_copies`).
     """
     kind = weight.device.type
-    asked = product == 'copied' or (product == 'auto' and kind != 'cpu')
+    kept = kept and not torch.compiler.is_compiling()
+    asked = product in ('copied', 'kept') or (product == 'auto' and (kind != 'cpu' or kept))
     return asked and kind != 'meta' and not _is_exporting()
 
 
@@ -153,13 +179,14 @@ def _is_exporting() -> bool:
     return bool(ask and ask())
 
 
-def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
+def copied_linear(x: Tensor, layer: Layer, made: Made | None = None) -> Tensor:
     """``F.linear`` with the weight's compact adapters (CDRA-SPT, Eq. 6).
 
     Args:
         x: ``[..., I]``.
         layer: Weight, bias, blocks and factors. The weight gets no gradient.
-        copy: A `Copy` made before; another is made here where that does not serve.
+        made: Gives the `Copy` in a type that was made before and serves the layer; where it gives
+            none, one is made here.
 
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
@@ -167,15 +194,19 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
     under_autocast = autocast_type(x)
     if under_autocast is None and x.dtype != layer.weight.dtype:
         return F.linear(x, layer.weight, layer.bias)  # which refuses it
-    dtype = under_autocast or x.dtype
-    with torch.autocast(x.device.type, enabled=False):
-        flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        if copy is None or not copy.serves(layer, dtype):
-            copy = copy_layers([layer], dtype)[0]
-        y: Tensor = _CopiedLinear.apply(
-            flat, layer.weight, layer.bias, copy[:2], tuple(layer.joint), *layer.factors
-        )
-    return y.reshape(*x.shape[:-1], layer.weight.shape[0])
+    if under_autocast is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            return _multiplied(x.to(under_autocast), layer, made)
+    return _multiplied(x, layer, made)
+
+
+def _multiplied(x: Tensor, layer: Layer, made: Made | None) -> Tensor:
+    copy = (made and made(x.dtype)) or copy_layers([layer], x.dtype)[0]
+    what = copy.weight, copy.bias, copy.lease
+    y: Tensor = _CopiedLinear.apply(
+        x, layer.weight, layer.bias, what, tuple(layer.joint), *layer.factors
+    )
+    return y
 
 
 def is_remade(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -190,12 +221,15 @@ def is_remade(weight: Tensor, dtype: torch.dtype) -> bool:
 class _CopiedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        weight, bias, (copy, bias_copy), blocks, *factors = rest
+        weight, bias, (copy, bias_copy, lease), blocks, *factors = rest
         joint = JointBlocks(*blocks)
+        ctx.lease, ctx.kept = lease, lease is not None
+        if bias_copy is None:
+            bias_copy = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
         ctx.joint, ctx.remade = joint, is_remade(weight, x.dtype)
         ctx.bias_type = None if bias is None else bias.dtype
-        whole = length_of(joint.cols) >= x.shape[1]  # kept as it is where that is less
-        x_c = x if whole else columns_apart(x, joint.cols)
+        whole = sum(joint.widths) >= x.shape[-1]  # kept as it is where that is less
+        x_c = x if whole else columns_apart(_flat(x), joint.cols)
         ctx.save_for_backward(weight if ctx.remade else copy, x_c, *factors)
         return F.linear(x, copy, bias_copy)
 
@@ -204,19 +238,27 @@ class _CopiedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, x_c, *factors = ctx.saved_tensors
         joint: JointBlocks = ctx.joint
+        ctx.lease = None  # who calls backward once more gets torch's error after another write
         dx = dbias = None
         if ctx.needs_input_grad[0]:
             if ctx.remade:
                 weight = copy_layers([Layer(weight, None, joint, factors)], dy.dtype)[0].weight
             dx = dy @ weight
+        dy = _flat(dy)
         if ctx.needs_input_grad[2]:
             dbias = dy.sum(0, dtype=ctx.bias_type)
         grads: Sequence[Tensor | None] = [None] * len(factors)
         if any(ctx.needs_input_grad[5:]):
-            if length_of(joint.cols) >= weight.shape[1]:
-                x_c = columns_of(x_c, joint.cols)
-            grads = _gradients(columns_of(dy, joint.rows), x_c, joint, factors)
+            if sum(joint.widths) >= weight.shape[1]:
+                x_c = columns_of(_flat(x_c), joint.cols)
+            gradients = _gradients_apart if ctx.kept else _gradients
+            grads = gradients(columns_of(dy, joint.rows), x_c, joint, factors)
         return dx, None, dbias, None, None, *grads
+
+
+def _flat(x: Tensor) -> Tensor:
+    """``[..., N]`` as ``[T, N]``."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _gradients(
@@ -231,23 +273,50 @@ def _gradients(
         whole = torch.split(dy_r.t() @ x_c, heights, 0)
         blocks = [torch.split(rows, widths, 1)[i] for i, rows in enumerate(whole)]
     else:
-        parts = zip(torch.split(dy_r, heights, 1), torch.split(x_c, widths, 1), strict=True)
-        blocks = [d.t() @ x for d, x in parts]
+        blocks = [d.t() @ x for d, x in _parts(dy_r, x_c, joint)]
     return factor_gradients(blocks, factors, joint.scales)
+
+
+def _gradients_apart(
+    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
+) -> list[Tensor]:
+    """Of each block by the way that costs less on a CPU."""
+    if torch.is_autocast_enabled('cpu'):
+        with torch.autocast('cpu', enabled=False):
+            return _gradients_apart(dy_r, x_c, joint, factors)
+    grads: list[Tensor] = []
+    for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
+        down, up, scale = factors[2 * i], factors[2 * i + 1], joint.scales[i]
+        if through_block(joint.heights[i], joint.widths[i], down.shape[0]):
+            block = scaled(torch.mm(d.t(), x), scale)
+            if not block.dtype == down.dtype == up.dtype:
+                block, down, up = block.float(), down.float(), up.float()
+            grads += [torch.mm(up.t(), block), torch.mm(block, down.t())]
+        else:
+            grads += _through(d, x, down, up, scale)
+    return grads
+
+
+def _parts(dy_r: Tensor, x_c: Tensor, joint: JointBlocks) -> Sequence[tuple[Tensor, Tensor]]:
+    """Rows of dy and columns of x of each block."""
+    if len(joint.scales) == 1:
+        return [(dy_r, x_c)]
+    rows = dy_r.split_with_sizes(joint.heights, 1)
+    cols = x_c.split_with_sizes(joint.widths, 1)
+    return list(zip(rows, cols, strict=True))
 
 
 def _through_factors(
     dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
 ) -> list[Tensor]:
     grads = []
-    parts = zip(
-        torch.split(dy_r, list(joint.heights), 1),
-        torch.split(x_c, list(joint.widths), 1),
-        strict=True,
-    )
-    for i, (d, x) in enumerate(parts):
-        down, up = factors[2 * i], factors[2 * i + 1]
-        d_hidden = d @ scaled(up, joint.scales[i]).to(d.dtype)
-        hidden = scaled(F.linear(x, down.to(d.dtype)), joint.scales[i])
-        grads += [(d_hidden.t() @ x).to(down.dtype), (d.t() @ hidden).to(up.dtype)]
+    for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
+        grads += _through(d, x, factors[2 * i], factors[2 * i + 1], joint.scales[i])
     return grads
+
+
+def _through(d: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> list[Tensor]:
+    """Of one block's factors, by four skinny products."""
+    d_hidden = d @ scaled(up, scale).to(d.dtype)
+    hidden = scaled(F.linear(x, down.to(d.dtype)), scale)
+    return [(d_hidden.t() @ x).to(down.dtype), (d.t() @ hidden).to(up.dtype)]

@@ -7,13 +7,17 @@ merge.
 
 A layer that is called outside of such a forward makes its own, with the same bits: one that is
 called by itself, or once more in the backward (activation checkpointing).
+
+A small model on a CPU, where it costs much to write all its weights, keeps its copies between
+forwards (`kept_copies`).
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +27,8 @@ from cdra_mm.errors import ConfigError
 from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
 from .compact_linear import autocast_type
-from .copied_linear import Layer, copy_layers, is_remade
+from .copied_linear import Layer, copy_layers, is_remade, takes_copy
+from .kept_copies import KeptCopies, can_keep
 
 __all__ = [
     'PRODUCTS',
@@ -33,12 +38,21 @@ __all__ = [
     'choose_product',
     'detach_copies',
     'detach_from',
+    'is_worth_keeping',
+    'kept_tensors',
+    'let_go',
     'product_of',
 ]
 
-PRODUCTS = ('auto', 'copied', 'factored')
+PRODUCTS = ('auto', 'copied', 'factored', 'kept')
 _CARRIERS = '_cdra_carriers'
 _PRODUCT = '_cdra_product'
+# Bytes of the copies that are kept, and the share of their entries that each step writes; beyond
+# them a second model in memory, or the writing, costs more than it saves: docs/performance.md.
+LARGEST_KEPT = 2**27
+MOST_WRITTEN = 0.25
+# Beside the models, not in them: a copied or pickled model has none.
+_KEPT: weakref.WeakKeyDictionary[nn.Module, KeptCopies] = weakref.WeakKeyDictionary()
 
 
 def choose_product(model: nn.Module, product: str) -> None:
@@ -48,7 +62,10 @@ def choose_product(model: nn.Module, product: str) -> None:
         model: An adapted model.
         product: ``'copied'``: through copies of the weights that hold the updates, each entry
             rounded to the type that is computed in (`copied_linear`). ``'factored'``: without
-            rounding an update (`compact_linear`). ``'auto'``: copied, on a CPU factored.
+            rounding an update (`compact_linear`). ``'kept'``: copied, and on a CPU the copies stay
+            from forward to forward (`kept_copies`), which takes the memory of a second model.
+            ``'auto'``: on a CPU kept where `is_worth_keeping` says so, otherwise factored;
+            elsewhere copied.
 
     Raises:
         ConfigError: If it is another.
@@ -92,25 +109,55 @@ def detach_copies(model: nn.Module) -> None:
 def detach_from(module: nn.Module) -> None:
     """Undoes `attach_copies` in one module."""
     module.__dict__.pop(_CARRIERS, None)
+    let_go(module)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, hook in hooks.items() if hook in (_make_copies, _drop_copies)]:
             del hooks[key]
             module._forward_hooks_always_called.pop(key, None)
 
 
+def is_worth_keeping(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
+    """Whether ``'auto'`` keeps the copies of a model's layers on a CPU.
+
+    Where they take little memory, most of their entries never change, and no update is lost in
+    the rounding to half precision, in which they save no time.
+    """
+    entries = sum(layer.joint.size for layer in layers)
+    weights = sum(layer.weight.numel() for layer in layers)
+    small = weights * dtype.itemsize <= LARGEST_KEPT and entries <= MOST_WRITTEN * weights
+    return small and dtype.itemsize >= 4
+
+
+class _Found(NamedTuple):
+    """A layer whose product may go through a copy."""
+
+    module: nn.Module
+    bias_name: str
+    adapters: AdapterSet
+    name: str
+    layer: Layer  # without its bias
+
+
 def _make_copies(model: nn.Module, _: Any) -> None:
     if _drop_copies not in model._forward_hooks.values():
         return  # someone has removed it: copies would be kept after the forward
-    groups: defaultdict[Any, list[tuple[AdapterSet, str, Layer]]] = defaultdict(list)
-    for adapters, name, layer in _layers(model):
-        weight = layer.weight
-        dtype = autocast_type(weight) or weight.dtype
+    groups: defaultdict[Any, list[_Found]] = defaultdict(list)
+    types: dict[torch.device, torch.dtype | None] = {}  # of autocast
+    for found in _layers(model):
+        weight = found.layer.weight
+        if weight.device not in types:
+            types[weight.device] = autocast_type(weight)
+        dtype = types[weight.device] or weight.dtype
         if not is_remade(weight, dtype):
-            groups[weight.device, weight.dtype, dtype].append((adapters, name, layer))
-    for (*_, dtype), group in groups.items():
-        copies = copy_layers([layer for _, _, layer in group], dtype)
-        for (adapters, name, _), copy in zip(group, copies, strict=True):
-            adapters.copies[name] = copy
+            key = found.adapters.product, weight.device, weight.dtype, dtype
+            groups[key].append(found)
+    if _keep(model, groups):
+        return
+    for (product, *_, dtype), group in groups.items():
+        if takes_copy(product, group[0].layer.weight):
+            copies = copy_layers([_with_bias(found) for found in group], dtype)
+            for found, copy in zip(group, copies, strict=True):
+                found.adapters.copies[found.name] = copy
 
 
 def _drop_copies(model: nn.Module, *_: Any) -> None:
@@ -119,7 +166,7 @@ def _drop_copies(model: nn.Module, *_: Any) -> None:
             cast(AdapterSet, module.cdra).copies.clear()
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[AdapterSet, str, Layer]]:
+def _layers(model: nn.Module) -> Iterator[_Found]:
     known = model.__dict__.get(_CARRIERS)
     if known is None:
         known = model.__dict__[_CARRIERS] = carriers(model)
@@ -131,8 +178,53 @@ def _layers(model: nn.Module) -> Iterator[tuple[AdapterSet, str, Layer]]:
             weight = cast('Tensor | None', module._parameters.get(name))
             if weight is None or is_sharded(weight):  # whole in its own layer's forward only
                 continue
-            layer = adapters.layer(name, weight, None)
-            if layer is not None:  # its effective bias is computed only then
-                with torch.no_grad():
-                    bias = getattr(module, bias_name)
-                yield adapters, name, layer._replace(bias=bias)
+            if not takes_copy(adapters.product, weight, kept=True):
+                continue
+            layer = adapters.layer_of_copy(name, weight, None)
+            if layer is not None:
+                yield _Found(module, bias_name, adapters, name, layer)
+
+
+def _with_bias(found: _Found) -> Layer:
+    """The layer with its effective bias, which is computed only where it is copied."""
+    with torch.no_grad():
+        return found.layer._replace(bias=getattr(found.module, found.bias_name))
+
+
+def _keep(model: nn.Module, groups: dict[Any, list[_Found]]) -> bool:
+    """Gives all layers their kept copies, or lets go of those that there are."""
+    if torch.compiler.is_compiling():  # what stays is not seen by the program that is made
+        return False
+    kept = None
+    if len(groups) == 1:
+        ((product, *_, dtype), group), *_ = groups.items()
+        layers = [found.layer for found in group]
+        if product != 'copied' and can_keep(layers):
+            kept = _KEPT.get(model)
+            if kept is None or not kept.fit(layers, dtype):
+                worth = product == 'kept' or is_worth_keeping(layers, dtype)
+                kept = KeptCopies(layers, dtype) if worth else None
+    if kept is None:
+        let_go(model)
+        return False
+    if _KEPT.get(model) is not kept:
+        let_go(model)
+        _KEPT[model], keeper = kept, weakref.ref(kept)
+        for i, found in enumerate(group):
+            found.adapters.kept_copies[found.name] = keeper, i
+    for found, copy in zip(group, kept.current(layers), strict=True):
+        found.adapters.copies[found.name] = copy
+    return True
+
+
+def kept_tensors(model: nn.Module) -> list[Tensor]:
+    """What is held between forwards for the copies of a model."""
+    kept = _KEPT.get(model)
+    return [] if kept is None else kept.tensors()
+
+
+def let_go(model: nn.Module) -> None:
+    """Forgets the copies that are kept for a model, if there are any."""
+    if _KEPT.pop(model, None) is not None:
+        for module in carriers(model):
+            cast(AdapterSet, module.cdra).kept_copies.clear()

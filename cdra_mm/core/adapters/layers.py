@@ -185,7 +185,7 @@ def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | Non
     carried = cast(AdapterSet, module.cdra)
     layer = carried.layer(name, weight, bias)
     if layer is not None:
-        return copied_linear(x, layer, carried.copies.get(name))
+        return copied_linear(x, layer, functools.partial(carried.copy_of, name, layer))
     adapters = list(carried.of(name))
     entries = [a for a in adapters if isinstance(a, Entries)]
     low_rank = [a for a in adapters if isinstance(a, LowRank)]

@@ -14,6 +14,7 @@ from cdra_mm.core.adapters import compact_linear as module
 from cdra_mm.core.adapters import copied_linear as copied
 from cdra_mm.core.adapters.compact_linear import compact_linear
 from cdra_mm.core.adapters.joint_blocks import join_blocks
+from cdra_mm.core.adapters.kept_copies import KeptCopies
 
 IN_PLACE = {  # (merged, widest block whose own gradient is taken)
     'merged, through the block': (True, 1 << 30),
@@ -25,7 +26,11 @@ COPIED = {  # (widest block whose own gradient is taken, products made in vain)
     'copied, block by block': (1 << 40, -1),
     'copied, through the factors': (0, 0),
 }
-STRATEGIES = [*IN_PLACE, *COPIED]
+KEPT = {  # widest block whose own gradient is taken
+    'kept, through the block': 1 << 30,
+    'kept, through the factors': 0,
+}
+STRATEGIES = [*IN_PLACE, *COPIED, *KEPT]
 
 
 each_strategy = pytest.mark.parametrize('strategy', STRATEGIES)
@@ -40,6 +45,10 @@ def taking(strategy):
             largest, wasted = COPIED[strategy]
             patch.setattr(copied, 'LARGEST_BLOCK', largest)
             patch.setattr(copied, 'WASTED_PRODUCTS', wasted)
+            yield
+            return
+        if strategy in KEPT:
+            patch.setattr(module, 'SMALL_BLOCK', KEPT[strategy])
             yield
             return
         full, small = IN_PLACE[strategy]
@@ -77,11 +86,15 @@ class Problem:
             return self.product(strategy, self.x, self.bias, self.factors)
 
     def product(self, strategy, x, bias, factors):
-        if strategy not in COPIED:
+        if strategy in IN_PLACE:
             return compact_linear(x, self.weight, bias, self.blocks, factors)
         joint = join_blocks(self.blocks, self.weight.device, tuple(self.weight.shape))
         assert joint.disjoint
-        return copied.copied_linear(x, copied.Layer(self.weight, bias, joint, list(factors)))
+        layer = copied.Layer(self.weight, bias, joint, list(factors))
+        if strategy in COPIED:
+            return copied.copied_linear(x, layer)
+        kept = KeptCopies([layer], x.dtype)
+        return copied.copied_linear(x, layer, lambda _: kept.current([layer])[0])
 
     def reference(self):
         """By the dense product in fp64, and autograd."""

@@ -1,13 +1,15 @@
 """Copies of adapted weights are never out of date, whatever has changed the weights before.
 
 Each law compares a model that computes through copies with its twin that does not, in fp64. Those
-about a change of the weights were seen failing with copies that are kept from forward to forward.
+about a change of the weights were seen failing with copies that are kept from forward to forward
+without a look at the weights.
 """
 
 from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -29,10 +31,18 @@ from cdra_mm.core.model.graph import nodes_of
 from tests.core.problems import adapted, random_plan
 from tests.models import MODELS, images
 
+PRODUCT = 'copied'
+
+
+@pytest.fixture(params=['copied', 'kept'], autouse=True)
+def product(request, monkeypatch):
+    """Every law for copies that each forward makes, and for those that stay between forwards."""
+    monkeypatch.setattr(sys.modules[__name__], 'PRODUCT', request.param)
+
 
 def copied(kind='fused', dtype=torch.float64):
     _, model, _ = adapted(kind, dtype=dtype)
-    choose_product(model, 'copied')
+    choose_product(model, PRODUCT)
     return model
 
 
@@ -174,13 +184,13 @@ def test_several_adapters_take_turns():
     for name, plan in plans.items():
         named.add(name, plan)
         named.use(name)
-        choose_product(model, 'copied')
+        choose_product(model, PRODUCT)
         with torch.no_grad():
             for p in trained(model):
                 p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype))
     for name in ('one', 'two', 'one'):
         named.use(name)
-        assert product_of(model) == 'copied'
+        assert product_of(model) == PRODUCT
         assert is_copied(model(images(3, torch.float64)[0]))
         assert_current(model)
 
@@ -267,7 +277,7 @@ def test_parameters_that_a_forward_replaces_are_seen():
     model = Inner().double()
     apply_plan(model, plan_from_masks({'layer.weight': torch.ones(6, 6).bool()}, rank_rule=2))
     torch.nn.init.normal_(next(iter(adapters(model).values())).up)
-    choose_product(model, 'copied')
+    choose_product(model, PRODUCT)
     x = torch.randn(3, 6, dtype=torch.float64)
     found = []
     for one in (model, twin(model)):
@@ -507,7 +517,7 @@ def test_dropout_and_overlap_go_the_other_way(dropout):
         for b in plan.blocks
     )
     apply_plan(model, type(plan)(method='cdra', blocks=blocks))
-    choose_product(model, 'copied')
+    choose_product(model, PRODUCT)
     x = torch.randn(3, 6)
     assert is_copied(model.train()(x)) is not bool(dropout)
     assert is_copied(model.eval()(x))

@@ -1,0 +1,290 @@
+"""Copies that stay between forwards: when they do, what is written, and what a graph still has.
+
+That they are never out of date is in test_copied_weights.py, their values and gradients against the
+dense product in test_compact_linear.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from cdra_mm.core import apply_plan, plan_from_masks, remove_adapters
+from cdra_mm.core.adapters import copied_linear, copied_weights, kept_copies
+from cdra_mm.core.adapters.copied_weights import carriers, choose_product
+from cdra_mm.core.model.graph import nodes_of
+from tests.core.problems import adapted
+from tests.models import images
+
+
+def kept(dtype=torch.float32, product='kept'):
+    _, model, _ = adapted('fused', dtype=dtype)
+    choose_product(model, product)
+    return model
+
+
+def run(model, count=2):
+    return model(images(count, next(model.parameters()).dtype)[0])
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def low_rank(model):
+    return [p for name, p in model.named_parameters() if name.endswith(('.down', '.up'))]
+
+
+def change(model, factor=1.3):
+    with torch.no_grad():
+        for parameter in trained(model):
+            parameter.mul_(factor)
+
+
+def copies_in(model):
+    """The copies within a forward, by path."""
+    found = {}
+
+    def note(*_):
+        for path, module in model.named_modules():
+            for name, one in getattr(getattr(module, 'cdra', None), 'copies', {}).items():
+                found[path, name] = one.weight
+
+    handle = model.norm.register_forward_pre_hook(note)
+    with torch.no_grad():
+        run(model)
+    handle.remove()
+    assert len(found) > 5
+    return found
+
+
+def addresses(copies):
+    return {where: one.data_ptr() for where, one in copies.items()}
+
+
+def calls_of(monkeypatch, where, name):
+    """Arguments of each call of a function."""
+    called, plain = [], getattr(where, name)
+
+    def note(*args, **kwargs):
+        called.append(args)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, note)
+    return called
+
+
+def test_copies_stay_and_their_blocks_alone_are_written():
+    model = kept()
+    first = copies_in(model)
+    before = {where: one.clone() for where, one in first.items()}
+    change(model)
+    second = copies_in(model)
+    assert addresses(second) == addresses(first)
+    for (path, _), one in second.items():
+        module = model.get_submodule(path)
+        own = torch.zeros(one.shape, dtype=torch.bool)
+        for adapter in module.cdra.of('weight'):
+            own[(adapter.rows + adapter.start)[:, None], adapter.cols] = True
+        assert own.any() and not own.all()
+        assert torch.equal(one[~own], module._parameters['weight'][~own])
+        assert (one != before[path, 'weight'])[own].float().mean() > 0.9
+
+
+def test_nothing_is_written_where_no_value_has_changed(monkeypatch):
+    model = kept()
+    written = calls_of(monkeypatch, kept_copies.KeptCopies, '_write')
+    for _ in range(3):
+        run(model)
+    assert len(written) == 1
+    change(model)
+    run(model)
+    assert len(written) == 2
+
+
+def test_graph_that_needs_its_copies_keeps_them():
+    """Its gradients are those of before, whatever is computed before its backward."""
+    model = kept()
+    x = images(2, torch.float32)[0].requires_grad_()
+    y = model(x)
+    wanted = torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0]
+    again = model(x)  # which holds them once more
+    first = addresses(copies_in(model))
+    for parameter in low_rank(model):
+        parameter.data.mul_(3)
+    run(model).sum().backward()
+    assert addresses(copies_in(model)) != first
+    torch.testing.assert_close(torch.autograd.grad(again.square().sum(), x)[0], wanted)
+
+
+def test_backward_after_another_write_is_refused():
+    """Once a graph has had its backward, it holds the copies no longer."""
+    model = kept()
+    loss = run(model).square().mean()
+    loss.backward(retain_graph=True)
+    loss.backward(retain_graph=True)  # nothing was written
+    for parameter in trained(model):
+        parameter.data.mul_(3)
+    first = addresses(copies_in(model))
+    run(model)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        loss.backward()
+    assert addresses(copies_in(model)) == first
+
+
+def test_steps_of_training_write_in_place():
+    """Also where the last loss is still held, as a runner's log holds it."""
+    model = kept()
+    optimizer = torch.optim.SGD(trained(model), lr=0.1)
+    losses, seen = [], set()
+    for _ in range(4):
+        losses.append(run(model).square().mean())
+        losses[-1].backward()
+        optimizer.step()
+        seen.add(tuple(addresses(copies_in(model)).values()))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_recomputed_blocks_take_the_kept_copies(monkeypatch, reentrant):
+    model = kept()
+    for block in model.blocks:
+        plain = block.forward
+
+        def again(x, plain=plain):
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            return checkpoint(plain, x, use_reentrant=reentrant)
+
+        block.forward = again
+    run(model).sum().backward()
+    change(model)
+    made = calls_of(monkeypatch, copied_linear, 'copy_layers')
+    run(model).sum().backward()
+    assert not made
+
+
+def test_recomputed_blocks_after_a_change_are_current():
+    """With the weights as they are then, as those of a plain model."""
+    grads = []
+    for product in ('kept', 'factored'):
+        model = kept(torch.float64, product)
+        run(model)
+        x = torch.linspace(-1, 1, 2 * 5 * 8, dtype=torch.float64).view(2, 5, 8).requires_grad_()
+        y = checkpoint(model.blocks[0], x, use_reentrant=False)
+        for parameter in trained(model):
+            parameter.data.mul_(3)
+        grads.append(torch.autograd.grad(y.square().sum(), x)[0])
+    torch.testing.assert_close(*grads)
+
+
+def products_of(y):
+    names = {node.name() for node in nodes_of(y)}
+    return {'copied' if '_CopiedLinear' in n else 'apart' for n in names if 'Linear' in n}
+
+
+@pytest.fixture
+def anywhere(monkeypatch):
+    """The blocks of the models here are most of their weights."""
+    monkeypatch.setattr(copied_weights, 'MOST_WRITTEN', 1.0)
+
+
+def test_small_models_keep_copies_by_themselves(monkeypatch, anywhere):
+    model = kept(product='auto')
+    assert products_of(run(model)) == {'copied'}
+    weights = sum(one.numel() for one in copies_in(model).values())
+    monkeypatch.setattr(copied_weights, 'LARGEST_KEPT', weights * 4)
+    other = kept(product='auto')
+    assert products_of(run(other)) == {'copied'}
+    monkeypatch.setattr(copied_weights, 'LARGEST_KEPT', weights * 4 - 1)
+    other = kept(product='auto')
+    assert products_of(run(other)) == {'apart'}
+    choose_product(other, 'kept')
+    assert products_of(run(other)) == {'copied'}
+    choose_product(other, 'factored')
+    assert products_of(run(other)) == {'apart'}
+
+
+@pytest.mark.parametrize('rows', [1, 2])
+def test_models_whose_weights_change_everywhere_keep_none(rows):
+    """LoRA's blocks are whole matrices: it would write all of them in each step."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[:rows] = True
+    apply_plan(model, plan_from_masks({'1.weight': mask}, rank_rule=1))
+    assert products_of(model(torch.randn(3, 4))) == {'copied' if rows == 1 else 'apart'}
+
+
+def test_half_precision_base_is_not_held_twice():
+    model = kept().bfloat16()
+    run(model)
+    assert model not in copied_weights._KEPT
+
+
+def test_half_precision_is_multiplied_apart(anywhere):
+    """No update is lost in the rounding."""
+    model = kept(product='auto')
+    with torch.autocast('cpu', torch.bfloat16):
+        assert products_of(run(model)) == {'apart'}
+    assert products_of(run(model)) == {'copied'}
+
+
+def test_types_take_turns():
+    """Trained under autocast, validated without."""
+    model, other = kept(), kept(product='factored')
+    for _ in range(2):
+        with torch.autocast('cpu', torch.bfloat16):
+            torch.testing.assert_close(run(model), run(other), rtol=0.05, atol=0.05)
+        torch.testing.assert_close(run(model), run(other))
+        change(model)
+        change(other)
+
+
+def test_first_forward_in_inference_mode():
+    model, other = kept(torch.float64), kept(torch.float64, 'factored')
+    for _ in range(2):
+        with torch.inference_mode():
+            torch.testing.assert_close(run(model), run(other))
+        change(model)
+        change(other)
+        torch.testing.assert_close(run(model), run(other))
+        run(model).sum().backward()
+        run(other).sum().backward()
+    mine, theirs = ([p.grad for p in trained(one)] for one in (model, other))
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_copies_go_with_the_adapters_and_with_the_model():
+    model = kept()
+    run(model)
+    held = copied_weights._KEPT[model]
+    other = copy.deepcopy(model)
+    assert other not in copied_weights._KEPT
+    assert not any(module.cdra.kept_copies for module in carriers(other))
+    gone = weakref.ref(held)
+    del held
+    remove_adapters(model, discard=True)
+    gc.collect()
+    assert gone() is None
+    model = kept()
+    run(model)
+    gone = weakref.ref(copied_weights._KEPT[model])
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_another_product_lets_them_go():
+    model = kept()
+    run(model)
+    gone = weakref.ref(copied_weights._KEPT[model])
+    choose_product(model, 'factored')
+    run(model)
+    gc.collect()
+    assert gone() is None
+    assert not any(module.cdra.kept_copies for module in carriers(model))
