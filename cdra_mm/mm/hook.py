@@ -96,10 +96,12 @@ class CDRAHook(Hook):
             are for backbones of billions of parameters (docs/large_backbones.md).
         visualize: bool, default True: show the plan and how the adapters grow through the run's
             visualizer (see `visual_hook`).
-        product: ``'auto'`` (default), ``'copied'`` or ``'factored'``: how adapted products are
-            computed. Copied, the default on a GPU, is the fastest there: the update is rounded
-            with its weight to the type that is computed in, as in mixed-precision fine-tuning.
-            Factored, the default on a CPU, never rounds an update.
+        product: ``'auto'`` (default), ``'copied'``, ``'kept'`` or ``'factored'``: how adapted
+            products are computed. Copied, the default on a GPU, is the fastest there: the update
+            is rounded with its weight to the type that is computed in, as in mixed-precision
+            fine-tuning. Kept, the default on a CPU for small models in full precision, is the
+            fastest there and holds their adapted weights twice. Factored, the default on a CPU
+            otherwise, never rounds an update.
         head_iters: int: iterations that fit the head on the frozen backbone's features before
             anything is scored and trained, of any method (docs/methods.md). The features of at most
             `num_samples` images are computed once. Default: where the mean gradient decides, as

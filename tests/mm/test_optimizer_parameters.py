@@ -209,15 +209,3 @@ OPTIMIZERS.register_module(module=Own, force=True)
 def test_torchs_own_optimizers_are_fused_where_nothing_else_is_asked(runner, optimizer, fused):
     _, wrapper = built(runner, 'cdra', dict(optimizer=dict(lr=1e-3, **optimizer)))
     assert [group.get('fused') for group in wrapper.optimizer.param_groups] == [fused]
-
-
-def test_fused_steps_are_those_of_one_tensor_after_another(tmp_path):
-    ends = []
-    for fused in (None, False):
-        words = {} if fused is None else dict(fused=fused)
-        optimizer = dict(type='AdamW', lr=1e-2, weight_decay=0.1, **words)
-        config = toy.config(tmp_path / f'{fused}', optim_wrapper=dict(optimizer=optimizer))
-        ends.append(weights(toy.train(config)))
-    assert ends[0].keys() == ends[1].keys()
-    for name, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-5)

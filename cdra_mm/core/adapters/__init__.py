@@ -3,9 +3,10 @@
 ==================  ==========================================================
 `adapter`           what an adapter is, and which kinds there are
 `low_rank`          Eq. 6: the low-rank adapter of a compact block
-`compact_linear`    its forward and backward
-`copied_linear`     the same through copies of the weights, for a GPU
+`compact_linear`    its forward and backward; `block_index` takes rows and columns
+`copied_linear`     the same through copies of the weights (`layer_copy`)
 `copied_weights`    when these are made, and which of the two is taken
+`kept_copies`       those that stay from forward to forward, for small models on a CPU
 `block_ops`         their operations; `block_kernels` has them for NVIDIA's GPUs
 `joint_blocks`      the blocks of one weight as one
 `entries`           single trained entries

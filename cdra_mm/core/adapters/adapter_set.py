@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, CallAdapter, ParameterAdapter
-from .copied_linear import Copy, Layer, takes_copy
 from .joint_blocks import JointBlocks, join_blocks
+from .layer_copy import Copy, Layer, takes_copy
 from .low_rank import LowRank
 
 if TYPE_CHECKING:

@@ -35,20 +35,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    'BlockIndex',
-    'Index',
-    'columns_apart',
-    'columns_of',
-    'compact_linear',
-    'length_of',
-    'through_block',
-    'wide_factors',
-]
+from .block_index import BlockIndex, Index, columns_apart, columns_of, length_of
 
-# A run of rows or columns (LoRA's: all of them) is a slice: it is taken without a copy.
-Index = Tensor | slice
-BlockIndex = tuple[Index, Index, float]  # rows, columns and scale of an adapter
+__all__ = ['autocast_type', 'compact_linear', 'scaled', 'through_block', 'wide_factors']
+
 Blocks = tuple[BlockIndex, ...]
 
 # Merged where the activations are this many times the weight: T (O + I) >= MANY_TOKENS * O I.
@@ -229,32 +219,11 @@ class _FactoredLinear(torch.autograd.Function):
         return dx, None, _bias_gradient(ctx, dy), None, *grads
 
 
-def columns_of(x: Tensor, index: Index) -> Tensor:
-    """``x[:, index]``; of a slice a view."""
-    if isinstance(index, slice):
-        return x[:, index]
-    if x.element_size() < 4 and x.device.type == 'cpu':
-        # A quarter of the time of `index_select` along the rows; products take it as it lies.
-        return x.t().index_select(0, index).t()
-    return x.index_select(1, index)
-
-
 def _kept(x: Tensor, blocks: Blocks) -> list[Tensor]:
     """The columns of each adapter, or all of x where that is less."""
     if sum(length_of(cols) for _, cols, _ in blocks) >= x.shape[1]:
         return [x]
     return [columns_apart(x, cols) for _, cols, _ in blocks]
-
-
-def columns_apart(x: Tensor, index: Index) -> Tensor:
-    """``x[:, index]``, to be kept: no view, which would keep all of x."""
-    columns = columns_of(x, index)
-    return columns.contiguous() if isinstance(index, slice) else columns
-
-
-def length_of(index: Index) -> int:
-    """How many rows or columns an index takes."""
-    return index.stop - index.start if isinstance(index, slice) else len(index)
 
 
 def _saved(ctx: Any) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:

@@ -10,39 +10,26 @@ the rounding no more than in mixed-precision fine-tuning, which rounds its fp32 
     G_i = dy[:, R_i]^T x[:, C_i],   ddown_i = scale_i up_i^T G_i,   dup_i = scale_i G_i down_i^T
 
 Few launches is what this is made for: on a GPU they, and passes over the activations, are what
-an adapter costs. `compact_linear` is made for a CPU, where arithmetic costs.
+an adapter costs. On a CPU arithmetic costs: a small model's copies are kept there (`kept_copies`),
+a large one's products are those of `compact_linear`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..model.row_int8 import is_int8
-from .block_ops import adapted_copies, factor_gradients
-from .compact_linear import (
-    autocast_type,
-    columns_apart,
-    columns_of,
-    scaled,
-    through_block,
-)
+from .block_index import columns_apart, columns_of
+from .block_ops import factor_gradients
+from .compact_linear import autocast_type, scaled, through_block
 from .joint_blocks import JointBlocks
+from .layer_copy import Copy, Layer, copy_layers, is_remade
 
-__all__ = [
-    'Copy',
-    'Layer',
-    'Lease',
-    'copied_linear',
-    'copy_layers',
-    'is_remade',
-    'takes_copy',
-    'versions_of',
-]
+__all__ = ['copied_linear']
 
 # Beyond it a block's gradient, |R| |C| products a token, costs more than the four skinny products
 # through its factors. By arithmetic for an H100 (both are then about 20 us for 6,000 tokens), not
@@ -51,132 +38,8 @@ LARGEST_BLOCK = 2**19
 # Products that are made in vain where the blocks of a fused layer are multiplied as one, over
 # what a launch of its own costs (about 2 us): tokens times entries outside of the blocks.
 WASTED_PRODUCTS = 5e8
-
-
-class Layer(NamedTuple):
-    """What makes a linear layer's `Copy`.
-
-    Attributes:
-        weight: Base weight ``[O, I]``.
-        bias: ``[O]`` or None.
-        joint: Its blocks.
-        factors: ``down [r, |C|], up [|R|, r]`` of each block in turn.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    joint: JointBlocks
-    factors: list[Tensor]
-
-    @property
-    def sources(self) -> list[Tensor]:
-        """The tensors that its copy is made of; not a bias that is itself computed."""
-        bias = [self.bias] if isinstance(self.bias, nn.Parameter) else []
-        return [self.weight, *bias, *self.factors]
-
-
-class Lease:
-    """Held by every graph that needs copies which are written again later (`kept_copies`)."""
-
-
-class Copy(NamedTuple):
-    """What a layer is multiplied by, in the type of the product.
-
-    Attributes:
-        weight: The weight with its updates, ``[O, I]``.
-        bias: ``[O]``, or None: the layer's own is taken.
-        sources: `Layer.sources` that it was made of.
-        versions: How often each had been written to in place then.
-        lease: That of a copy that is kept, otherwise None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    sources: list[Tensor]
-    versions: list[int]
-    lease: Lease | None = None
-
-    def serves(self, layer: Layer, dtype: torch.dtype) -> bool:
-        """Whether a layer can be multiplied in a type by this, made before.
-
-        Not where the layer's tensors have been replaced or written to since: by ``functional_call``
-        within the model's forward, or after one that was interrupted and could not clean up.
-        """
-        if self.weight.dtype != dtype or self.weight.device != layer.weight.device:
-            return False
-        sources = layer.sources if self.bias is not None else [layer.weight, *layer.factors]
-        if len(sources) != len(self.sources):
-            return False
-        for one, other in zip(sources, self.sources, strict=True):
-            if one is not other:
-                return False
-        if torch.compiler.is_compiling():  # what follows would not be traced
-            return True
-        if self.weight.is_inference() and not torch.is_inference_mode_enabled():
-            return False  # autograd would not take it
-        return self.versions == versions_of(sources)
-
-
 # Gives the copy in a type that was made before, where there is one.
 Made = Callable[[torch.dtype], Copy | None]
-
-
-def versions_of(tensors: Sequence[Tensor]) -> list[int]:
-    """How often each tensor has been written to in place; nothing while that would be traced."""
-    if torch.compiler.is_compiling():
-        return []
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
-def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
-    """The copies of layers on one device, by one operation.
-
-    Args:
-        layers: At least one.
-        dtype: Type of the copies.
-    """
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    with torch.no_grad():
-        copies = adapted_copies(
-            [layer.weight for layer in layers],
-            biases,
-            [factor for layer in layers for factor in layer.factors],
-            [index for layer in layers for index in layer.joint.indices],
-            [len(layer.joint.scales) for layer in layers],
-            [scale for layer in layers for scale in layer.joint.scales],
-            dtype,
-        )
-    rest = iter(copies[len(layers) :])
-    return [
-        Copy(
-            copy,
-            None if layer.bias is None else next(rest),
-            layer.sources,
-            versions_of(layer.sources),
-        )
-        for copy, layer in zip(copies, layers, strict=False)
-    ]
-
-
-def takes_copy(product: str, weight: Tensor, kept: bool = False) -> bool:
-    """Whether a product is computed through a copy; see `copied_weights.choose_product`.
-
-    Never in a program that is exported: it would need this package's operations where it runs.
-
-    Args:
-        product: What was chosen.
-        weight: The layer's weight.
-        kept: Whether the model's forwards keep its copy (`kept_copies`).
-    """
-    kind = weight.device.type
-    kept = kept and not torch.compiler.is_compiling()
-    asked = product in ('copied', 'kept') or (product == 'auto' and (kind != 'cpu' or kept))
-    return asked and kind != 'meta' and not _is_exporting()
-
-
-def _is_exporting() -> bool:
-    ask = getattr(torch.compiler, 'is_exporting', None)  # not in torch 2.6
-    return bool(ask and ask())
 
 
 def copied_linear(x: Tensor, layer: Layer, made: Made | None = None) -> Tensor:
@@ -207,15 +70,6 @@ def _multiplied(x: Tensor, layer: Layer, made: Made | None) -> Tensor:
         x, layer.weight, layer.bias, what, tuple(layer.joint), *layer.factors
     )
     return y
-
-
-def is_remade(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the copy of a weight is made again in the backward, so that none is kept.
-
-    A base in half precision or in int8 is there to save memory. One in fp32 is four bytes an entry
-    beside copies of two: autocast keeps them likewise.
-    """
-    return is_int8(weight) or (weight.dtype == dtype and weight.element_size() < 4)
 
 
 class _CopiedLinear(torch.autograd.Function):
@@ -288,10 +142,8 @@ def _gradients_apart(
     for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
         down, up, scale = factors[2 * i], factors[2 * i + 1], joint.scales[i]
         if through_block(joint.heights[i], joint.widths[i], down.shape[0]):
-            block = scaled(torch.mm(d.t(), x), scale)
-            if not block.dtype == down.dtype == up.dtype:
-                block, down, up = block.float(), down.float(), up.float()
-            grads += [torch.mm(up.t(), block), torch.mm(block, down.t())]
+            block = scaled(torch.mm(d.t(), x), scale).to(up.dtype)
+            grads += [torch.mm(up.t(), block), torch.mm(block, down.to(up.dtype).t())]
         else:
             grads += _through(d, x, down, up, scale)
     return grads

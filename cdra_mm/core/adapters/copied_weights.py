@@ -27,8 +27,8 @@ from cdra_mm.errors import ConfigError
 from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
 from .compact_linear import autocast_type
-from .copied_linear import Layer, copy_layers, is_remade, takes_copy
-from .kept_copies import KeptCopies, can_keep
+from .kept_copies import KeptCopies, bytes_kept, can_keep
+from .layer_copy import Layer, copy_layers, is_remade, takes_copy
 
 __all__ = [
     'PRODUCTS',
@@ -47,8 +47,8 @@ __all__ = [
 PRODUCTS = ('auto', 'copied', 'factored', 'kept')
 _CARRIERS = '_cdra_carriers'
 _PRODUCT = '_cdra_product'
-# Bytes of the copies that are kept, and the share of their entries that each step writes; beyond
-# them a second model in memory, or the writing, costs more than it saves: docs/performance.md.
+# Bytes of what is kept, and the share of the copies' entries that each step writes; beyond them a
+# second model in memory, or the writing, costs more than it saves: docs/performance.md.
 LARGEST_KEPT = 2**27
 MOST_WRITTEN = 0.25
 # Beside the models, not in them: a copied or pickled model has none.
@@ -124,8 +124,8 @@ def is_worth_keeping(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
     """
     entries = sum(layer.joint.size for layer in layers)
     weights = sum(layer.weight.numel() for layer in layers)
-    small = weights * dtype.itemsize <= LARGEST_KEPT and entries <= MOST_WRITTEN * weights
-    return small and dtype.itemsize >= 4
+    few = entries <= MOST_WRITTEN * weights
+    return few and dtype.itemsize >= 4 and bytes_kept(layers, dtype) <= LARGEST_KEPT
 
 
 class _Found(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .compact_linear import BlockIndex, Index
+from .block_index import BlockIndex, Index
 
 __all__ = ['JointBlocks', 'join_blocks']
 

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .copied_linear import Copy, Layer, Lease, versions_of
+from .layer_copy import Copy, Layer, Lease, versions_of
 
-__all__ = ['KeptCopies', 'can_keep']
+__all__ = ['KeptCopies', 'bytes_kept', 'can_keep']
 
 # Entries of each frozen weight whose values are compared in a forward.
 PROBES = 61
@@ -41,6 +41,14 @@ def can_keep(layers: Sequence[Layer]) -> bool:
         if weight.device.type != 'cpu' or not weight.is_contiguous():
             return False
     return True
+
+
+def bytes_kept(layers: Sequence[Layer], dtype: torch.dtype) -> int:
+    """Bytes that `KeptCopies` holds: the copies, and of each entry of a block place and values."""
+    copies = sum(layer.weight.numel() for layer in layers) * dtype.itemsize
+    entry = torch.int64.itemsize + 2 * layers[0].weight.element_size()
+    factors = sum(factor.nbytes for layer in layers for factor in layer.factors)
+    return copies + factors + entry * sum(layer.joint.size for layer in layers)
 
 
 class KeptCopies:
@@ -141,7 +149,7 @@ class KeptCopies:
         """Copies as yet without updates, and the tensor that they are parts of."""
         weights = [layer.weight for layer in self._layers]
         sizes = [weight.numel() for weight in weights]
-        flat = torch.empty(sum(sizes), dtype=self.dtype)
+        flat = weights[0].new_empty(sum(sizes), dtype=self.dtype)
         parts = zip(flat.split_with_sizes(sizes), weights, strict=True)
         copies = [part.view(weight.shape) for part, weight in parts]
         torch._foreach_copy_(copies, weights)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..model.targets import Target
 from .adapter import ParameterAdapter, register_kind
-from .compact_linear import BlockIndex, Index
+from .block_index import BlockIndex, Index
 
 __all__ = ['LowRank', 'check_index', 'master_dtype']
 

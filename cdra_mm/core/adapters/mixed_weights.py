@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 from cdra_mm.errors import PlanError
 
 from .adapter import CallAdapter, ParameterAdapter
-from .compact_linear import BlockIndex, columns_of, wide_factors
+from .block_index import BlockIndex, columns_of
+from .compact_linear import wide_factors
 from .low_rank import LowRank
 from .stand_in import StandIn
 

@@ -15,6 +15,7 @@ from cdra_mm.core.adapters import copied_linear as copied
 from cdra_mm.core.adapters.compact_linear import compact_linear
 from cdra_mm.core.adapters.joint_blocks import join_blocks
 from cdra_mm.core.adapters.kept_copies import KeptCopies
+from cdra_mm.core.adapters.layer_copy import Layer
 
 IN_PLACE = {  # (merged, widest block whose own gradient is taken)
     'merged, through the block': (True, 1 << 30),
@@ -90,7 +91,7 @@ class Problem:
             return compact_linear(x, self.weight, bias, self.blocks, factors)
         joint = join_blocks(self.blocks, self.weight.device, tuple(self.weight.shape))
         assert joint.disjoint
-        layer = copied.Layer(self.weight, bias, joint, list(factors))
+        layer = Layer(self.weight, bias, joint, list(factors))
         if strategy in COPIED:
             return copied.copied_linear(x, layer)
         kept = KeptCopies([layer], x.dtype)

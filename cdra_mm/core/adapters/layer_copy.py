@@ -1,0 +1,154 @@
+"""The copy of a weight with its update, which an adapted product goes through (`copied_linear`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..model.row_int8 import is_int8
+from .block_ops import adapted_copies
+from .joint_blocks import JointBlocks
+
+__all__ = [
+    'Copy',
+    'Layer',
+    'Lease',
+    'copy_layers',
+    'is_remade',
+    'takes_copy',
+    'versions_of',
+]
+
+
+class Layer(NamedTuple):
+    """What makes a linear layer's `Copy`.
+
+    Attributes:
+        weight: Base weight ``[O, I]``.
+        bias: ``[O]`` or None.
+        joint: Its blocks.
+        factors: ``down [r, |C|], up [|R|, r]`` of each block in turn.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    joint: JointBlocks
+    factors: list[Tensor]
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """The tensors that its copy is made of; not a bias that is itself computed."""
+        bias = [self.bias] if isinstance(self.bias, nn.Parameter) else []
+        return [self.weight, *bias, *self.factors]
+
+
+class Lease:
+    """Held by every graph that needs copies which are written again later (`kept_copies`)."""
+
+
+class Copy(NamedTuple):
+    """What a layer is multiplied by, in the type of the product.
+
+    Attributes:
+        weight: The weight with its updates, ``[O, I]``.
+        bias: ``[O]``, or None: the layer's own is taken.
+        sources: `Layer.sources` that it was made of.
+        versions: How often each had been written to in place then.
+        lease: That of a copy that is kept, otherwise None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    sources: list[Tensor]
+    versions: list[int]
+    lease: Lease | None = None
+
+    def serves(self, layer: Layer, dtype: torch.dtype) -> bool:
+        """Whether a layer can be multiplied in a type by this, made before.
+
+        Not where the layer's tensors have been replaced or written to since: by ``functional_call``
+        within the model's forward, or after one that was interrupted and could not clean up.
+        """
+        if self.weight.dtype != dtype or self.weight.device != layer.weight.device:
+            return False
+        sources = layer.sources if self.bias is not None else [layer.weight, *layer.factors]
+        if len(sources) != len(self.sources):
+            return False
+        for one, other in zip(sources, self.sources, strict=True):
+            if one is not other:
+                return False
+        if torch.compiler.is_compiling():  # what follows would not be traced
+            return True
+        if self.weight.is_inference() and not torch.is_inference_mode_enabled():
+            return False  # autograd would not take it
+        return self.versions == versions_of(sources)
+
+
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each tensor has been written to in place; nothing while that would be traced."""
+    if torch.compiler.is_compiling():
+        return []
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
+    """The copies of layers on one device, by one operation.
+
+    Args:
+        layers: At least one.
+        dtype: Type of the copies.
+    """
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    with torch.no_grad():
+        copies = adapted_copies(
+            [layer.weight for layer in layers],
+            biases,
+            [factor for layer in layers for factor in layer.factors],
+            [index for layer in layers for index in layer.joint.indices],
+            [len(layer.joint.scales) for layer in layers],
+            [scale for layer in layers for scale in layer.joint.scales],
+            dtype,
+        )
+    rest = iter(copies[len(layers) :])
+    return [
+        Copy(
+            copy,
+            None if layer.bias is None else next(rest),
+            layer.sources,
+            versions_of(layer.sources),
+        )
+        for copy, layer in zip(copies, layers, strict=False)
+    ]
+
+
+def takes_copy(product: str, weight: Tensor, kept: bool = False) -> bool:
+    """Whether a product is computed through a copy; see `copied_weights.choose_product`.
+
+    Never in a program that is exported: it would need this package's operations where it runs.
+
+    Args:
+        product: What was chosen.
+        weight: The layer's weight.
+        kept: Whether the model's forwards keep its copy (`kept_copies`).
+    """
+    kind = weight.device.type
+    kept = kept and not torch.compiler.is_compiling()
+    asked = product in ('copied', 'kept') or (product == 'auto' and (kind != 'cpu' or kept))
+    return asked and kind != 'meta' and not _is_exporting()
+
+
+def _is_exporting() -> bool:
+    ask = getattr(torch.compiler, 'is_exporting', None)  # not in torch 2.6
+    return bool(ask and ask())
+
+
+def is_remade(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the copy of a weight is made again in the backward, so that none is kept.
+
+    A base in half precision or in int8 is there to save memory. One in fp32 is four bytes an entry
+    beside copies of two: autocast keeps them likewise.
+    """
+    return is_int8(weight) or (weight.dtype == dtype and weight.element_size() < 4)
