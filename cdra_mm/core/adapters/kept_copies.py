@@ -102,7 +102,7 @@ class KeptCopies:
         Args:
             layers: Those that they fit, see `fit`.
         """
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast('cpu', enabled=False):
+        with torch.inference_mode(False), torch.no_grad():
             values = _values_of(layers)
             if self._values is None or not torch.equal(values, self._values):
                 if self._lease() is not None:  # a graph needs those that there are
@@ -122,7 +122,7 @@ class KeptCopies:
         """
         if dtype != self.dtype or self._values is None or not self._is_of(index, layer):
             return None
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast('cpu', enabled=False):
+        with torch.no_grad():
             same = torch.equal(self._probes[index], self._probed[index])
             values = _values_of([layer])
             end = self._ends[index]
@@ -130,12 +130,8 @@ class KeptCopies:
         return self._copy(index, layer) if same else None
 
     def _is_of(self, index: int, layer: Layer) -> bool:
-        own = self._layers[index]
-        return (
-            own.weight is layer.weight
-            and own.joint is layer.joint
-            and self._marks[index] == _marks_of(layer.weight)
-        )
+        same = self._layers[index].joint is layer.joint
+        return same and self._marks[index] == _marks_of(layer.weight)
 
     def _copy(self, index: int, layer: Layer) -> Copy:
         lease = self._lease()
@@ -162,10 +158,8 @@ class KeptCopies:
             downs, ups = layer.factors[::2], layer.factors[1::2]
             for down, up, scale in zip(downs, ups, layer.joint.scales, strict=True):
                 base, entries = next(blocks)
-                if down.dtype == up.dtype == base.dtype:
-                    torch.addmm(base, up, down, alpha=scale, out=entries)
-                else:
-                    torch.add(base, (up @ down).to(base.dtype), alpha=scale, out=entries)
+                up, down = up.to(base.dtype), down.to(base.dtype)
+                torch.addmm(base, up, down, alpha=scale, out=entries)  # autocast leaves it alone
         self._flat.scatter_(0, self._positions, self._entries.to(self.dtype))
 
 

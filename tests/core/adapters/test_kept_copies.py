@@ -183,6 +183,19 @@ def test_recomputed_blocks_after_a_change_are_current():
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize('frozen', [False, True], ids=['factors', 'base'])
+def test_layer_called_by_itself_sees_what_was_written_through_data(frozen):
+    model, other = kept(torch.float64), kept(torch.float64, 'factored')
+    run(model)
+    for one in (model, other):
+        for parameter in one.parameters():
+            if parameter.requires_grad is not frozen:
+                parameter.data.mul_(2)
+    layer, plain = (one.blocks[0].mlp.fc1 for one in (model, other))
+    x = torch.linspace(-1, 1, 3 * layer.in_features, dtype=torch.float64).view(3, -1)
+    torch.testing.assert_close(layer(x), plain(x))
+
+
 def products_of(y):
     names = {node.name() for node in nodes_of(y)}
     return {'copied' if '_CopiedLinear' in n else 'apart' for n in names if 'Linear' in n}
@@ -241,7 +254,9 @@ def test_types_take_turns():
     for _ in range(2):
         with torch.autocast('cpu', torch.bfloat16):
             torch.testing.assert_close(run(model), run(other), rtol=0.05, atol=0.05)
+            assert {one.dtype for one in copies_in(model).values()} == {torch.bfloat16}
         torch.testing.assert_close(run(model), run(other))
+        assert {one.dtype for one in copies_in(model).values()} == {torch.float32}
         change(model)
         change(other)
 
@@ -258,6 +273,17 @@ def test_first_forward_in_inference_mode():
         run(other).sum().backward()
     mine, theirs = ([p.grad for p in trained(one)] for one in (model, other))
     torch.testing.assert_close(mine, theirs)
+
+
+def test_copies_made_in_inference_mode_beside_a_graph_are_trained_through():
+    """What is made in inference mode cannot be in a graph."""
+    model = kept()
+    pending = run(model)
+    change(model)
+    with torch.inference_mode():
+        run(model)
+    run(model).sum().backward()
+    assert pending.requires_grad
 
 
 def test_copies_go_with_the_adapters_and_with_the_model():
