@@ -31,8 +31,9 @@ class Step:
     def __init__(self, case: Case, model: nn.Module, batch: Batch) -> None:
         self.case, self.model, self.batch = case, model.train(), batch
         trained = [p for p in model.parameters() if p.requires_grad]
+        on_gpu = case.device == 'cuda'
         self.optimizer = torch.optim.AdamW(
-            trained, lr=1e-4, fused=True, capturable=case.mode == 'graph'
+            trained, lr=1e-4, fused=on_gpu or None, capturable=case.mode == 'graph'
         )
         # Torch compiles hooks of what it is given apart; of what that holds, in its graph.
         self.called: Any = torch.compile(_Held(model)) if case.mode == 'compile' else model

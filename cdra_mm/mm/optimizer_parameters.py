@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from cdra_mm.core import ParameterAdapter, adapters
 from cdra_mm.errors import ConfigError
@@ -59,7 +59,6 @@ def build_optimizer(runner: Runner, backbone: nn.Module, config: Any) -> Any:
         _take_place(groups, base, entries)
     for name, optimizer in named_optimizers(wrapper):
         _keep_trainable(name, optimizer)
-        _fuse_on_cpu(optimizer)
     return wrapper
 
 
@@ -156,21 +155,6 @@ def _keep_trainable(name: str, optimizer: Optimizer) -> None:
             f'{which} has nothing left to train: what it is for is frozen; leave it out, or '
             'choose a method that trains it'
         )
-
-
-def _fuse_on_cpu(optimizer: Optimizer) -> None:
-    """Lets torch's own optimizers step all tensors in one call, where nothing else was asked for.
-
-    On a CPU they take one tensor after another otherwise, which for many small factors costs up to
-    a twentieth of a training step (docs/performance.md). On a GPU torch does so by itself.
-    """
-    if type(optimizer) not in (Adam, AdamW, SGD):
-        return
-    for group in optimizer.param_groups:
-        asked = [group.get(word) for word in ('fused', 'foreach', 'differentiable', 'capturable')]
-        plain = all(p.device.type == 'cpu' and p.is_floating_point() for p in group['params'])
-        if asked[:2] == [None, None] and not any(asked) and plain:
-            group['fused'] = True
 
 
 @contextmanager

@@ -183,29 +183,3 @@ def test_an_optimizer_with_state_at_once_saves_and_resumes(tmp_path, kind):
     with pytest.raises(Stop):
         toy.train(config('cut', custom_hooks=[dict(type='StopAt', at=2)]))
     assert_same(weights(toy.train(config('cut', resume=True))), weights(whole))
-
-
-class Own(torch.optim.AdamW):
-    """An optimizer of a project."""
-
-
-OPTIMIZERS.register_module(module=Own, force=True)
-
-
-@pytest.mark.parametrize(
-    ('optimizer', 'fused'),
-    [
-        (dict(type='AdamW'), True),
-        (dict(type='Adam'), True),
-        (dict(type='SGD', momentum=0.9), True),
-        (dict(type='AdamW', fused=False), False),
-        (dict(type='AdamW', foreach=False), None),
-        (dict(type='AdamW', foreach=True), None),
-        (dict(type='SGD', differentiable=True), None),
-        (dict(type='Own'), None),
-        (dict(type='RMSprop'), None),
-    ],
-)
-def test_torchs_own_optimizers_are_fused_where_nothing_else_is_asked(runner, optimizer, fused):
-    _, wrapper = built(runner, 'cdra', dict(optimizer=dict(lr=1e-3, **optimizer)))
-    assert [group.get('fused') for group in wrapper.optimizer.param_groups] == [fused]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .joint_blocks import JointBlocks, join_blocks
-from .layer_copy import Copy, Layer, takes_copy
+from .layer_copy import Copy, Layer, may_keep_copy
 from .low_rank import LowRank
 
 if TYPE_CHECKING:
@@ -63,15 +63,6 @@ class AdapterSet(nn.Module):
                     self._joint[name] = join_blocks(blocks, found[0].rows.device, shape)
                     self._joined[name] = found
 
-    def layer(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
-        """What a copy of a weight is made of; None where its product is computed otherwise.
-
-        Otherwise: where `product` says so, or `layer_of_copy` knows none.
-        """
-        if not takes_copy(self.product, weight, parameter in self.kept_copies):
-            return None
-        return self.layer_of_copy(parameter, weight, bias)
-
     def layer_of_copy(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
         """What a copy of a weight would be made of.
 
@@ -92,14 +83,13 @@ class AdapterSet(nn.Module):
 
     def copy_of(self, parameter: str, layer: Layer, dtype: torch.dtype) -> Copy | None:
         """The copy of a layer that was made before and serves it, if there is one."""
+        if parameter in self.kept_copies:
+            keeper, index = self.kept_copies[parameter]
+            kept = keeper()
+            if kept is not None and may_keep_copy(self.product, layer.weight):
+                return kept.copy_of(index, layer, dtype)
         copy = self.copies.get(parameter)
-        if copy is not None and copy.serves(layer, dtype):
-            return copy
-        if parameter not in self.kept_copies or torch.compiler.is_compiling():
-            return None
-        keeper, index = self.kept_copies[parameter]
-        kept = keeper()
-        return None if kept is None else kept.copy_of(index, layer, dtype)
+        return copy if copy is not None and copy.serves(layer, dtype) else None
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter, or all."""

@@ -125,9 +125,9 @@ def _adapted_copies(
             for i in range(first, first + count):
                 rows, cols = indices[2 * i][:, None], indices[2 * i + 1][None, :]
                 down, up = factors[2 * i], factors[2 * i + 1]
-                copy[rows, cols] = torch.add(weight[rows, cols], up @ down, alpha=scales[i]).to(
-                    dtype
-                )
+                copy[rows, cols] = torch.add(
+                    weight[rows, cols], up @ down.to(up.dtype), alpha=scales[i]
+                ).to(dtype)
             first += count
         return flat
 

@@ -16,7 +16,7 @@ a large one's products are those of `compact_linear`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,18 +38,16 @@ LARGEST_BLOCK = 2**19
 # Products that are made in vain where the blocks of a fused layer are multiplied as one, over
 # what a launch of its own costs (about 2 us): tokens times entries outside of the blocks.
 WASTED_PRODUCTS = 5e8
-# Gives the copy in a type that was made before, where there is one.
-Made = Callable[[torch.dtype], Copy | None]
 
 
-def copied_linear(x: Tensor, layer: Layer, made: Made | None = None) -> Tensor:
+def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
     """``F.linear`` with the weight's compact adapters (CDRA-SPT, Eq. 6).
 
     Args:
         x: ``[..., I]``.
         layer: Weight, bias, blocks and factors. The weight gets no gradient.
-        made: Gives the `Copy` in a type that was made before and serves the layer; where it gives
-            none, one is made here.
+        copy: That of the layer as it is now, in the type of the product, where one was made
+            before; otherwise it is made here.
 
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
@@ -59,13 +57,13 @@ def copied_linear(x: Tensor, layer: Layer, made: Made | None = None) -> Tensor:
         return F.linear(x, layer.weight, layer.bias)  # which refuses it
     if under_autocast is not None:
         with torch.autocast(x.device.type, enabled=False):
-            return _multiplied(x.to(under_autocast), layer, made)
-    return _multiplied(x, layer, made)
+            return _multiplied(x.to(under_autocast), layer, copy)
+    return _multiplied(x, layer, copy)
 
 
-def _multiplied(x: Tensor, layer: Layer, made: Made | None) -> Tensor:
-    copy = (made and made(x.dtype)) or copy_layers([layer], x.dtype)[0]
-    what = copy.weight, copy.bias, copy.lease
+def _multiplied(x: Tensor, layer: Layer, copy: Copy | None) -> Tensor:
+    copy = copy or copy_layers([layer], x.dtype)[0]
+    what = copy.weight, copy.bias, copy.kept
     y: Tensor = _CopiedLinear.apply(
         x, layer.weight, layer.bias, what, tuple(layer.joint), *layer.factors
     )
@@ -75,9 +73,8 @@ def _multiplied(x: Tensor, layer: Layer, made: Made | None) -> Tensor:
 class _CopiedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        weight, bias, (copy, bias_copy, lease), blocks, *factors = rest
+        weight, bias, (copy, bias_copy, ctx.kept), blocks, *factors = rest
         joint = JointBlocks(*blocks)
-        ctx.lease, ctx.kept = lease, lease is not None
         if bias_copy is None:
             bias_copy = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
         ctx.joint, ctx.remade = joint, is_remade(weight, x.dtype)
@@ -92,7 +89,6 @@ class _CopiedLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, x_c, *factors = ctx.saved_tensors
         joint: JointBlocks = ctx.joint
-        ctx.lease = None  # who calls backward once more gets torch's error after another write
         dx = dbias = None
         if ctx.needs_input_grad[0]:
             if ctx.remade:

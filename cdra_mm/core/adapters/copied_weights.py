@@ -28,7 +28,7 @@ from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
 from .compact_linear import autocast_type
 from .kept_copies import KeptCopies, bytes_kept, can_keep
-from .layer_copy import Layer, copy_layers, is_remade, takes_copy
+from .layer_copy import Layer, copy_layers, is_remade, may_keep_copy, takes_copy
 
 __all__ = [
     'PRODUCTS',
@@ -51,8 +51,12 @@ _PRODUCT = '_cdra_product'
 # second model in memory, or the writing, costs more than it saves: docs/performance.md.
 LARGEST_KEPT = 2**27
 MOST_WRITTEN = 0.25
+# Forwards in a row for which the copies have to be made anew (weights that are replaced each time,
+# plans that take turns) until none are kept: by themselves they cost more than they save.
+MOST_MISSES = 3
 # Beside the models, not in them: a copied or pickled model has none.
 _KEPT: weakref.WeakKeyDictionary[nn.Module, KeptCopies] = weakref.WeakKeyDictionary()
+_MISSES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 def choose_product(model: nn.Module, product: str) -> None:
@@ -71,6 +75,8 @@ def choose_product(model: nn.Module, product: str) -> None:
         ConfigError: If it is another.
     """
     check_product(product)
+    let_go(model)
+    _MISSES.pop(model, None)
     model.__dict__[_PRODUCT] = product
     for module in carriers(model):
         cast(AdapterSet, module.cdra).product = product
@@ -178,7 +184,8 @@ def _layers(model: nn.Module) -> Iterator[_Found]:
             weight = cast('Tensor | None', module._parameters.get(name))
             if weight is None or is_sharded(weight):  # whole in its own layer's forward only
                 continue
-            if not takes_copy(adapters.product, weight, kept=True):
+            product = adapters.product
+            if not (takes_copy(product, weight) or may_keep_copy(product, weight)):
                 continue
             layer = adapters.layer_of_copy(name, weight, None)
             if layer is not None:
@@ -192,18 +199,23 @@ def _with_bias(found: _Found) -> Layer:
 
 
 def _keep(model: nn.Module, groups: dict[Any, list[_Found]]) -> bool:
-    """Gives all layers their kept copies, or lets go of those that there are."""
-    if torch.compiler.is_compiling():  # what stays is not seen by the program that is made
+    """Whether all layers have kept copies now; those that there were are let go where not."""
+    if torch.compiler.is_compiling():
         return False
     kept = None
     if len(groups) == 1:
         ((product, *_, dtype), group), *_ = groups.items()
         layers = [found.layer for found in group]
-        if product != 'copied' and can_keep(layers):
+        if may_keep_copy(product, layers[0].weight) and can_keep(layers):
             kept = _KEPT.get(model)
-            if kept is None or not kept.fit(layers, dtype):
-                worth = product == 'kept' or is_worth_keeping(layers, dtype)
-                kept = KeptCopies(layers, dtype) if worth else None
+            if kept is not None and kept.fit(layers, dtype):
+                _MISSES.pop(model, None)
+            elif product == 'kept' or is_worth_keeping(layers, dtype):
+                misses = _MISSES[model] = _MISSES.get(model, 0) + 1
+                few = product == 'kept' or misses <= MOST_MISSES
+                kept = KeptCopies(layers, dtype) if few else None
+            else:
+                kept = None
     if kept is None:
         let_go(model)
         return False
@@ -212,8 +224,7 @@ def _keep(model: nn.Module, groups: dict[Any, list[_Found]]) -> bool:
         _KEPT[model], keeper = kept, weakref.ref(kept)
         for i, found in enumerate(group):
             found.adapters.kept_copies[found.name] = keeper, i
-    for found, copy in zip(group, kept.current(layers), strict=True):
-        found.adapters.copies[found.name] = copy
+    kept.refresh(layers)
     return True
 
 
@@ -224,7 +235,7 @@ def kept_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def let_go(model: nn.Module) -> None:
-    """Forgets the copies that are kept for a model, if there are any."""
+    """Forgets the copies that are kept for a model, if there are any; a forward makes them anew."""
     if _KEPT.pop(model, None) is not None:
         for module in carriers(model):
             cast(AdapterSet, module.cdra).kept_copies.clear()

@@ -5,10 +5,11 @@
 A copy differs from its weight in the entries of its blocks alone, so they alone are written again,
 all layers' together, and only where a factor's values have changed since. Values are compared, not
 counts of writes: averaged weights and older optimizers write through ``data``, which leaves no
-trace. Of the frozen weights, too many to compare in each forward, identity, address and count of
-writes are, and the values of some entries spread over each.
+trace. Of the frozen weights, too many to compare in each forward, address and count of writes are,
+and the values of some entries spread over each: who writes through ``data`` to a few entries of a
+frozen weight has to say so (`copied_weights.let_go`).
 
-A graph that still needs the copies is not written under: then others are made, and it keeps its
+A graph that still has copies saved is not written under: then others are made, and it keeps its
 own.
 """
 
@@ -21,19 +22,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .layer_copy import Copy, Layer, Lease, versions_of
+from .layer_copy import Copy, Layer, versions_of
 
 __all__ = ['KeptCopies', 'bytes_kept', 'can_keep']
 
 # Entries of each frozen weight whose values are compared in a forward.
 PROBES = 61
-_NONE: weakref.ref[Lease] = weakref.ref(Lease())
+_KEYS = itertools.count()
 
 
 def can_keep(layers: Sequence[Layer]) -> bool:
     """Whether `KeptCopies` knows how to keep the copies of layers."""
-    if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
-        return False  # what stays is not seen by the program that is made
+    if type(layers[0].weight.detach()) is not Tensor:
+        return False  # a mode that computes without values is on
     for weight in (layer.weight for layer in layers):
         plain = type(weight) in (Tensor, nn.Parameter)  # no fake one, and no part of another
         if not plain or weight.is_inference():  # whose writes leave no mark
@@ -61,11 +62,12 @@ class KeptCopies:
 
     def __init__(self, layers: Sequence[Layer], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._layers = [layer._replace(bias=None, factors=[]) for layer in layers]
-        weights = [layer.weight for layer in layers]
-        self._marks = [_marks_of(weight) for weight in weights]
+        self._joints = [layer.joint for layer in layers]
+        self._marks = [_marks_of(layer.weight) for layer in layers]
         with torch.inference_mode(False), torch.no_grad():
-            flat = [weight.detach().view(-1) for weight in weights]
+            # Their memory, not the tensors: whatever hangs on those may go.
+            self._weights = [layer.weight.detach() for layer in layers]
+            flat = [weight.view(-1) for weight in self._weights]
             # An odd step, so that it meets every column of an even number.
             self._probes = [values[:: max(1, len(values) // PROBES) | 1] for values in flat]
             self._probed = [probe.clone() for probe in self._probes]
@@ -80,7 +82,7 @@ class KeptCopies:
             self._ends = list(itertools.accumulate(sizes))
             self._flat, self._copies = self._all_copied()
         self._values: Tensor | None = None  # of all factors, as they were written
-        self._lease = _NONE  # of graphs
+        self._lent: dict[int, weakref.ref[Tensor]] = {}  # what graphs may have saved
 
     def tensors(self) -> list[Tensor]:
         """All that is held: the copies, and what they are written from."""
@@ -91,29 +93,32 @@ class KeptCopies:
         """Whether these are copies of layers in a type, but for the entries of their blocks."""
         return (
             dtype == self.dtype
-            and len(layers) == len(self._layers)
+            and len(layers) == len(self._joints)
             and all(self._is_of(i, layer) for i, layer in enumerate(layers))
             and torch.equal(torch.cat(self._probes), torch.cat(self._probed))
         )
 
-    def current(self, layers: Sequence[Layer]) -> list[Copy]:
-        """The copies, with the updates of their blocks as the factors are now.
+    def refresh(self, layers: Sequence[Layer]) -> None:
+        """Writes the updates of their blocks as the factors are now.
 
         Args:
-            layers: Those that they fit, see `fit`.
+            layers: Those that the copies fit, see `fit`.
         """
         with torch.inference_mode(False), torch.no_grad():
             values = _values_of(layers)
-            if self._values is None or not torch.equal(values, self._values):
-                if self._lease() is not None:  # a graph needs those that there are
-                    self._flat, self._copies = self._all_copied()
-                    self._lease = _NONE
-                self._write(layers)
-                self._values = values
-        return [self._copy(i, layer) for i, layer in enumerate(layers)]
+            if self._values is not None and torch.equal(values, self._values):
+                return
+            self._values = None  # what follows may be interrupted
+            if self._lent:  # a graph needs those that there are
+                self._flat, self._copies = self._all_copied()
+                self._lent = {}
+            self._write(layers)
+            self._values = values
 
     def copy_of(self, index: int, layer: Layer, dtype: torch.dtype) -> Copy | None:
         """That of one layer, as it is; None where it is out of date.
+
+        A hook that runs after `refresh` may have written to the layer.
 
         Args:
             index: The layer's place among those that these were made of.
@@ -123,32 +128,30 @@ class KeptCopies:
         if dtype != self.dtype or self._values is None or not self._is_of(index, layer):
             return None
         with torch.no_grad():
-            same = torch.equal(self._probes[index], self._probed[index])
-            values = _values_of([layer])
-            end = self._ends[index]
-            same = same and torch.equal(values, self._values[end - len(values) : end])
-        return self._copy(index, layer) if same else None
+            values, end = _values_of([layer]), self._ends[index]
+            same = torch.equal(values, self._values[end - len(values) : end])
+            if not same or not torch.equal(self._probes[index], self._probed[index]):
+                return None
+            return Copy(self._lend(self._copies[index]), None, [], [], kept=True)
 
     def _is_of(self, index: int, layer: Layer) -> bool:
-        same = self._layers[index].joint is layer.joint
+        same = self._joints[index] is layer.joint
         return same and self._marks[index] == _marks_of(layer.weight)
 
-    def _copy(self, index: int, layer: Layer) -> Copy:
-        lease = self._lease()
-        if lease is None:
-            lease = Lease()
-            self._lease = weakref.ref(lease)
-        sources = layer.sources
-        return Copy(self._copies[index], None, sources, versions_of(sources), lease)
+    def _lend(self, copy: Tensor) -> Tensor:
+        """Another tensor of the same memory, which lives as long as a graph has it saved."""
+        with torch.inference_mode(False):
+            lent, key, all_lent = copy.detach(), next(_KEYS), self._lent
+        all_lent[key] = weakref.ref(lent, lambda _: all_lent.pop(key, None))
+        return lent
 
     def _all_copied(self) -> tuple[Tensor, list[Tensor]]:
         """Copies as yet without updates, and the tensor that they are parts of."""
-        weights = [layer.weight for layer in self._layers]
-        sizes = [weight.numel() for weight in weights]
-        flat = weights[0].new_empty(sum(sizes), dtype=self.dtype)
-        parts = zip(flat.split_with_sizes(sizes), weights, strict=True)
+        sizes = [weight.numel() for weight in self._weights]
+        flat = self._weights[0].new_empty(sum(sizes), dtype=self.dtype)
+        parts = zip(flat.split_with_sizes(sizes), self._weights, strict=True)
         copies = [part.view(weight.shape) for part, weight in parts]
-        torch._foreach_copy_(copies, weights)
+        torch._foreach_copy_(copies, self._weights)
         return flat, copies
 
     def _write(self, layers: Sequence[Layer]) -> None:

@@ -15,9 +15,9 @@ from .joint_blocks import JointBlocks
 __all__ = [
     'Copy',
     'Layer',
-    'Lease',
     'copy_layers',
     'is_remade',
+    'may_keep_copy',
     'takes_copy',
     'versions_of',
 ]
@@ -45,10 +45,6 @@ class Layer(NamedTuple):
         return [self.weight, *bias, *self.factors]
 
 
-class Lease:
-    """Held by every graph that needs copies which are written again later (`kept_copies`)."""
-
-
 class Copy(NamedTuple):
     """What a layer is multiplied by, in the type of the product.
 
@@ -57,14 +53,14 @@ class Copy(NamedTuple):
         bias: ``[O]``, or None: the layer's own is taken.
         sources: `Layer.sources` that it was made of.
         versions: How often each had been written to in place then.
-        lease: That of a copy that is kept, otherwise None.
+        kept: Whether it stays between forwards (`kept_copies`).
     """
 
     weight: Tensor
     bias: Tensor | None
     sources: list[Tensor]
     versions: list[int]
-    lease: Lease | None = None
+    kept: bool = False
 
     def serves(self, layer: Layer, dtype: torch.dtype) -> bool:
         """Whether a layer can be multiplied in a type by this, made before.
@@ -74,7 +70,7 @@ class Copy(NamedTuple):
         """
         if self.weight.dtype != dtype or self.weight.device != layer.weight.device:
             return False
-        sources = layer.sources if self.bias is not None else [layer.weight, *layer.factors]
+        sources = layer.sources
         if len(sources) != len(self.sources):
             return False
         for one, other in zip(sources, self.sources, strict=True):
@@ -124,20 +120,23 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
     ]
 
 
-def takes_copy(product: str, weight: Tensor, kept: bool = False) -> bool:
+def takes_copy(product: str, weight: Tensor) -> bool:
     """Whether a product is computed through a copy; see `copied_weights.choose_product`.
 
     Never in a program that is exported: it would need this package's operations where it runs.
-
-    Args:
-        product: What was chosen.
-        weight: The layer's weight.
-        kept: Whether the model's forwards keep its copy (`kept_copies`).
     """
     kind = weight.device.type
-    kept = kept and not torch.compiler.is_compiling()
-    asked = product in ('copied', 'kept') or (product == 'auto' and (kind != 'cpu' or kept))
+    asked = product in ('copied', 'kept') or (product == 'auto' and kind != 'cpu')
     return asked and kind != 'meta' and not _is_exporting()
+
+
+def may_keep_copy(product: str, weight: Tensor) -> bool:
+    """Whether a copy that stays between forwards may be taken (`kept_copies`).
+
+    Not by a program that torch makes of a forward: it would not see that the copy is written.
+    """
+    asked = product in ('auto', 'kept') and weight.device.type == 'cpu'
+    return asked and not torch.compiler.is_compiling() and not _is_exporting()
 
 
 def _is_exporting() -> bool:

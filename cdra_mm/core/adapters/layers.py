@@ -24,10 +24,11 @@ from ..model.attention import attention_forward
 from ..model.sharded import is_sharded
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .adapter_set import AdapterSet
-from .compact_linear import compact_linear
+from .compact_linear import autocast_type, compact_linear
 from .copied_linear import copied_linear
 from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
+from .layer_copy import may_keep_copy, takes_copy
 from .low_rank import LowRank
 
 __all__ = [
@@ -183,9 +184,13 @@ def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | Non
     """``F.linear(x, module.<name>, bias)`` without making the effective weight's gradient."""
     weight = cast(Tensor, module._parameters[name])
     carried = cast(AdapterSet, module.cdra)
-    layer = carried.layer(name, weight, bias)
-    if layer is not None:
-        return copied_linear(x, layer, functools.partial(carried.copy_of, name, layer))
+    through_copy = takes_copy(carried.product, weight)
+    if through_copy or (may_keep_copy(carried.product, weight) and name in carried.kept_copies):
+        layer = carried.layer_of_copy(name, weight, bias)
+        if layer is not None:
+            copy = carried.copy_of(name, layer, autocast_type(x) or x.dtype)
+            if copy is not None or through_copy:
+                return copied_linear(x, layer, copy)
     adapters = list(carried.of(name))
     entries = [a for a in adapters if isinstance(a, Entries)]
     low_rank = [a for a in adapters if isinstance(a, LowRank)]

@@ -95,7 +95,8 @@ class Problem:
         if strategy in COPIED:
             return copied.copied_linear(x, layer)
         kept = KeptCopies([layer], x.dtype)
-        return copied.copied_linear(x, layer, lambda _: kept.current([layer])[0])
+        kept.refresh([layer])
+        return copied.copied_linear(x, layer, kept.copy_of(0, layer, x.dtype))
 
     def reference(self):
         """By the dense product in fp64, and autograd."""
