@@ -51,12 +51,8 @@ _PRODUCT = '_cdra_product'
 # second model in memory, or the writing, costs more than it saves: docs/performance.md.
 LARGEST_KEPT = 2**27
 MOST_WRITTEN = 0.25
-# Forwards in a row for which the copies have to be made anew (weights that are replaced each time,
-# plans that take turns) until none are kept: by themselves they cost more than they save.
-MOST_MISSES = 3
 # Beside the models, not in them: a copied or pickled model has none.
 _KEPT: weakref.WeakKeyDictionary[nn.Module, KeptCopies] = weakref.WeakKeyDictionary()
-_MISSES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 def choose_product(model: nn.Module, product: str) -> None:
@@ -76,7 +72,6 @@ def choose_product(model: nn.Module, product: str) -> None:
     """
     check_product(product)
     let_go(model)
-    _MISSES.pop(model, None)
     model.__dict__[_PRODUCT] = product
     for module in carriers(model):
         cast(AdapterSet, module.cdra).product = product
@@ -126,7 +121,8 @@ def is_worth_keeping(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
     """Whether ``'auto'`` keeps the copies of a model's layers on a CPU.
 
     Where they take little memory, most of their entries never change, and no update is lost in
-    the rounding to half precision, in which they save no time.
+    the rounding to half precision, in which they save no time. It hangs on the layers alone, not
+    on what was computed before: a model that is loaded again computes the same bits.
     """
     entries = sum(layer.joint.size for layer in layers)
     weights = sum(layer.weight.numel() for layer in layers)
@@ -208,14 +204,9 @@ def _keep(model: nn.Module, groups: dict[Any, list[_Found]]) -> bool:
         layers = [found.layer for found in group]
         if may_keep_copy(product, layers[0].weight) and can_keep(layers):
             kept = _KEPT.get(model)
-            if kept is not None and kept.fit(layers, dtype):
-                _MISSES.pop(model, None)
-            elif product == 'kept' or is_worth_keeping(layers, dtype):
-                misses = _MISSES[model] = _MISSES.get(model, 0) + 1
-                few = product == 'kept' or misses <= MOST_MISSES
-                kept = KeptCopies(layers, dtype) if few else None
-            else:
-                kept = None
+            if kept is None or not kept.fit(layers, dtype):
+                worth = product == 'kept' or is_worth_keeping(layers, dtype)
+                kept = KeptCopies(layers, dtype) if worth else None
     if kept is None:
         let_go(model)
         return False

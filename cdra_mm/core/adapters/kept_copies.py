@@ -36,8 +36,9 @@ def can_keep(layers: Sequence[Layer]) -> bool:
     if type(layers[0].weight.detach()) is not Tensor:
         return False  # a mode that computes without values is on
     for weight in (layer.weight for layer in layers):
-        plain = type(weight) in (Tensor, nn.Parameter)  # no fake one, and no part of another
-        if not plain or weight.is_inference():  # whose writes leave no mark
+        if type(weight) is not nn.Parameter:  # but what ``functional_call`` lends for one forward
+            return False
+        if weight.is_inference():  # its writes leave no mark
             return False
         if weight.device.type != 'cpu' or not weight.is_contiguous():
             return False
