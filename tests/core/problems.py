@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cdra_mm.core import Plan, apply_plan, find_targets, fingerprint, plan_from_masks
 from tests.models import MODELS, images
@@ -90,3 +91,16 @@ def trainable_names(plan: Plan) -> set[str]:
     whole = {vector.name for vector in plan.vectors if vector.indices is None}
     factors = {key for key in adapter_keys(plan) if key.endswith(('.down', '.up', '.value'))}
     return factors | whole | set(plan.also_train)
+
+
+def by_blocks(model: nn.Module, reentrant: bool) -> nn.Module:
+    """The forward of a model whose blocks are computed again in the backward."""
+    for block in model.blocks:
+        plain = block.forward
+
+        def again(x, plain=plain):
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            return checkpoint(plain, x, use_reentrant=reentrant)
+
+        block.forward = again
+    return model

@@ -28,7 +28,7 @@ from cdra_mm.core import (
 )
 from cdra_mm.core.adapters.copied_weights import carriers, choose_product, product_of
 from cdra_mm.core.model.graph import nodes_of
-from tests.core.problems import adapted, random_plan
+from tests.core.problems import adapted, by_blocks, random_plan
 from tests.models import MODELS, images
 
 PRODUCT = 'copied'
@@ -350,19 +350,6 @@ def test_removed_adapters_leave_no_hook():
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
     assert not model._forward_hooks_always_called
-
-
-def by_blocks(model, reentrant):
-    """The forward of a model whose blocks are computed again in the backward."""
-    for block in model.blocks:
-        plain = block.forward
-
-        def again(x, plain=plain):
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            return checkpoint(plain, x, use_reentrant=reentrant)
-
-        block.forward = again
-    return model
 
 
 @pytest.mark.parametrize('autocast', [False, True], ids=['fp32', 'autocast'])

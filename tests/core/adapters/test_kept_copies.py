@@ -20,7 +20,7 @@ from cdra_mm.core import apply_plan, plan_from_masks, remove_adapters
 from cdra_mm.core.adapters import copied_linear, copied_weights, kept_copies
 from cdra_mm.core.adapters.copied_weights import carriers, choose_product
 from cdra_mm.core.model.graph import nodes_of
-from tests.core.problems import adapted
+from tests.core.problems import adapted, by_blocks
 from tests.models import images
 
 
@@ -150,15 +150,7 @@ def test_steps_of_training_write_in_place():
 
 @pytest.mark.parametrize('reentrant', [False, True])
 def test_recomputed_blocks_take_the_kept_copies(monkeypatch, reentrant):
-    model = kept()
-    for block in model.blocks:
-        plain = block.forward
-
-        def again(x, plain=plain):
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            return checkpoint(plain, x, use_reentrant=reentrant)
-
-        block.forward = again
+    model = by_blocks(kept(), reentrant)
     run(model).sum().backward()
     change(model)
     made = calls_of(monkeypatch, copied_linear, 'copy_layers')
