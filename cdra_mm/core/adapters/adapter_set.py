@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .joint_blocks import JointBlocks, join_blocks
-from .layer_copy import Copy, Layer, may_keep_copy
+from .layer_copy import Copy, Layer, MadeCopy, may_keep_copy
 from .low_rank import LowRank
 
 if TYPE_CHECKING:
     from .kept_copies import KeptCopies
 
 __all__ = ['AdapterSet']
+
+
+class _Joined(NamedTuple):
+    """The low-rank adapters of one weight, and their blocks as one."""
+
+    adapters: list[LowRank]
+    blocks: JointBlocks
 
 
 class AdapterSet(nn.Module):
@@ -35,11 +42,10 @@ class AdapterSet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.product = 'auto'
-        self.copies: dict[str, Copy] = {}
+        self.copies: dict[str, MadeCopy] = {}
         self.kept_copies: dict[str, tuple[weakref.ref[KeptCopies], int]] = {}
         self.borrowed: dict[str, list[ParameterAdapter]] = {}
-        self._joint: dict[str, JointBlocks] = {}
-        self._joined: dict[str, list[LowRank]] = {}  # whose blocks they are
+        self._joined: dict[str, _Joined] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without copies: who copies or pickles a model within its forward gets none."""
@@ -51,7 +57,7 @@ class AdapterSet(nn.Module):
 
     def join(self, module: nn.Module) -> None:
         """Takes note of the blocks of each weight, after adapters have come."""
-        self._joint, self._joined = {}, {}
+        self._joined = {}
         own = (a.parameter for a in self.present() if isinstance(a, ParameterAdapter))
         for name in dict.fromkeys([*own, *self.borrowed]):
             weight = module._parameters[name]
@@ -60,8 +66,8 @@ class AdapterSet(nn.Module):
             if found and len(found) == len(every) and weight is not None and weight.dim() == 2:
                 if not found[0].rows.is_meta:
                     blocks, shape = [a.block for a in found], (weight.shape[0], weight.shape[1])
-                    self._joint[name] = join_blocks(blocks, found[0].rows.device, shape)
-                    self._joined[name] = found
+                    joint = join_blocks(blocks, found[0].rows.device, shape)
+                    self._joined[name] = _Joined(found, joint)
 
     def layer_of_copy(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
         """What a copy of a weight would be made of.
@@ -69,17 +75,18 @@ class AdapterSet(nn.Module):
         None with dropout, with adapters of other kinds, with some that are merged and some that are
         not, with blocks that overlap.
         """
-        joint = self._joint.get(parameter)
-        if joint is None or not joint.disjoint:
+        joined = self._joined.get(parameter)
+        if joined is None or not joined.blocks.disjoint:
             return None
         factors: list[Tensor] = []
-        for adapter in self._joined[parameter]:
+        for adapter in joined.adapters:
             if adapter.merged or (adapter.dropout and adapter.training):
                 return None
             factors += (adapter.down, adapter.up)
-        if joint.indices[0].device != weight.device:
-            joint = self._joint[parameter] = joint.moved(weight.device)
-        return Layer(weight, bias, joint, factors)
+        if joined.blocks.indices[0].device != weight.device:
+            joined = joined._replace(blocks=joined.blocks.moved(weight.device))
+            self._joined[parameter] = joined
+        return Layer(weight, bias, joined.blocks, factors)
 
     def copy_of(self, parameter: str, layer: Layer, dtype: torch.dtype) -> Copy | None:
         """The copy of a layer that was made before and serves it, if there is one."""
@@ -88,8 +95,8 @@ class AdapterSet(nn.Module):
             kept = keeper()
             if kept is not None and may_keep_copy(self.product, layer.weight):
                 return kept.copy_of(index, layer, dtype)
-        copy = self.copies.get(parameter)
-        return copy if copy is not None and copy.serves(layer, dtype) else None
+        made = self.copies.get(parameter)
+        return made.copy if made is not None and made.serves(layer, dtype) else None
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter, or all."""

@@ -28,7 +28,15 @@ from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
 from .compact_linear import autocast_type
 from .kept_copies import KeptCopies, bytes_kept, can_keep
-from .layer_copy import Layer, copy_layers, is_remade, may_keep_copy, takes_copy
+from .layer_copy import (
+    Layer,
+    MadeCopy,
+    copy_layers,
+    is_remade,
+    may_keep_copy,
+    takes_copy,
+    versions_of,
+)
 
 __all__ = [
     'PRODUCTS',
@@ -157,9 +165,10 @@ def _make_copies(model: nn.Module, _: Any) -> None:
         return
     for (product, *_, dtype), group in groups.items():
         if takes_copy(product, group[0].layer.weight):
-            copies = copy_layers([_with_bias(found) for found in group], dtype)
-            for found, copy in zip(group, copies, strict=True):
-                found.adapters.copies[found.name] = copy
+            layers = [_with_bias(found) for found in group]
+            for found, layer, copy in zip(group, layers, copy_layers(layers, dtype), strict=True):
+                made = MadeCopy(copy, layer.sources, versions_of(layer.sources))
+                found.adapters.copies[found.name] = made
 
 
 def _drop_copies(model: nn.Module, *_: Any) -> None:

@@ -15,6 +15,7 @@ from .joint_blocks import JointBlocks
 __all__ = [
     'Copy',
     'Layer',
+    'MadeCopy',
     'copy_layers',
     'is_remade',
     'may_keep_copy',
@@ -51,24 +52,35 @@ class Copy(NamedTuple):
     Attributes:
         weight: The weight with its updates, ``[O, I]``.
         bias: ``[O]``, or None: the layer's own is taken.
-        sources: `Layer.sources` that it was made of.
-        versions: How often each had been written to in place then.
         kept: Whether it stays between forwards (`kept_copies`).
     """
 
     weight: Tensor
     bias: Tensor | None
-    sources: list[Tensor]
-    versions: list[int]
     kept: bool = False
 
+
+class MadeCopy(NamedTuple):
+    """A copy that was made before it is used.
+
+    Attributes:
+        copy: The copy.
+        sources: `Layer.sources` that it was made of.
+        versions: How often each had been written to in place then.
+    """
+
+    copy: Copy
+    sources: list[Tensor]
+    versions: list[int]
+
     def serves(self, layer: Layer, dtype: torch.dtype) -> bool:
-        """Whether a layer can be multiplied in a type by this, made before.
+        """Whether a layer can be multiplied in a type by the copy.
 
         Not where the layer's tensors have been replaced or written to since: by ``functional_call``
         within the model's forward, or after one that was interrupted and could not clean up.
         """
-        if self.weight.dtype != dtype or self.weight.device != layer.weight.device:
+        weight = self.copy.weight
+        if weight.dtype != dtype or weight.device != layer.weight.device:
             return False
         sources = layer.sources
         if len(sources) != len(self.sources):
@@ -78,7 +90,7 @@ class Copy(NamedTuple):
                 return False
         if torch.compiler.is_compiling():  # what follows would not be traced
             return True
-        if self.weight.is_inference() and not torch.is_inference_mode_enabled():
+        if weight.is_inference() and not torch.is_inference_mode_enabled():
             return False  # autograd would not take it
         return self.versions == versions_of(sources)
 
@@ -110,12 +122,7 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
         )
     rest = iter(copies[len(layers) :])
     return [
-        Copy(
-            copy,
-            None if layer.bias is None else next(rest),
-            layer.sources,
-            versions_of(layer.sources),
-        )
+        Copy(copy, None if layer.bias is None else next(rest))
         for copy, layer in zip(copies, layers, strict=False)
     ]
 
