@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..flat_layout import padded
+
 __all__ = ['MOST_BLOCKS', 'check_kernels', 'take_factor_gradients', 'write_blocks']
 
 TILE = 64  # rows and columns of a tile
 RANKS = 16  # ranks that one product takes at a time: the least that tl.dot does
-MOST_BLOCKS = 4  # of a layer in one launch of `take_factor_gradients`
+MOST_BLOCKS = 16  # in one launch of `take_factor_gradients`: their addresses are its arguments
 KEPT_TABLES = 4096  # a few layers' at a time, or each layer's: some hundred for the largest ViT
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -155,13 +158,25 @@ def _tiles(
 
 
 # The blocks' gradients may be views that begin anywhere: no kernel for each alignment of each.
-@triton.jit(do_not_specialize_on_alignment=['g0', 'g1', 'g2', 'g3'])
+@triton.jit(do_not_specialize_on_alignment=[f'g{i}' for i in range(16)])
 def _factor_tiles(
     flat,
     g0,
     g1,
     g2,
     g3,
+    g4,
+    g5,
+    g6,
+    g7,
+    g8,
+    g9,
+    g10,
+    g11,
+    g12,
+    g13,
+    g14,
+    g15,
     table,
     scales,
     FIELDS: tl.constexpr,
@@ -177,8 +192,32 @@ def _factor_tiles(
         g = g1
     elif block == 2:
         g = g2
-    else:
+    elif block == 3:
         g = g3
+    elif block == 4:
+        g = g4
+    elif block == 5:
+        g = g5
+    elif block == 6:
+        g = g6
+    elif block == 7:
+        g = g7
+    elif block == 8:
+        g = g8
+    elif block == 9:
+        g = g9
+    elif block == 10:
+        g = g10
+    elif block == 11:
+        g = g11
+    elif block == 12:
+        g = g12
+    elif block == 13:
+        g = g13
+    elif block == 14:
+        g = g14
+    else:
+        g = g15
     of_up = tl.load(entry + 1)
     other = tl.load(entry + 2).to(tl.pointer_type(tl.float32))  # the other factor
     out = flat + tl.load(entry + 3)
@@ -219,19 +258,34 @@ def _factor_tiles(
 def take_factor_gradients(
     blocks: Sequence[Tensor], factors: Sequence[Tensor], scales: Sequence[float]
 ) -> Tensor:
-    """The gradients of `block_ops.factor_gradients`, one after another, fp32.
+    """The gradients of `block_ops.factor_gradients`, fp32, in one tensor, each padded.
 
     Args:
-        blocks: Gradient of each block ``[|R|, |C|]``, all of one type, at most `MOST_BLOCKS`.
+        blocks: Gradient of each block ``[|R|, |C|]``, all of one type.
         factors: fp32, contiguous.
         scales: Factor of each block's update.
     """
-    flat = factors[0].new_empty(sum(factor.numel() for factor in factors))
+    begins = list(accumulate((padded(factor.numel()) for factor in factors), initial=0))
+    flat = factors[0].new_empty(begins[-1])
+    for first in range(0, len(blocks), MOST_BLOCKS):
+        some = slice(first, first + MOST_BLOCKS)
+        own = slice(2 * first, 2 * (first + MOST_BLOCKS))
+        _launch_factor_tiles(flat, blocks[some], factors[own], begins[own], scales[some])
+    return flat
+
+
+def _launch_factor_tiles(
+    flat: Tensor,
+    blocks: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    begins: Sequence[int],
+    scales: Sequence[float],
+) -> None:
     key = (
         'factors', *(t.data_ptr() for t in factors), *(b.shape for b in blocks),
-        *(b.stride() for b in blocks), *(f.shape for f in factors), *scales,
+        *(b.stride() for b in blocks), *(f.shape for f in factors), *begins, *scales,
     )  # fmt: skip
-    table, factor = _table(key, _strips(blocks, factors), scales, flat.device)
+    table, factor = _table(key, _strips(blocks, factors, begins), scales, flat.device)
     given = [*blocks, *[blocks[0]] * (MOST_BLOCKS - len(blocks))]
     with torch.cuda.device_of(flat):
         _factor_tiles[(len(table),)](
@@ -243,20 +297,20 @@ def take_factor_gradients(
             TILE=TILE,
             RANKS=RANKS,
         )
-    return flat
 
 
-def _strips(blocks: Sequence[Tensor], factors: Sequence[Tensor]) -> Iterator[list[int]]:
+def _strips(
+    blocks: Sequence[Tensor], factors: Sequence[Tensor], begins: Sequence[int]
+) -> Iterator[list[int]]:
     """The rows of the table of `_factor_tiles`."""
-    begin = 0
     for i, block in enumerate(blocks):
         down, up = factors[2 * i], factors[2 * i + 1]
         height, width = block.shape
         for of_up, other, long, free in ((0, up, height, width), (1, down, width, height)):
             strides = block.stride() if not of_up else block.stride()[::-1]
+            begin = begins[2 * i + of_up]
             fields = [i, of_up, other.data_ptr(), begin, long, free, len(down), *strides]
             yield from ([*fields, first] for first in range(0, free, TILE))
-            begin += len(down) * free
 
 
 def check_kernels(device: torch.device) -> None:
@@ -279,6 +333,7 @@ def check_kernels(device: torch.device) -> None:
     expected[rows[:, None], cols] += 2 * (up @ down)
     block = flat.view(weight.shape)[:66, :70]
     grads = take_factor_gradients([block], [down, up], [2.0])
+    grads = torch.cat([grads[: down.numel()], grads[padded(down.numel()) :][: up.numel()]])
     wide = block.float()
     wanted = torch.cat([(2 * up.t() @ wide).flatten(), (2 * wide @ down.t()).flatten()])
     for what, found, right in (

@@ -89,11 +89,9 @@ def factor_gradients(
         scales: Factor of each block's update.
 
     Returns:
-        The gradients, in the order of `factors`, in the type of the first.
+        The gradients, in the order of `factors`, in the type of the first; views of one tensor.
     """
-    flat: Tensor = torch.ops.cdra_mm.factor_gradients(blocks, factors, scales)
-    pieces = torch.split(flat, [factor.numel() for factor in factors])
-    return [piece.view(factor.shape) for piece, factor in zip(pieces, factors, strict=True)]
+    return _parts(torch.ops.cdra_mm.factor_gradients(blocks, factors, scales), factors)
 
 
 @torch.library.impl(_LIBRARY, 'adapted_copies', 'CompositeExplicitAutograd')
@@ -137,17 +135,16 @@ def _adapted_copies(
 def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[float]) -> Tensor:
     with torch.no_grad(), torch.autocast(blocks[0].device.type, enabled=False):
         if _take_kernels(blocks, factors, blocks[0].dtype):
-            from .block_kernels import MOST_BLOCKS, take_factor_gradients
+            from .block_kernels import take_factor_gradients
 
-            if len(blocks) <= MOST_BLOCKS:
-                return take_factor_gradients(blocks, factors, scales)
-        flat = factors[0].new_empty(sum(factor.numel() for factor in factors))
-        pieces = iter(torch.split(flat, [factor.numel() for factor in factors]))
+            return take_factor_gradients(blocks, factors, scales)
+        flat = factors[0].new_empty(sum(padded(factor.numel()) for factor in factors))
+        pieces = iter(_parts(flat, factors))
         for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
             down, up = factors[2 * i], factors[2 * i + 1]
             wide = block.to(flat.dtype)
             for a, b in ((up.t(), wide), (wide, down.t())):
-                out = next(pieces).view(a.shape[0], b.shape[1])
+                out = next(pieces)
                 torch.mm(a.to(flat.dtype), b.to(flat.dtype), out=out)
                 if scale != 1:
                     out.mul_(scale)
@@ -162,7 +159,7 @@ def _(weights, plain, factors, indices, counts, scales, dtype):  # type: ignore[
 
 @torch.library.register_fake('cdra_mm::factor_gradients', lib=_LIBRARY)
 def _(blocks, factors, scales):  # type: ignore[no-untyped-def]
-    return factors[0].new_empty(sum(factor.numel() for factor in factors))
+    return factors[0].new_empty(sum(padded(factor.numel()) for factor in factors))
 
 
 def _take_kernels(

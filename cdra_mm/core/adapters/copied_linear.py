@@ -24,23 +24,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .block_index import columns_apart, columns_of
-from .block_ops import factor_gradients
-from .compact_linear import autocast_type, scaled, through_block
+from .block_updates import Updates, block_updates
+from .compact_linear import autocast_type, scaled
 from .joint_blocks import JointBlocks
 from .layer_copy import Copy, Layer, copy_layers, is_remade
 
 __all__ = ['copied_linear']
 
-# Beyond it a block's gradient, |R| |C| products a token, costs more than the four skinny products
-# through its factors. By arithmetic for an H100 (both are then about 20 us for 6,000 tokens), not
-# measured.
-LARGEST_BLOCK = 2**19
 # Products that are made in vain where the blocks of a fused layer are multiplied as one, over
 # what a launch of its own costs (about 2 us): tokens times entries outside of the blocks.
 WASTED_PRODUCTS = 5e8
 
 
-def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
+def copied_linear(
+    x: Tensor, layer: Layer, copy: Copy | None = None, updates: Updates = ()
+) -> Tensor:
     """``F.linear`` with the weight's compact adapters (CDRA-SPT, Eq. 6).
 
     Args:
@@ -48,6 +46,7 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
         layer: Weight, bias, blocks and factors. The weight gets no gradient.
         copy: That of the layer as it is now, in the type of the product, where one was made
             before; otherwise it is made here.
+        updates: `block_updates` of the layer in that type, likewise.
 
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
@@ -57,37 +56,50 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
         return F.linear(x, layer.weight, layer.bias)  # which refuses it
     if under_autocast is not None:
         with torch.autocast(x.device.type, enabled=False):
-            return _multiplied(x.to(under_autocast), layer, copy)
-    return _multiplied(x, layer, copy)
+            return _multiplied(x.to(under_autocast), layer, copy, updates)
+    return _multiplied(x, layer, copy, updates)
 
 
-def _multiplied(x: Tensor, layer: Layer, copy: Copy | None) -> Tensor:
+def _multiplied(x: Tensor, layer: Layer, copy: Copy | None, updates: Updates) -> Tensor:
     copy = copy or copy_layers([layer], x.dtype)[0]
-    what = copy.weight, copy.bias, copy.kept
+    if not updates and torch.is_grad_enabled():
+        updates = block_updates([layer], x.dtype, copy.kept)[0]
+    through = tuple(update is not None for update in updates)
+    trained: list[Tensor] = []
+    for i, update in enumerate(updates):
+        trained += layer.factors[2 * i : 2 * i + 2] if update is None else [update]
+    what = copy.weight, copy.bias, copy.kept, through
     y: Tensor = _CopiedLinear.apply(
-        x, layer.weight, layer.bias, what, tuple(layer.joint), *layer.factors
+        x, layer.weight, layer.bias, what, tuple(layer.joint), tuple(layer.factors), *trained
     )
     return y
 
 
 class _CopiedLinear(torch.autograd.Function):
+    """Its last inputs get gradients: of each block the update or the factors, or none."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        weight, bias, (copy, bias_copy, ctx.kept), blocks, *factors = rest
+        weight, bias, (copy, bias_copy, ctx.kept, ctx.through), blocks, factors, *trained = rest
         joint = JointBlocks(*blocks)
         if bias_copy is None:
             bias_copy = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
         ctx.joint, ctx.remade = joint, is_remade(weight, x.dtype)
         ctx.bias_type = None if bias is None else bias.dtype
-        whole = sum(joint.widths) >= x.shape[-1]  # kept as it is where that is less
-        x_c = x if whole else columns_apart(_flat(x), joint.cols)
-        ctx.save_for_backward(weight if ctx.remade else copy, x_c, *factors)
+        saved = [weight if ctx.remade else copy]
+        if trained:
+            whole = sum(joint.widths) >= x.shape[-1]  # kept as it is where that is less
+            saved.append(x if whole else columns_apart(_flat(x), joint.cols))
+        if ctx.remade or not all(ctx.through):
+            saved += factors
+        ctx.save_for_backward(*saved)
         return F.linear(x, copy, bias_copy)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, x_c, *factors = ctx.saved_tensors
+        weight, *factors = ctx.saved_tensors
+        x_c = factors.pop(0) if ctx.through else None
         joint: JointBlocks = ctx.joint
         dx = dbias = None
         if ctx.needs_input_grad[0]:
@@ -97,13 +109,13 @@ class _CopiedLinear(torch.autograd.Function):
         dy = _flat(dy)
         if ctx.needs_input_grad[2]:
             dbias = dy.sum(0, dtype=ctx.bias_type)
-        grads: Sequence[Tensor | None] = [None] * len(factors)
-        if any(ctx.needs_input_grad[5:]):
+        grads: Sequence[Tensor | None] = [None] * len(ctx.needs_input_grad[6:])
+        if x_c is not None and any(ctx.needs_input_grad[6:]):
             if sum(joint.widths) >= weight.shape[1]:
                 x_c = columns_of(_flat(x_c), joint.cols)
             gradients = _gradients_apart if ctx.kept else _gradients
-            grads = gradients(columns_of(dy, joint.rows), x_c, joint, factors)
-        return dx, None, dbias, None, None, *grads
+            grads = gradients(columns_of(dy, joint.rows), x_c, joint, factors, ctx.through)
+        return dx, None, dbias, None, None, None, *grads
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -112,36 +124,33 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _gradients(
-    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
+    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor], through: Sequence[bool]
 ) -> list[Tensor]:
-    """Of all factors, from the rows of dy ``[T, sum |R|]`` and columns of x ``[T, sum |C|]``."""
+    """Of what is trained, from the rows of dy ``[T, sum |R|]`` and columns of x ``[T, sum |C|]``.
+
+    By one product of all blocks where that makes little in vain.
+    """
     heights, widths = list(joint.heights), list(joint.widths)
-    if max(h * w for h, w in zip(heights, widths, strict=True)) > LARGEST_BLOCK:
-        return _through_factors(dy_r, x_c, joint, factors)
     wasted = sum(heights) * sum(widths) - joint.size
-    if len(dy_r) * wasted <= WASTED_PRODUCTS:
-        whole = torch.split(dy_r.t() @ x_c, heights, 0)
-        blocks = [torch.split(rows, widths, 1)[i] for i, rows in enumerate(whole)]
-    else:
-        blocks = [d.t() @ x for d, x in _parts(dy_r, x_c, joint)]
-    return factor_gradients(blocks, factors, joint.scales)
+    if len(dy_r) * wasted > WASTED_PRODUCTS or not all(through):
+        return _gradients_apart(dy_r, x_c, joint, factors, through)
+    whole = torch.split(dy_r.t() @ x_c, heights, 0)
+    return [torch.split(rows, widths, 1)[i] for i, rows in enumerate(whole)]
 
 
 def _gradients_apart(
-    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
+    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor], through: Sequence[bool]
 ) -> list[Tensor]:
-    """Of each block by the way that costs less on a CPU."""
-    if torch.is_autocast_enabled('cpu'):
-        with torch.autocast('cpu', enabled=False):
-            return _gradients_apart(dy_r, x_c, joint, factors)
+    """The same by products of each block, as is best on a CPU, where arithmetic costs."""
+    if torch.is_autocast_enabled(dy_r.device.type):
+        with torch.autocast(dy_r.device.type, enabled=False):
+            return _gradients_apart(dy_r, x_c, joint, factors, through)
     grads: list[Tensor] = []
     for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
-        down, up, scale = factors[2 * i], factors[2 * i + 1], joint.scales[i]
-        if through_block(joint.heights[i], joint.widths[i], down.shape[0]):
-            block = scaled(torch.mm(d.t(), x), scale).to(up.dtype)
-            grads += [torch.mm(up.t(), block), torch.mm(block, down.to(up.dtype).t())]
+        if through[i]:
+            grads.append(d.t() @ x)
         else:
-            grads += _through(d, x, down, up, scale)
+            grads += _through_factors(d, x, factors[2 * i], factors[2 * i + 1], joint.scales[i])
     return grads
 
 
@@ -154,16 +163,7 @@ def _parts(dy_r: Tensor, x_c: Tensor, joint: JointBlocks) -> Sequence[tuple[Tens
     return list(zip(rows, cols, strict=True))
 
 
-def _through_factors(
-    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
-) -> list[Tensor]:
-    grads = []
-    for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
-        grads += _through(d, x, factors[2 * i], factors[2 * i + 1], joint.scales[i])
-    return grads
-
-
-def _through(d: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> list[Tensor]:
+def _through_factors(d: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> list[Tensor]:
     """Of one block's factors, by four skinny products."""
     d_hidden = d @ scaled(up, scale).to(d.dtype)
     hidden = scaled(F.linear(x, down.to(d.dtype)), scale)

@@ -40,7 +40,8 @@ def test_operations_keep_the_rules_of_torch():
     copies = torch.ops.cdra_mm.adapted_copies.default
     torch.library.opcheck(copies, (*layers.arguments, torch.bfloat16))
     gradients = torch.ops.cdra_mm.factor_gradients.default
-    given_blocks = [torch.randn(4, 3), torch.randn(4, 3), torch.randn(5, 6)]
+    layers = Layers([(9, 8, [(8, 8, 8)] * 2), (20, 40, [(16, 32, 4)])])  # without padding
+    given_blocks = [torch.randn(8, 8), torch.randn(8, 8), torch.randn(16, 32)]
     torch.library.opcheck(gradients, (given_blocks, layers.factors, layers.scales))
 
 
