@@ -15,6 +15,7 @@ from .layer_copy import Copy, Layer, Made, may_keep_copy
 from .low_rank import LowRank
 
 if TYPE_CHECKING:
+    from .block_updates import Trained
     from .kept_copies import KeptCopies
 
 __all__ = ['AdapterSet']
@@ -82,7 +83,7 @@ class AdapterSet(nn.Module):
         for adapter in joined.adapters:
             if adapter.merged or (adapter.dropout and adapter.training):
                 return None
-            factors += (adapter.down, adapter.up)
+            factors += adapter.factors
         if joined.blocks.indices[0].device != weight.device:
             joined = joined._replace(blocks=joined.blocks.moved(weight.device))
             self._joined[parameter] = joined
@@ -90,8 +91,8 @@ class AdapterSet(nn.Module):
 
     def made_for(
         self, parameter: str, layer: Layer, dtype: torch.dtype
-    ) -> tuple[Copy | None, tuple[Tensor | None, ...]]:
-        """The copy and the updates that were made of a layer before and serve it, if there are.
+    ) -> tuple[Copy | None, Trained | None]:
+        """What was made of a layer before and serves it: its copy, and what it trains.
 
         Args:
             parameter: Name of its weight.
@@ -99,13 +100,14 @@ class AdapterSet(nn.Module):
             dtype: Type of the product.
         """
         made = self.made.get(parameter)
-        serves = made is not None and made.serves(layer, dtype)
-        copy, updates = (made.copy, made.updates) if made is not None and serves else (None, ())
+        copy = trained = None
+        if made is not None and made.serves(layer, dtype):
+            copy, trained = made.copy, made.trained
         if parameter in self.kept_copies and may_keep_copy(self.product, layer.weight):
             keeper, index = self.kept_copies[parameter]
             kept = keeper()
             copy = copy if kept is None else kept.copy_of(index, layer, dtype)
-        return copy, updates
+        return copy, trained
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter, or all."""

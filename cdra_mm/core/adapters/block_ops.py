@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..flat_layout import padded
 from ..triton_support import KERNEL_DTYPES, failure_of, missing_for_kernels
@@ -62,20 +62,36 @@ def adapted_copies(
     Returns:
         A copy of each of `weights`, then of each of `plain`; views of one tensor.
     """
-    sources = [*weights, *plain]
-    flat: Tensor = torch.ops.cdra_mm.adapted_copies(
-        weights, plain, factors, indices, counts, scales, dtype
-    )
-    return _parts(flat, sources)
+    arguments = weights, plain, factors, indices, counts, scales, dtype
+    if _is_eager(weights[0]):
+        return _make_copies(*arguments)[1]
+    return _parts(torch.ops.cdra_mm.adapted_copies(*arguments), [*weights, *plain])
+
+
+def _is_eager(tensor: Tensor) -> bool:
+    """Whether nothing looks at operations as such: then there is no need to go through torch's."""
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    return not watched and type(tensor) in (Tensor, nn.Parameter)
 
 
 def _parts(flat: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that lie in a flat one, in the shapes of what they were made of."""
-    pieces = torch.split(flat, [padded(source.numel()) for source in sources])
-    return [
-        (piece if len(piece) == source.numel() else piece[: source.numel()]).view(source.shape)
-        for piece, source in zip(pieces, sources, strict=True)
-    ]
+    parts, begin = [], 0
+    for source in sources:
+        shape = source.shape
+        # A third of the time of splitting and viewing, of which a step does some hundreds.
+        parts.append(flat.as_strided(shape, _in_order(shape), begin))
+        begin += padded(shape.numel())
+    return parts
+
+
+def _in_order(shape: torch.Size) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    strides, step = [1] * len(shape), 1
+    for i in range(len(shape) - 1, 0, -1):
+        step *= shape[i]
+        strides[i - 1] = step
+    return tuple(strides)
 
 
 def factor_gradients(
@@ -91,20 +107,27 @@ def factor_gradients(
     Returns:
         The gradients, in the order of `factors`, in the type of the first; views of one tensor.
     """
+    if _is_eager(blocks[0]):
+        return _take_gradients(blocks, factors, scales)[1]
     return _parts(torch.ops.cdra_mm.factor_gradients(blocks, factors, scales), factors)
 
 
 @torch.library.impl(_LIBRARY, 'adapted_copies', 'CompositeExplicitAutograd')
 @_not_traced  # type: ignore[untyped-decorator]
-def _adapted_copies(
-    weights: list[Tensor],
-    plain: list[Tensor],
-    factors: list[Tensor],
-    indices: list[Tensor],
-    counts: list[int],
-    scales: list[float],
+def _(*arguments: Any) -> Tensor:
+    return _make_copies(*arguments)[0]
+
+
+def _make_copies(
+    weights: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    counts: Sequence[int],
+    scales: Sequence[float],
     dtype: torch.dtype,
-) -> Tensor:
+) -> tuple[Tensor, list[Tensor]]:
+    """The flat tensor, and its parts."""
     # Autocast, where it is on, stays on inside an operation.
     with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
         sources = [*weights, *plain]
@@ -117,7 +140,7 @@ def _adapted_copies(
 
             begins = [int(copy.storage_offset()) for copy in copies[: len(weights)]]
             write_blocks(flat, weights, factors, indices, counts, scales, begins)
-            return flat
+            return flat, copies
         first = 0
         for copy, weight, count in zip(copies, weights, counts, strict=False):
             for i in range(first, first + count):
@@ -127,19 +150,28 @@ def _adapted_copies(
                     weight[rows, cols], up @ down.to(up.dtype), alpha=scales[i]
                 ).to(dtype)
             first += count
-        return flat
+        return flat, copies
 
 
 @torch.library.impl(_LIBRARY, 'factor_gradients', 'CompositeExplicitAutograd')
 @_not_traced  # type: ignore[untyped-decorator]
-def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[float]) -> Tensor:
+def _(*arguments: Any) -> Tensor:
+    return _take_gradients(*arguments)[0]
+
+
+def _take_gradients(
+    blocks: Sequence[Tensor], factors: Sequence[Tensor], scales: Sequence[float]
+) -> tuple[Tensor, list[Tensor]]:
+    """The flat tensor, and its parts."""
     with torch.no_grad(), torch.autocast(blocks[0].device.type, enabled=False):
         if _take_kernels(blocks, factors, blocks[0].dtype):
             from .block_kernels import take_factor_gradients
 
-            return take_factor_gradients(blocks, factors, scales)
+            flat = take_factor_gradients(blocks, factors, scales)
+            return flat, _parts(flat, factors)
         flat = factors[0].new_empty(sum(padded(factor.numel()) for factor in factors))
-        pieces = iter(_parts(flat, factors))
+        grads = _parts(flat, factors)
+        pieces = iter(grads)
         for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
             down, up = factors[2 * i], factors[2 * i + 1]
             wide = block.to(flat.dtype)
@@ -148,7 +180,7 @@ def _factor_gradients(blocks: list[Tensor], factors: list[Tensor], scales: list[
                 torch.mm(a.to(flat.dtype), b.to(flat.dtype), out=out)
                 if scale != 1:
                     out.mul_(scale)
-        return flat
+        return flat, grads
 
 
 @torch.library.register_fake('cdra_mm::adapted_copies', lib=_LIBRARY)
@@ -163,8 +195,8 @@ def _(blocks, factors, scales):  # type: ignore[no-untyped-def]
 
 
 def _take_kernels(
-    matrices: list[Tensor],
-    factors: list[Tensor],
+    matrices: Sequence[Tensor],
+    factors: Sequence[Tensor],
     dtype: torch.dtype,
     indices: Sequence[Tensor] = (),
 ) -> bool:

@@ -11,7 +11,7 @@ reads the values of an update, so it has none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,27 +20,37 @@ from .block_ops import factor_gradients
 from .compact_linear import through_block
 from .layer_copy import Layer, versions_of
 
-__all__ = ['Updates', 'block_updates']
+__all__ = ['Trained', 'block_updates']
 
-# Of each block of a layer, None where its factors get their gradients in the other way.
-Updates = tuple[Tensor | None, ...]
 # Beyond it a block's gradient, |R| |C| products a token, costs more than the four skinny products
 # through its factors. By arithmetic for an H100 (both are then about 20 us for 6,000 tokens), not
 # measured.
 LARGEST_BLOCK = 2**19
 
 
-def block_updates(layers: Sequence[Layer], dtype: torch.dtype, kept: bool) -> list[Updates]:
+class Trained(NamedTuple):
+    """What a layer's product gives gradients to.
+
+    Attributes:
+        inputs: Of each block its update, or its factors ``down`` and ``up``.
+        through: Which of the two, for each block.
+    """
+
+    inputs: tuple[Tensor, ...]
+    through: tuple[bool, ...]
+
+
+def block_updates(layers: Sequence[Layer], dtype: torch.dtype, kept: bool) -> list[Trained]:
     """The updates of each layer's blocks, ``[|R|, |C|]`` each, without values.
 
-    None for the blocks whose factors get their gradients by skinny products through themselves.
+    The factors themselves of the blocks whose factors get their gradients by skinny products.
 
     Args:
         layers: At least one, all on one device.
         dtype: Type of the products, and so of the blocks' gradients.
         kept: Whether their copies are those that a CPU keeps.
     """
-    through = [[_goes_through(*block, kept) for block in _sizes(layer)] for layer in layers]
+    through = [tuple(_goes_through(*block, kept) for block in _sizes(layer)) for layer in layers]
     scales: list[float] = []
     factors: list[Tensor] = []
     for layer, each in zip(layers, through, strict=True):
@@ -49,7 +59,13 @@ def block_updates(layers: Sequence[Layer], dtype: torch.dtype, kept: bool) -> li
                 scales.append(layer.joint.scales[i])
                 factors += layer.factors[2 * i : 2 * i + 2]
     made = iter(_BlockUpdates.apply(tuple(scales), dtype, *factors) if factors else ())
-    return [tuple(next(made) if taken else None for taken in each) for each in through]
+    trained = []
+    for layer, each in zip(layers, through, strict=True):
+        inputs: list[Tensor] = []
+        for i, taken in enumerate(each):
+            inputs += [next(made)] if taken else layer.factors[2 * i : 2 * i + 2]
+        trained.append(Trained(tuple(inputs), each))
+    return trained
 
 
 def _sizes(layer: Layer) -> Iterator[tuple[int, int, int]]:
@@ -70,7 +86,7 @@ class _BlockUpdates(torch.autograd.Function):
         ctx.factors, ctx.scales, ctx.versions = factors, scales, versions_of(factors)
         ctx.set_materialize_grads(False)
         return tuple(
-            up.new_empty_strided((len(up), down.shape[1]), (0, 0), dtype=dtype)
+            up.new_empty_strided((up.shape[0], down.shape[1]), (0, 0), dtype=dtype)
             for down, up in zip(factors[::2], factors[1::2], strict=True)
         )
 

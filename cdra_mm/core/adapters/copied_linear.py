@@ -17,6 +17,7 @@ a large one's products are those of `compact_linear`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .block_index import columns_apart, columns_of
-from .block_updates import Updates, block_updates
+from .block_updates import Trained, block_updates
 from .compact_linear import autocast_type, scaled
 from .joint_blocks import JointBlocks
 from .layer_copy import Copy, Layer, copy_layers, is_remade
@@ -34,10 +35,11 @@ __all__ = ['copied_linear']
 # Products that are made in vain where the blocks of a fused layer are multiplied as one, over
 # what a launch of its own costs (about 2 us): tokens times entries outside of the blocks.
 WASTED_PRODUCTS = 5e8
+NOTHING = Trained((), ())
 
 
 def copied_linear(
-    x: Tensor, layer: Layer, copy: Copy | None = None, updates: Updates = ()
+    x: Tensor, layer: Layer, copy: Copy | None = None, trained: Trained | None = None
 ) -> Tensor:
     """``F.linear`` with the weight's compact adapters (CDRA-SPT, Eq. 6).
 
@@ -46,31 +48,23 @@ def copied_linear(
         layer: Weight, bias, blocks and factors. The weight gets no gradient.
         copy: That of the layer as it is now, in the type of the product, where one was made
             before; otherwise it is made here.
-        updates: `block_updates` of the layer in that type, likewise.
+        trained: `block_updates` of the layer in that type, likewise.
 
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
     """
     under_autocast = autocast_type(x)
-    if under_autocast is None and x.dtype != layer.weight.dtype:
-        return F.linear(x, layer.weight, layer.bias)  # which refuses it
     if under_autocast is not None:
-        with torch.autocast(x.device.type, enabled=False):
-            return _multiplied(x.to(under_autocast), layer, copy, updates)
-    return _multiplied(x, layer, copy, updates)
-
-
-def _multiplied(x: Tensor, layer: Layer, copy: Copy | None, updates: Updates) -> Tensor:
+        x = x.to(under_autocast)
+    elif x.dtype != layer.weight.dtype:
+        return F.linear(x, layer.weight, layer.bias)  # which refuses it
     copy = copy or copy_layers([layer], x.dtype)[0]
-    if not updates and torch.is_grad_enabled():
-        updates = block_updates([layer], x.dtype, copy.kept)[0]
-    through = tuple(update is not None for update in updates)
-    trained: list[Tensor] = []
-    for i, update in enumerate(updates):
-        trained += layer.factors[2 * i : 2 * i + 2] if update is None else [update]
-    what = copy.weight, copy.bias, copy.kept, through
+    if trained is None:
+        asked = torch.is_grad_enabled()
+        trained = block_updates([layer], x.dtype, copy.kept)[0] if asked else NOTHING
+    what = copy.weight, copy.bias, copy.kept, trained.through
     y: Tensor = _CopiedLinear.apply(
-        x, layer.weight, layer.bias, what, tuple(layer.joint), tuple(layer.factors), *trained
+        x, layer.weight, layer.bias, what, tuple(layer.joint), tuple(layer.factors), *trained.inputs
     )
     return y
 
@@ -130,12 +124,15 @@ def _gradients(
 
     By one product of all blocks where that makes little in vain.
     """
-    heights, widths = list(joint.heights), list(joint.widths)
+    if through == (True,):
+        return [dy_r.t() @ x_c]
+    heights, widths = joint.heights, joint.widths
     wasted = sum(heights) * sum(widths) - joint.size
-    if len(dy_r) * wasted > WASTED_PRODUCTS or not all(through):
+    if dy_r.shape[0] * wasted > WASTED_PRODUCTS or not all(through):
         return _gradients_apart(dy_r, x_c, joint, factors, through)
-    whole = torch.split(dy_r.t() @ x_c, heights, 0)
-    return [torch.split(rows, widths, 1)[i] for i, rows in enumerate(whole)]
+    rows = (dy_r.t() @ x_c).split_with_sizes(heights)
+    begins = accumulate(widths, initial=0)
+    return [row.narrow(1, b, w) for row, b, w in zip(rows, begins, widths, strict=False)]
 
 
 def _gradients_apart(

@@ -26,7 +26,7 @@ from cdra_mm.errors import ConfigError
 
 from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
-from .block_updates import Updates, block_updates
+from .block_updates import Trained, block_updates
 from .compact_linear import autocast_type
 from .kept_copies import KeptCopies, bytes_kept, can_keep
 from .layer_copy import (
@@ -180,15 +180,15 @@ def _make_copies(model: nn.Module, _: Any) -> None:
 
 
 def _make_for(group: list[_Found], kind: _Kind, kept: bool) -> None:
-    """Makes copies, unless another keeps them or makes them later, and updates."""
+    """Makes copies, unless another keeps them or makes them later, and what is trained."""
     layers = [_with_bias(found) for found in group]
     copies: Sequence[Copy | None] = [None] * len(layers)
     if not (kept or kind.remade):
         copies = copy_layers(layers, kind.dtype)
-    updates: Sequence[Updates] = [()] * len(layers)
+    trained: Sequence[Trained | None] = [None] * len(layers)
     if torch.is_grad_enabled():
-        updates = block_updates(layers, kind.dtype, kept)
-    for found, layer, copy, own in zip(group, layers, copies, updates, strict=True):
+        trained = block_updates(layers, kind.dtype, kept)
+    for found, layer, copy, own in zip(group, layers, copies, trained, strict=True):
         sources = layer.sources
         made = Made(copy, own, kind.dtype, sources, versions_of(sources))
         found.adapters.made[found.name] = made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ..model.row_int8 import is_int8
 from .block_ops import adapted_copies
 from .joint_blocks import JointBlocks
+
+if TYPE_CHECKING:
+    from .block_updates import Trained
 
 __all__ = [
     'Copy',
@@ -22,6 +25,9 @@ __all__ = [
     'takes_copy',
     'versions_of',
 ]
+
+
+_ask_exporting = getattr(torch.compiler, 'is_exporting', None)  # not in torch 2.6
 
 
 class Layer(NamedTuple):
@@ -65,14 +71,14 @@ class Made(NamedTuple):
 
     Attributes:
         copy: Its copy; None where another keeps it, or where it is made when it is used.
-        updates: `block_updates` in `dtype`; none where no gradients are asked for.
+        trained: `block_updates.Trained` in `dtype`; None where no gradients are asked for.
         dtype: Type of the product that it was made for.
         sources: `Layer.sources` that they were made of.
         versions: How often each had been written to in place then.
     """
 
     copy: Copy | None
-    updates: tuple[Tensor | None, ...]
+    trained: Trained | None
     dtype: torch.dtype
     sources: list[Tensor]
     versions: list[int]
@@ -104,7 +110,10 @@ def versions_of(tensors: Sequence[Tensor]) -> list[int]:
     """How often each tensor has been written to in place; nothing while that would be traced."""
     if torch.compiler.is_compiling():
         return []
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:  # one was made in inference mode, and has none
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
@@ -152,8 +161,7 @@ def may_keep_copy(product: str, weight: Tensor) -> bool:
 
 
 def _is_exporting() -> bool:
-    ask = getattr(torch.compiler, 'is_exporting', None)  # not in torch 2.6
-    return bool(ask and ask())
+    return bool(_ask_exporting and _ask_exporting())
 
 
 def is_remade(weight: Tensor, dtype: torch.dtype) -> bool:

@@ -71,6 +71,13 @@ class LowRank(ParameterAdapter):
             rows = slice(first.start + start, first.stop + start)
         return rows, self.cols if cols is None else cols, self.scale
 
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """``down`` and ``up``."""
+        own = self._parameters  # a step asks for them often, and `nn.Module.__getattr__` is slow
+        down, up = own.get('down'), own.get('up')
+        return (self.down, self.up) if down is None or up is None else (down, up)
+
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
         """``down`` Kaiming-uniform (a = sqrt 5), ``up`` zero: the update starts at zero."""
