@@ -22,7 +22,7 @@ def test_kernels_compile_without_a_gpu(dtype, capability):
     signature = {**tensors, **dict.fromkeys(constant, 'constexpr')}
     assert compile(ASTSource(kernels._write_tiles, signature, constant), target=target).asm['cubin']
     constant = {'FIELDS': 10, 'TILE': kernels.TILE, 'RANKS': kernels.RANKS}
-    tensors = {'flat': '*fp32', **{f'g{i}': f'*{dtype}' for i in range(4)}}
+    tensors = {'flat': '*fp32', **{f'g{i}': f'*{dtype}' for i in range(kernels.MOST_BLOCKS)}}
     tensors |= {'table': '*i64', 'scales': '*fp32'}
     signature = {**tensors, **dict.fromkeys(constant, 'constexpr')}
     made = compile(ASTSource(kernels._factor_tiles, signature, constant), target=target)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from cdra_mm.core.adapters import block_updates
 from cdra_mm.core.adapters import compact_linear as module
 from cdra_mm.core.adapters import copied_linear as copied
 from cdra_mm.core.adapters.compact_linear import compact_linear
@@ -44,7 +45,7 @@ def taking(strategy):
     with pytest.MonkeyPatch.context() as patch:
         if strategy in COPIED:
             largest, wasted = COPIED[strategy]
-            patch.setattr(copied, 'LARGEST_BLOCK', largest)
+            patch.setattr(block_updates, 'LARGEST_BLOCK', largest)
             patch.setattr(copied, 'WASTED_PRODUCTS', wasted)
             yield
             return
