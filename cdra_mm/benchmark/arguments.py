@@ -15,6 +15,7 @@ BENCHMARKS = (
     'scores',
     'step',
     'launches',
+    'host',
     'memory',
     'bases',
     'strategies',

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cdra_mm.errors import ConfigError
 
-__all__ = ['Batch', 'Case', 'build_vit', 'check_vit']
+__all__ = ['Batch', 'Case', 'build_narrow', 'build_vit', 'check_vit']
 
 Batch = tuple[Tensor, Tensor]  # images [B, 3, S, S], labels [B]
 TIMM_NAMES = {
@@ -24,17 +24,25 @@ TIMM_NAMES = {
     'ViT-B': 'vit_base_patch16_224',
     'ViT-L': 'vit_large_patch16_224',
 }
+NARROW = 96
 
 
-def build_vit(name: str, image_size: int) -> nn.Module:
+def build_vit(name: str, image_size: int, **changes: Any) -> nn.Module:
     """A timm ViT of patch 16 with random weights, its head's too; see `check_vit`."""
     check_vit(image_size)
     import timm
 
     # nn.LayerNorm itself, which Opacus knows; timm's subclass computes the same.
     norm = partial(nn.LayerNorm, eps=1e-6)
-    model: nn.Module = timm.create_model(TIMM_NAMES[name], img_size=image_size, norm_layer=norm)
+    model: nn.Module = timm.create_model(
+        TIMM_NAMES[name], img_size=image_size, norm_layer=norm, **changes
+    )
     return model
+
+
+def build_narrow(name: str, image_size: int) -> nn.Module:
+    """The same with `NARROW` channels, which the heads of each ViT share evenly."""
+    return build_vit(name, image_size, embed_dim=NARROW)
 
 
 def check_vit(image_size: int) -> None:

@@ -26,14 +26,21 @@ STEP_PEERS = ('peft', 'mmpretrain')
 
 
 class Step:
-    """Forward, backward and AdamW over what a model trains."""
+    """Forward, backward and AdamW over what a model trains.
 
-    def __init__(self, case: Case, model: nn.Module, batch: Batch) -> None:
+    Args:
+        case: The setting.
+        model: The model.
+        batch: Its images and labels.
+        fused: Whether AdamW is torch's fused one; that of a GPU always is.
+    """
+
+    def __init__(self, case: Case, model: nn.Module, batch: Batch, fused: bool = False) -> None:
         self.case, self.model, self.batch = case, model.train(), batch
         trained = [p for p in model.parameters() if p.requires_grad]
-        on_gpu = case.device == 'cuda'
+        fused = fused or case.device == 'cuda'
         self.optimizer = torch.optim.AdamW(
-            trained, lr=1e-4, fused=on_gpu or None, capturable=case.mode == 'graph'
+            trained, lr=1e-4, fused=fused or None, capturable=case.mode == 'graph'
         )
         # Torch compiles hooks of what it is given apart; of what that holds, in its graph.
         self.called: Any = torch.compile(_Held(model)) if case.mode == 'compile' else model

@@ -181,7 +181,8 @@ def _make_copies(model: nn.Module, _: Any) -> None:
 
 def _make_for(group: list[_Found], kind: _Kind, kept: bool) -> None:
     """Makes copies, unless another keeps them or makes them later, and what is trained."""
-    layers = [_with_bias(found) for found in group]
+    with torch.no_grad():  # an effective bias is computed where it is copied
+        layers = [f.layer._replace(bias=getattr(f.module, f.bias_name)) for f in group]
     copies: Sequence[Copy | None] = [None] * len(layers)
     if not (kept or kind.remade):
         copies = copy_layers(layers, kind.dtype)
@@ -218,12 +219,6 @@ def _layers(model: nn.Module) -> Iterator[_Found]:
             layer = adapters.layer_of_copy(name, weight, None)
             if layer is not None:
                 yield _Found(module, bias_name, adapters, name, layer)
-
-
-def _with_bias(found: _Found) -> Layer:
-    """The layer with its effective bias, which is computed only where it is copied."""
-    with torch.no_grad():
-        return found.layer._replace(bias=getattr(found.module, found.bias_name))
 
 
 def _keep(model: nn.Module, groups: dict[_Kind, list[_Found]]) -> bool:
