@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .joint_blocks import JointBlocks, join_blocks
-from .layer_copy import Copy, Layer, Made, may_keep_copy
+from .layer_copy import Copy, Layer, Made, Trained, may_keep_copy
 from .low_rank import LowRank
 
 if TYPE_CHECKING:
-    from .block_updates import Trained
     from .kept_copies import KeptCopies
 
 __all__ = ['AdapterSet']

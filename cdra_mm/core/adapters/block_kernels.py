@@ -1,16 +1,13 @@
 """The operations of `block_ops` on an NVIDIA GPU: one launch for the blocks of all layers.
 
-Every program takes a tile of one block. Where the tensors of a block lie and how large they are
-is a row of a table in the GPU's memory; a table is made when tensors are seen for the first time
-and kept, so that a step copies nothing to the GPU, also while a CUDA graph is being captured.
+Every program takes a tile of one block. Where its tensors lie is a row of a `kernel_tables` table.
 
 Importing this needs Triton; `block_ops` does so when there is a GPU.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -19,43 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..flat_layout import padded
+from .kernel_tables import table_of
 
 __all__ = ['MOST_BLOCKS', 'check_kernels', 'take_factor_gradients', 'write_blocks']
 
 TILE = 64  # rows and columns of a tile
 RANKS = 16  # ranks that one product takes at a time: the least that tl.dot does
-MOST_BLOCKS = 16  # in one launch of `take_factor_gradients`: their addresses are its arguments
-KEPT_TABLES = 4096  # a few layers' at a time, or each layer's: some hundred for the largest ViT
+MOST_BLOCKS = 12  # in one launch of `take_factor_gradients`: their addresses are its arguments
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-_tables: OrderedDict[Hashable, tuple[Tensor, Tensor]] = OrderedDict()
-_captured: dict[Hashable, tuple[Tensor, Tensor]] = {}  # a graph reads them as long as it lives
-
-
-def _table(
-    key: Hashable, rows: Iterator[list[int]], scales: Sequence[float], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """A table of int64 and the scales, on the device; made once for a key.
-
-    It holds nothing but what its key says, so it is never out of date.
-    """
-    found = _captured.get(key) or _tables.pop(key, None)
-    capturing = device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
-    if found is None:
-        if capturing:
-            raise RuntimeError(
-                'a CUDA graph is being captured of blocks that are seen for the first time: run '
-                'the step once or more before the capture'
-            )
-        made = torch.tensor(list(rows), dtype=torch.int64, device=device)
-        found = made, torch.tensor(scales, dtype=torch.float32, device=device)
-    if capturing:
-        _captured[key] = found
-    elif key not in _captured:
-        _tables[key] = found
-        while len(_tables) > KEPT_TABLES:
-            _tables.popitem(last=False)
-    return found
 
 
 @triton.jit
@@ -122,7 +90,7 @@ def write_blocks(
         *(t.data_ptr() for t in indices), *(w.shape for w in weights),
         *(f.shape for f in factors), *counts, *scales, *begins,
     )  # fmt: skip
-    table, factor = _table(
+    table, factor = table_of(
         key, _tiles(weights, factors, indices, counts, begins), scales, flat.device
     )
     with torch.cuda.device_of(flat):  # Triton launches on the current device
@@ -158,7 +126,7 @@ def _tiles(
 
 
 # The blocks' gradients may be views that begin anywhere: no kernel for each alignment of each.
-@triton.jit(do_not_specialize_on_alignment=[f'g{i}' for i in range(16)])
+@triton.jit(do_not_specialize_on_alignment=[f'g{i}' for i in range(12)])
 def _factor_tiles(
     flat,
     g0,
@@ -173,10 +141,6 @@ def _factor_tiles(
     g9,
     g10,
     g11,
-    g12,
-    g13,
-    g14,
-    g15,
     table,
     scales,
     FIELDS: tl.constexpr,
@@ -208,16 +172,8 @@ def _factor_tiles(
         g = g9
     elif block == 10:
         g = g10
-    elif block == 11:
-        g = g11
-    elif block == 12:
-        g = g12
-    elif block == 13:
-        g = g13
-    elif block == 14:
-        g = g14
     else:
-        g = g15
+        g = g11
     of_up = tl.load(entry + 1)
     other = tl.load(entry + 2).to(tl.pointer_type(tl.float32))  # the other factor
     out = flat + tl.load(entry + 3)
@@ -285,7 +241,7 @@ def _launch_factor_tiles(
         'factors', *(t.data_ptr() for t in factors), *(b.shape for b in blocks),
         *(b.stride() for b in blocks), *(f.shape for f in factors), *begins, *scales,
     )  # fmt: skip
-    table, factor = _table(key, _strips(blocks, factors, begins), scales, flat.device)
+    table, factor = table_of(key, _strips(blocks, factors, begins), scales, flat.device)
     given = [*blocks, *[blocks[0]] * (MOST_BLOCKS - len(blocks))]
     with torch.cuda.device_of(flat):
         _factor_tiles[(len(table),)](

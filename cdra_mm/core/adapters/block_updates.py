@@ -11,33 +11,21 @@ reads the values of an update, so it has none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .block_ops import factor_gradients
 from .compact_linear import through_block
-from .layer_copy import Layer, versions_of
+from .layer_copy import Layer, Trained, versions_of
 
-__all__ = ['Trained', 'block_updates']
+__all__ = ['block_updates']
 
 # Beyond it a block's gradient, |R| |C| products a token, costs more than the four skinny products
 # through its factors. By arithmetic for an H100 (both are then about 20 us for 6,000 tokens), not
 # measured.
 LARGEST_BLOCK = 2**19
-
-
-class Trained(NamedTuple):
-    """What a layer's product gives gradients to.
-
-    Attributes:
-        inputs: Of each block its update, or its factors ``down`` and ``up``.
-        through: Which of the two, for each block.
-    """
-
-    inputs: tuple[Tensor, ...]
-    through: tuple[bool, ...]
 
 
 def block_updates(layers: Sequence[Layer], dtype: torch.dtype, kept: bool) -> list[Trained]:

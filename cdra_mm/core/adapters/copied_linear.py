@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .block_index import columns_apart, columns_of
-from .block_updates import Trained, block_updates
+from .block_updates import block_updates
 from .compact_linear import autocast_type, scaled
 from .joint_blocks import JointBlocks
-from .layer_copy import Copy, Layer, copy_layers, is_remade
+from .layer_copy import Copy, Layer, Trained, copy_layers, is_remade
 
 __all__ = ['copied_linear']
 

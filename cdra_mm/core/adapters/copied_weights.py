@@ -26,13 +26,14 @@ from cdra_mm.errors import ConfigError
 
 from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
-from .block_updates import Trained, block_updates
+from .block_updates import block_updates
 from .compact_linear import autocast_type
 from .kept_copies import KeptCopies, bytes_kept, can_keep
 from .layer_copy import (
     Copy,
     Layer,
     Made,
+    Trained,
     copy_layers,
     is_remade,
     may_keep_copy,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,11 @@ from ..model.row_int8 import is_int8
 from .block_ops import adapted_copies
 from .joint_blocks import JointBlocks
 
-if TYPE_CHECKING:
-    from .block_updates import Trained
-
 __all__ = [
     'Copy',
     'Layer',
     'Made',
+    'Trained',
     'copy_layers',
     'is_remade',
     'may_keep_copy',
@@ -66,12 +64,24 @@ class Copy(NamedTuple):
     kept: bool = False
 
 
+class Trained(NamedTuple):
+    """What a layer's product gives gradients to.
+
+    Attributes:
+        inputs: Of each block its update (`block_updates`), or its factors ``down`` and ``up``.
+        through: Which of the two, for each block.
+    """
+
+    inputs: tuple[Tensor, ...]
+    through: tuple[bool, ...]
+
+
 class Made(NamedTuple):
     """What was made of a layer before the model's forward came to it.
 
     Attributes:
         copy: Its copy; None where another keeps it, or where it is made when it is used.
-        trained: `block_updates.Trained` in `dtype`; None where no gradients are asked for.
+        trained: What its product gives gradients to; None where none are asked for.
         dtype: Type of the product that it was made for.
         sources: `Layer.sources` that they were made of.
         versions: How often each had been written to in place then.

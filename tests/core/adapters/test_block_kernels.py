@@ -10,7 +10,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from cdra_mm.core.adapters import block_ops
+from cdra_mm.core.adapters import block_ops, kernel_tables
 from tests.core.adapters.block_layers import Layers, check_copies, check_gradients
 from tests.core.interpreted import DEVICE, INTERPRETED, NATIVE, once_more, run_interpreted, runs
 
@@ -62,7 +62,7 @@ def test_kernel_takes_the_gradients_of_the_factors(sizes, dtype):
 
 
 @runs
-@pytest.mark.parametrize('blocks', [3, 16, 17])
+@pytest.mark.parametrize('blocks', [3, 12, 13])
 def test_kernel_tells_the_blocks_of_a_layer_apart(blocks):
     layers = Layers([(9, 12, [(3 + i, 5 + i, 1 + i) for i in range(blocks)])], device=DEVICE)
     check_gradients(layers, torch.float32, 1e-4)
@@ -83,11 +83,11 @@ def test_tables_follow_the_tensors():
 
 @runs
 def test_number_of_tables_is_limited(monkeypatch):
-    monkeypatch.setattr(kernels, 'KEPT_TABLES', 3)
+    monkeypatch.setattr(kernel_tables, 'KEPT_TABLES', 3)
     kept = [Layers(SIZES['one_entry'], seed=seed, device=DEVICE) for seed in range(6)]
     for layers in (*kept, *kept):
         check_copies(layers, torch.float32, 1e-5)
-    assert len(kernels._tables) == 3
+    assert len(kernel_tables._tables) == 3
 
 
 @runs
@@ -102,7 +102,7 @@ def test_self_check_passes_and_would_notice(monkeypatch):
     monkeypatch.setattr(kernels, '_strips', one_term_less)
     # A GPU's allocator may give the same addresses once more, and with them the first check's
     # tables and results: every result is wrong, and no table is known.
-    monkeypatch.setattr(kernels, '_tables', OrderedDict())
+    monkeypatch.setattr(kernel_tables, '_tables', OrderedDict())
     with pytest.raises(RuntimeError, match='its gradients are off'):
         kernels.check_kernels(torch.device(DEVICE))
     kernels.write_blocks(torch.ones(1), [], [], [], [], [], [])  # nothing to write; and it counts

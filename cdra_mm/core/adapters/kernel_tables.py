@@ -1,0 +1,55 @@
+"""Tables that the kernels of `block_kernels` read, in the GPU's memory.
+
+A table is made when tensors are seen for the first time and kept, so that a step copies nothing to
+the GPU, also while a CUDA graph is being captured.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ['table_of']
+
+KEPT_TABLES = 4096  # a few layers' at a time, or each layer's: some hundred for the largest ViT
+
+_tables: OrderedDict[Hashable, tuple[Tensor, Tensor]] = OrderedDict()
+_captured: dict[Hashable, tuple[Tensor, Tensor]] = {}  # a graph reads them as long as it lives
+
+
+def table_of(
+    key: Hashable, rows: Iterator[list[int]], scales: Sequence[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A table of int64 and the scales, on the device; made once for a key.
+
+    It holds nothing but what its key says, so it is never out of date.
+
+    Args:
+        key: All that the rows and scales are made of.
+        rows: The rows of the table, read where it is made.
+        scales: As many as the blocks.
+        device: Where they go.
+
+    Raises:
+        RuntimeError: If it would have to be made while a CUDA graph is being captured.
+    """
+    found = _captured.get(key) or _tables.pop(key, None)
+    capturing = device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+    if found is None:
+        if capturing:
+            raise RuntimeError(
+                'a CUDA graph is being captured of blocks that are seen for the first time: run '
+                'the step once or more before the capture'
+            )
+        made = torch.tensor(list(rows), dtype=torch.int64, device=device)
+        found = made, torch.tensor(scales, dtype=torch.float32, device=device)
+    if capturing:
+        _captured[key] = found
+    elif key not in _captured:
+        _tables[key] = found
+        while len(_tables) > KEPT_TABLES:
+            _tables.popitem(last=False)
+    return found
