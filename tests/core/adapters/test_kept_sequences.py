@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from cdra_mm.core.adapters.copied_weights import choose_product
+from cdra_mm.core.adapters.copied_weights import carriers, choose_product
 from tests.core.problems import adapted, by_blocks
 from tests.models import images
 
@@ -62,6 +62,15 @@ class Pair:
                     parameter.data = parameter.data * 1.1
                 else:
                     (parameter.data if through else parameter).mul_(1.1)
+
+    def merge(self, draw):
+        """Or takes out of the weight again."""
+        at = draw.random()
+        for model in self.models:
+            found = [m for m in carriers(model) if 'weight' in m._parameters]
+            module = found[int(at * len(found))]
+            adapter = list(module.cdra.of('weight', merged=True))[-1]
+            adapter.merge_(module, -1 if adapter.merged else 1)
 
     def average(self, draw):
         for model, averaged in zip(self.models, self.averaged, strict=True):
@@ -124,6 +133,7 @@ def test_kept_copies_compute_what_no_copies_do(recompute, seed):
     draw, pair = random.Random(seed), Pair(recompute)
     happens = [pair.write_few, pair.write_all, pair.average, pair.load, pair.train, pair.look]
     happens += [pair.write_within, pair.pend, pair.train, pair.look, pair.write_few]
+    happens += [pair.merge]
     for _ in range(25):
         draw.choice(happens)(draw)
     pair.look(draw)
