@@ -226,6 +226,19 @@ def test_few_frozen_entries_written_through_data_are_seen(monkeypatch, write, wi
     assert len(made) == 1
 
 
+def test_last_layer_is_merged_for_a_while():
+    model, other = kept(torch.float64), kept(torch.float64, 'factored')
+    for one in (model, other):
+        run(one)
+        last = [m for m in carriers(one) if list(m.cdra.of('weight'))][-1]
+        for adapter in last.cdra.of('weight'):
+            adapter.merge_(last)
+            change(one)
+            run(one)
+            adapter.merge_(last, -1)
+    torch.testing.assert_close(run(model), run(other))
+
+
 def products_of(y):
     names = {node.name() for node in nodes_of(y)}
     return {'copied' if '_CopiedLinear' in n else 'apart' for n in names if 'Linear' in n}

@@ -67,7 +67,7 @@ class Pair:
         """Or takes out of the weight again."""
         at = draw.random()
         for model in self.models:
-            found = [m for m in carriers(model) if 'weight' in m._parameters]
+            found = [m for m in carriers(model) if list(m.cdra.of('weight', merged=True))]
             module = found[int(at * len(found))]
             adapter = list(module.cdra.of('weight', merged=True))[-1]
             adapter.merge_(module, -1 if adapter.merged else 1)
