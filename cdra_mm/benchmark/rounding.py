@@ -121,7 +121,7 @@ def _round_(backbone: nn.Module, *, updates: bool) -> None:
 
 def _round_copies(backbone: nn.Module, _: Any) -> None:
     for module in carriers(backbone):
-        for made in cast(Any, module).cdra.made.values():
+        for made in cast(Any, module).cdra.copies.values():
             weight = made.copy.weight
             weight.copy_(weight.bfloat16().float())
 

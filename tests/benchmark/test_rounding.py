@@ -106,10 +106,8 @@ def test_weights_are_rounded_in_the_forward(vtab, updates):
 
     def note(*_):
         for module in carriers(model.backbone):
-            made = module.cdra.made.values() if updates else ()
-            seen.extend(one.copy.weight for one in made)
-            if not updates:
-                seen.append(module._parameters['weight'])
+            copies = [made.copy.weight for made in module.cdra.copies.values()]
+            seen.extend(copies if updates else [module._parameters['weight']])
 
     model.backbone.norm.register_forward_pre_hook(note)
     model(training.task.train[0][:2])

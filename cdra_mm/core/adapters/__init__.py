@@ -5,8 +5,7 @@
 `low_rank`          Eq. 6: the low-rank adapter of a compact block
 `compact_linear`    its forward and backward; `block_index` takes rows and columns
 `copied_linear`     the same through copies of the weights (`layer_copy`)
-`block_updates`     what its gradients are asked of: one node of the graph for all layers
-`copied_weights`    when copies and updates are made, and which of the two products is taken
+`copied_weights`    when these are made, and which of the two is taken
 `kept_copies`       those that stay from forward to forward, for small models on a CPU
 `block_ops`         their operations; `block_kernels` has them for NVIDIA's GPUs
 `joint_blocks`      the blocks of one weight as one

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .joint_blocks import JointBlocks, join_blocks
-from .layer_copy import Copy, Layer, Made, Trained, may_keep_copy
+from .layer_copy import Copy, Layer, MadeCopy, may_keep_copy
 from .low_rank import LowRank
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class AdapterSet(nn.Module):
 
     Attributes:
         product: How its products are computed; see `copied_weights.choose_product`.
-        made: What was made of each weight, while the model's forward runs (`copied_weights`).
+        copies: The copies of the module's weights, while the model's forward runs.
         kept_copies: By parameter: who keeps its copy between forwards, and its place there.
         borrowed: Adapters of another module whose parameter this one shares (a tied weight), by
             the name that the parameter has here. They are the other's children, not this one's:
@@ -42,14 +42,14 @@ class AdapterSet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.product = 'auto'
-        self.made: dict[str, Made] = {}
+        self.copies: dict[str, MadeCopy] = {}
         self.kept_copies: dict[str, tuple[weakref.ref[KeptCopies], int]] = {}
         self.borrowed: dict[str, list[ParameterAdapter]] = {}
         self._joined: dict[str, _Joined] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without copies: who copies or pickles a model within its forward gets none."""
-        return {**self.__dict__, 'made': {}, 'kept_copies': {}}
+        return {**self.__dict__, 'copies': {}, 'kept_copies': {}}
 
     def present(self) -> Iterator[Adapter]:
         """All adapters that are this module's own."""
@@ -88,25 +88,15 @@ class AdapterSet(nn.Module):
             self._joined[parameter] = joined
         return Layer(weight, bias, joined.blocks, factors)
 
-    def made_for(
-        self, parameter: str, layer: Layer, dtype: torch.dtype
-    ) -> tuple[Copy | None, Trained | None]:
-        """What was made of a layer before and serves it: its copy, and what it trains.
-
-        Args:
-            parameter: Name of its weight.
-            layer: The layer as it is now.
-            dtype: Type of the product.
-        """
-        made = self.made.get(parameter)
-        copy = trained = None
-        if made is not None and made.serves(layer, dtype):
-            copy, trained = made.copy, made.trained
-        if parameter in self.kept_copies and may_keep_copy(self.product, layer.weight):
+    def copy_of(self, parameter: str, layer: Layer, dtype: torch.dtype) -> Copy | None:
+        """The copy of a layer that was made before and serves it, if there is one."""
+        if parameter in self.kept_copies:
             keeper, index = self.kept_copies[parameter]
             kept = keeper()
-            copy = copy if kept is None else kept.copy_of(index, layer, dtype)
-        return copy, trained
+            if kept is not None and may_keep_copy(self.product, layer.weight):
+                return kept.copy_of(index, layer, dtype)
+        made = self.copies.get(parameter)
+        return made.copy if made is not None and made.serves(layer, dtype) else None
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter, or all."""

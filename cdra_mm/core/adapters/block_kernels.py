@@ -22,7 +22,7 @@ __all__ = ['MOST_BLOCKS', 'check_kernels', 'take_factor_gradients', 'write_block
 
 TILE = 64  # rows and columns of a tile
 RANKS = 16  # ranks that one product takes at a time: the least that tl.dot does
-MOST_BLOCKS = 12  # in one launch of `take_factor_gradients`: their addresses are its arguments
+MOST_BLOCKS = 4  # in one launch of `take_factor_gradients`: their addresses are its arguments
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -126,21 +126,13 @@ def _tiles(
 
 
 # The blocks' gradients may be views that begin anywhere: no kernel for each alignment of each.
-@triton.jit(do_not_specialize_on_alignment=[f'g{i}' for i in range(12)])
+@triton.jit(do_not_specialize_on_alignment=['g0', 'g1', 'g2', 'g3'])
 def _factor_tiles(
     flat,
     g0,
     g1,
     g2,
     g3,
-    g4,
-    g5,
-    g6,
-    g7,
-    g8,
-    g9,
-    g10,
-    g11,
     table,
     scales,
     FIELDS: tl.constexpr,
@@ -156,24 +148,8 @@ def _factor_tiles(
         g = g1
     elif block == 2:
         g = g2
-    elif block == 3:
-        g = g3
-    elif block == 4:
-        g = g4
-    elif block == 5:
-        g = g5
-    elif block == 6:
-        g = g6
-    elif block == 7:
-        g = g7
-    elif block == 8:
-        g = g8
-    elif block == 9:
-        g = g9
-    elif block == 10:
-        g = g10
     else:
-        g = g11
+        g = g3
     of_up = tl.load(entry + 1)
     other = tl.load(entry + 2).to(tl.pointer_type(tl.float32))  # the other factor
     out = flat + tl.load(entry + 3)

@@ -11,7 +11,8 @@ the kernels compute.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -128,8 +129,7 @@ def _make_copies(
     dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor]]:
     """The flat tensor, and its parts."""
-    # Autocast, where it is on, stays on inside an operation.
-    with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
+    with _plainly(weights[0].device):
         sources = [*weights, *plain]
         flat = sources[0].new_empty(sum(padded(s.numel()) for s in sources), dtype=dtype)
         copies = _parts(flat, sources)
@@ -163,7 +163,7 @@ def _take_gradients(
     blocks: Sequence[Tensor], factors: Sequence[Tensor], scales: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
     """The flat tensor, and its parts."""
-    with torch.no_grad(), torch.autocast(blocks[0].device.type, enabled=False):
+    with _plainly(blocks[0].device):
         if _take_kernels(blocks, factors, blocks[0].dtype):
             from .block_kernels import take_factor_gradients
 
@@ -192,6 +192,18 @@ def _(weights, plain, factors, indices, counts, scales, dtype):  # type: ignore[
 @torch.library.register_fake('cdra_mm::factor_gradients', lib=_LIBRARY)
 def _(blocks, factors, scales):  # type: ignore[no-untyped-def]
     return factors[0].new_empty(sum(padded(factor.numel()) for factor in factors))
+
+
+def _plainly(device: torch.device) -> AbstractContextManager[Any]:
+    """Without gradients, and without autocast, which stays on inside an operation."""
+    on = torch.is_grad_enabled() or torch.is_autocast_enabled(device.type)
+    return _both_off(device) if on else nullcontext()
+
+
+@contextmanager
+def _both_off(device: torch.device) -> Iterator[None]:
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _take_kernels(

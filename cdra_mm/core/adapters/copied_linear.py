@@ -16,8 +16,9 @@ a large one's products are those of `compact_linear`.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,22 +26,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .block_index import columns_apart, columns_of
-from .block_updates import block_updates
-from .compact_linear import autocast_type, scaled
+from .block_ops import factor_gradients
+from .compact_linear import autocast_type, scaled, through_block
 from .joint_blocks import JointBlocks
-from .layer_copy import Copy, Layer, Trained, copy_layers, is_remade
+from .layer_copy import Copy, Layer, copy_layers, is_remade
 
 __all__ = ['copied_linear']
 
+# Beyond it a block's gradient, |R| |C| products a token, costs more than the four skinny products
+# through its factors. By arithmetic for an H100 (both are then about 20 us for 6,000 tokens), not
+# measured.
+LARGEST_BLOCK = 2**19
 # Products that are made in vain where the blocks of a fused layer are multiplied as one, over
 # what a launch of its own costs (about 2 us): tokens times entries outside of the blocks.
 WASTED_PRODUCTS = 5e8
-NOTHING = Trained((), ())
 
 
-def copied_linear(
-    x: Tensor, layer: Layer, copy: Copy | None = None, trained: Trained | None = None
-) -> Tensor:
+def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
     """``F.linear`` with the weight's compact adapters (CDRA-SPT, Eq. 6).
 
     Args:
@@ -48,7 +50,6 @@ def copied_linear(
         layer: Weight, bias, blocks and factors. The weight gets no gradient.
         copy: That of the layer as it is now, in the type of the product, where one was made
             before; otherwise it is made here.
-        trained: `block_updates` of the layer in that type, likewise.
 
     Returns:
         ``[..., O]``. Under autocast in the autocast type, as ``F.linear``.
@@ -59,32 +60,28 @@ def copied_linear(
     elif x.dtype != layer.weight.dtype:
         return F.linear(x, layer.weight, layer.bias)  # which refuses it
     copy = copy or copy_layers([layer], x.dtype)[0]
-    if trained is None:
-        asked = torch.is_grad_enabled()
-        trained = block_updates([layer], x.dtype, copy.kept)[0] if asked else NOTHING
-    what = copy.weight, copy.bias, copy.kept, trained.through
+    trained = torch.is_grad_enabled() and any(factor.requires_grad for factor in layer.factors)
+    what = copy.weight, copy.bias, copy.kept, trained
     y: Tensor = _CopiedLinear.apply(
-        x, layer.weight, layer.bias, what, tuple(layer.joint), tuple(layer.factors), *trained.inputs
+        x, layer.weight, layer.bias, what, tuple(layer.joint), *layer.factors
     )
     return y
 
 
 class _CopiedLinear(torch.autograd.Function):
-    """Its last inputs get gradients: of each block the update or the factors, or none."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        weight, bias, (copy, bias_copy, ctx.kept, ctx.through), blocks, factors, *trained = rest
+        weight, bias, (copy, bias_copy, ctx.kept, ctx.trained), blocks, *factors = rest
         joint = JointBlocks(*blocks)
         if bias_copy is None:
             bias_copy = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
         ctx.joint, ctx.remade = joint, is_remade(weight, x.dtype)
         ctx.bias_type = None if bias is None else bias.dtype
         saved = [weight if ctx.remade else copy]
-        if trained:
+        if ctx.trained:
             whole = sum(joint.widths) >= x.shape[-1]  # kept as it is where that is less
             saved.append(x if whole else columns_apart(_flat(x), joint.cols))
-        if ctx.remade or not all(ctx.through):
+        if ctx.trained or ctx.remade:
             saved += factors
         ctx.save_for_backward(*saved)
         return F.linear(x, copy, bias_copy)
@@ -93,7 +90,7 @@ class _CopiedLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, *factors = ctx.saved_tensors
-        x_c = factors.pop(0) if ctx.through else None
+        x_c = factors.pop(0) if ctx.trained else None
         joint: JointBlocks = ctx.joint
         dx = dbias = None
         if ctx.needs_input_grad[0]:
@@ -103,13 +100,13 @@ class _CopiedLinear(torch.autograd.Function):
         dy = _flat(dy)
         if ctx.needs_input_grad[2]:
             dbias = dy.sum(0, dtype=ctx.bias_type)
-        grads: Sequence[Tensor | None] = [None] * len(ctx.needs_input_grad[6:])
-        if x_c is not None and any(ctx.needs_input_grad[6:]):
+        grads: Sequence[Tensor | None] = [None] * len(ctx.needs_input_grad[5:])
+        if x_c is not None:
             if sum(joint.widths) >= weight.shape[1]:
                 x_c = columns_of(_flat(x_c), joint.cols)
             gradients = _gradients_apart if ctx.kept else _gradients
-            grads = gradients(columns_of(dy, joint.rows), x_c, joint, factors, ctx.through)
-        return dx, None, dbias, None, None, None, *grads
+            grads = gradients(columns_of(dy, joint.rows), x_c, joint, factors)
+        return dx, None, dbias, None, None, *grads
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -118,36 +115,39 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _gradients(
-    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor], through: Sequence[bool]
+    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
 ) -> list[Tensor]:
-    """Of what is trained, from the rows of dy ``[T, sum |R|]`` and columns of x ``[T, sum |C|]``.
-
-    By one product of all blocks where that makes little in vain.
-    """
-    if through == (True,):
-        return [dy_r.t() @ x_c]
+    """Of all factors, from the rows of dy ``[T, sum |R|]`` and columns of x ``[T, sum |C|]``."""
     heights, widths = joint.heights, joint.widths
+    if max(map(operator.mul, heights, widths)) > LARGEST_BLOCK:
+        return _through_factors(dy_r, x_c, joint, factors)
     wasted = sum(heights) * sum(widths) - joint.size
-    if dy_r.shape[0] * wasted > WASTED_PRODUCTS or not all(through):
-        return _gradients_apart(dy_r, x_c, joint, factors, through)
-    rows = (dy_r.t() @ x_c).split_with_sizes(heights)
-    begins = accumulate(widths, initial=0)
-    return [row.narrow(1, b, w) for row, b, w in zip(rows, begins, widths, strict=False)]
+    if len(heights) == 1:
+        blocks = [dy_r.t() @ x_c]
+    elif dy_r.shape[0] * wasted > WASTED_PRODUCTS:
+        blocks = [d.t() @ x for d, x in _parts(dy_r, x_c, joint)]
+    else:
+        rows = (dy_r.t() @ x_c).split_with_sizes(heights)
+        begins = itertools.accumulate(widths, initial=0)
+        blocks = [row.narrow(1, b, w) for row, b, w in zip(rows, begins, widths, strict=False)]
+    return factor_gradients(blocks, factors, joint.scales)
 
 
 def _gradients_apart(
-    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor], through: Sequence[bool]
+    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
 ) -> list[Tensor]:
-    """The same by products of each block, as is best on a CPU, where arithmetic costs."""
-    if torch.is_autocast_enabled(dy_r.device.type):
-        with torch.autocast(dy_r.device.type, enabled=False):
-            return _gradients_apart(dy_r, x_c, joint, factors, through)
+    """Of each block by the way that costs less on a CPU."""
+    if torch.is_autocast_enabled('cpu'):
+        with torch.autocast('cpu', enabled=False):
+            return _gradients_apart(dy_r, x_c, joint, factors)
     grads: list[Tensor] = []
     for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
-        if through[i]:
-            grads.append(d.t() @ x)
+        down, up, scale = factors[2 * i], factors[2 * i + 1], joint.scales[i]
+        if through_block(joint.heights[i], joint.widths[i], down.shape[0]):
+            block = scaled(torch.mm(d.t(), x), scale).to(up.dtype)
+            grads += [torch.mm(up.t(), block), torch.mm(block, down.to(up.dtype).t())]
         else:
-            grads += _through_factors(d, x, factors[2 * i], factors[2 * i + 1], joint.scales[i])
+            grads += _through(d, x, down, up, scale)
     return grads
 
 
@@ -160,7 +160,16 @@ def _parts(dy_r: Tensor, x_c: Tensor, joint: JointBlocks) -> Sequence[tuple[Tens
     return list(zip(rows, cols, strict=True))
 
 
-def _through_factors(d: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> list[Tensor]:
+def _through_factors(
+    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
+) -> list[Tensor]:
+    grads = []
+    for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
+        grads += _through(d, x, factors[2 * i], factors[2 * i + 1], joint.scales[i])
+    return grads
+
+
+def _through(d: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> list[Tensor]:
     """Of one block's factors, by four skinny products."""
     d_hidden = d @ scaled(up, scale).to(d.dtype)
     hidden = scaled(F.linear(x, down.to(d.dtype)), scale)

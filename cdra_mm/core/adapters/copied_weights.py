@@ -26,14 +26,11 @@ from cdra_mm.errors import ConfigError
 
 from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
-from .block_updates import block_updates
 from .compact_linear import autocast_type
 from .kept_copies import KeptCopies, bytes_kept, can_keep
 from .layer_copy import (
-    Copy,
     Layer,
-    Made,
-    Trained,
+    MadeCopy,
     copy_layers,
     is_remade,
     may_keep_copy,
@@ -141,16 +138,6 @@ def is_worth_keeping(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
     return few and dtype.itemsize >= 4 and bytes_kept(layers, dtype) <= LARGEST_KEPT
 
 
-class _Kind(NamedTuple):
-    """What the layers of one operation have in common."""
-
-    product: str
-    device: torch.device
-    base: torch.dtype
-    dtype: torch.dtype  # of the products
-    remade: bool
-
-
 class _Found(NamedTuple):
     """A layer whose product may go through a copy."""
 
@@ -164,42 +151,30 @@ class _Found(NamedTuple):
 def _make_copies(model: nn.Module, _: Any) -> None:
     if _drop_copies not in model._forward_hooks.values():
         return  # someone has removed it: copies would be kept after the forward
-    groups: defaultdict[_Kind, list[_Found]] = defaultdict(list)
+    groups: defaultdict[Any, list[_Found]] = defaultdict(list)
     types: dict[torch.device, torch.dtype | None] = {}  # of autocast
     for found in _layers(model):
-        weight, product = found.layer.weight, found.adapters.product
+        weight = found.layer.weight
         if weight.device not in types:
             types[weight.device] = autocast_type(weight)
         dtype = types[weight.device] or weight.dtype
-        kind = _Kind(product, weight.device, weight.dtype, dtype, is_remade(weight, dtype))
-        groups[kind].append(found)
-    kept = _keep(model, {kind: group for kind, group in groups.items() if not kind.remade})
-    for kind, group in groups.items():
-        is_kept = kept and not kind.remade
-        if is_kept or takes_copy(kind.product, group[0].layer.weight):
-            _make_for(group, kind, is_kept)
-
-
-def _make_for(group: list[_Found], kind: _Kind, kept: bool) -> None:
-    """Makes copies, unless another keeps them or makes them later, and what is trained."""
-    with torch.no_grad():  # an effective bias is computed where it is copied
-        layers = [f.layer._replace(bias=getattr(f.module, f.bias_name)) for f in group]
-    copies: Sequence[Copy | None] = [None] * len(layers)
-    if not (kept or kind.remade):
-        copies = copy_layers(layers, kind.dtype)
-    trained: Sequence[Trained | None] = [None] * len(layers)
-    if torch.is_grad_enabled():
-        trained = block_updates(layers, kind.dtype, kept)
-    for found, layer, copy, own in zip(group, layers, copies, trained, strict=True):
-        sources = layer.sources
-        made = Made(copy, own, kind.dtype, sources, versions_of(sources))
-        found.adapters.made[found.name] = made
+        if not is_remade(weight, dtype):
+            key = found.adapters.product, weight.device, weight.dtype, dtype
+            groups[key].append(found)
+    if _keep(model, groups):
+        return
+    for (product, *_, dtype), group in groups.items():
+        if takes_copy(product, group[0].layer.weight):
+            layers = [found.layer._replace(bias=_bias_to_copy(found)) for found in group]
+            for found, layer, copy in zip(group, layers, copy_layers(layers, dtype), strict=True):
+                made = MadeCopy(copy, layer.sources, versions_of(layer.sources))
+                found.adapters.copies[found.name] = made
 
 
 def _drop_copies(model: nn.Module, *_: Any) -> None:
     for module in model.__dict__.get(_CARRIERS, ()):
         if hasattr(type(module), 'base_class'):
-            cast(AdapterSet, module.cdra).made.clear()
+            cast(AdapterSet, module.cdra).copies.clear()
 
 
 def _layers(model: nn.Module) -> Iterator[_Found]:
@@ -222,19 +197,25 @@ def _layers(model: nn.Module) -> Iterator[_Found]:
                 yield _Found(module, bias_name, adapters, name, layer)
 
 
-def _keep(model: nn.Module, groups: dict[_Kind, list[_Found]]) -> bool:
+def _bias_to_copy(found: _Found) -> Tensor | None:
+    """The layer's own; one with adapters is computed, and cast, where it is used."""
+    own = found.bias_name not in vars(type(found.module))
+    return cast('Tensor | None', getattr(found.module, found.bias_name)) if own else None
+
+
+def _keep(model: nn.Module, groups: dict[Any, list[_Found]]) -> bool:
     """Whether all layers have kept copies now; those that there were are let go where not."""
     if torch.compiler.is_compiling():
         return False
     kept = None
     if len(groups) == 1:
-        (kind, group), *_ = groups.items()
+        ((product, *_, dtype), group), *_ = groups.items()
         layers = [found.layer for found in group]
-        if may_keep_copy(kind.product, layers[0].weight) and can_keep(layers):
+        if may_keep_copy(product, layers[0].weight) and can_keep(layers):
             kept = _KEPT.get(model)
-            if kept is None or not kept.fit(layers, kind.dtype):
-                worth = kind.product == 'kept' or is_worth_keeping(layers, kind.dtype)
-                kept = KeptCopies(layers, kind.dtype) if worth else None
+            if kept is None or not kept.fit(layers, dtype):
+                worth = product == 'kept' or is_worth_keeping(layers, dtype)
+                kept = KeptCopies(layers, dtype) if worth else None
     if kept is None:
         let_go(model)
         return False

@@ -15,8 +15,7 @@ from .joint_blocks import JointBlocks
 __all__ = [
     'Copy',
     'Layer',
-    'Made',
-    'Trained',
+    'MadeCopy',
     'copy_layers',
     'is_remade',
     'may_keep_copy',
@@ -64,55 +63,38 @@ class Copy(NamedTuple):
     kept: bool = False
 
 
-class Trained(NamedTuple):
-    """What a layer's product gives gradients to.
+class MadeCopy(NamedTuple):
+    """A copy that was made before it is used.
 
     Attributes:
-        inputs: Of each block its update (`block_updates`), or its factors ``down`` and ``up``.
-        through: Which of the two, for each block.
-    """
-
-    inputs: tuple[Tensor, ...]
-    through: tuple[bool, ...]
-
-
-class Made(NamedTuple):
-    """What was made of a layer before the model's forward came to it.
-
-    Attributes:
-        copy: Its copy; None where another keeps it, or where it is made when it is used.
-        trained: What its product gives gradients to; None where none are asked for.
-        dtype: Type of the product that it was made for.
-        sources: `Layer.sources` that they were made of.
+        copy: The copy.
+        sources: `Layer.sources` that it was made of.
         versions: How often each had been written to in place then.
     """
 
-    copy: Copy | None
-    trained: Trained | None
-    dtype: torch.dtype
+    copy: Copy
     sources: list[Tensor]
     versions: list[int]
 
     def serves(self, layer: Layer, dtype: torch.dtype) -> bool:
-        """Whether it was made for a product of the layer as it is in a type.
+        """Whether a layer can be multiplied in a type by the copy.
 
         Not where the layer's tensors have been replaced or written to since: by ``functional_call``
         within the model's forward, or after one that was interrupted and could not clean up.
         """
+        weight = self.copy.weight
+        if weight.dtype != dtype or weight.device != layer.weight.device:
+            return False
         sources = layer.sources
-        if dtype != self.dtype or len(sources) != len(self.sources):
+        if len(sources) != len(self.sources):
             return False
         for one, other in zip(sources, self.sources, strict=True):
             if one is not other:
                 return False
         if torch.compiler.is_compiling():  # what follows would not be traced
             return True
-        if self.copy is not None:
-            weight = self.copy.weight
-            if weight.device != layer.weight.device:
-                return False
-            if weight.is_inference() and not torch.is_inference_mode_enabled():
-                return False  # autograd would not take it
+        if weight.is_inference() and not torch.is_inference_mode_enabled():
+            return False  # autograd would not take it
         return self.versions == versions_of(sources)
 
 

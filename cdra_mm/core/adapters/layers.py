@@ -188,9 +188,9 @@ def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | Non
     if through_copy or (may_keep_copy(carried.product, weight) and name in carried.kept_copies):
         layer = carried.layer_of_copy(name, weight, bias)
         if layer is not None:
-            copy, trained = carried.made_for(name, layer, autocast_type(x) or x.dtype)
+            copy = carried.copy_of(name, layer, autocast_type(x) or x.dtype)
             if copy is not None or through_copy:
-                return copied_linear(x, layer, copy, trained)
+                return copied_linear(x, layer, copy)
     adapters = list(carried.of(name))
     entries = [a for a in adapters if isinstance(a, Entries)]
     low_rank = [a for a in adapters if isinstance(a, LowRank)]

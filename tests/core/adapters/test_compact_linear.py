@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cdra_mm.core.adapters import block_updates
 from cdra_mm.core.adapters import compact_linear as module
 from cdra_mm.core.adapters import copied_linear as copied
 from cdra_mm.core.adapters.compact_linear import compact_linear
@@ -45,7 +44,7 @@ def taking(strategy):
     with pytest.MonkeyPatch.context() as patch:
         if strategy in COPIED:
             largest, wasted = COPIED[strategy]
-            patch.setattr(block_updates, 'LARGEST_BLOCK', largest)
+            patch.setattr(copied, 'LARGEST_BLOCK', largest)
             patch.setattr(copied, 'WASTED_PRODUCTS', wasted)
             yield
             return
