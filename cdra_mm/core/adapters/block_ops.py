@@ -97,10 +97,11 @@ def factor_gradients(
         scales: Factor of each block's update.
 
     Returns:
-        The gradients, in the order of `factors`, in the type of the first; views of one tensor.
+        The gradients, in the order of `factors`, in the type of the first. They lie in one tensor,
+        but a write to one is none to another (`Tensor._version`).
     """
     if _is_eager(blocks[0]):
-        return _take_gradients(blocks, factors, scales)[1]
+        return [gradient.data for gradient in _take_gradients(blocks, factors, scales)[1]]
     return _parts(torch.ops.cdra_mm.factor_gradients(blocks, factors, scales), factors)
 
 

@@ -179,6 +179,19 @@ def test_two_losses_with_a_step_between(product):
 
 
 @both
+def test_one_gradient_is_written_to_while_another_is_in_a_graph(product):
+    """A penalty on a gradient, say, and clipping in place: they lie in one tensor."""
+    model = make(product)
+    loss_of(model).backward()
+    down, up = (p.grad for p in low_rank(model, 'blocks.0.mlp.fc1'))
+    factor = torch.ones_like(down).requires_grad_()
+    penalty, wanted = (factor * down).sum(), down.clone()
+    up.zero_()
+    penalty.backward()
+    assert torch.equal(factor.grad, wanted)
+
+
+@both
 def test_factors_that_were_written_to_before_the_backward(product):
     model = make(product)
     loss = loss_of(model)
