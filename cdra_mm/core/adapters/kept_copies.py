@@ -146,8 +146,7 @@ class KeptCopies:
 
     def _lend(self, copy: Tensor) -> Tensor:
         """Another tensor of the same memory, which lives as long as a graph has it saved."""
-        with torch.inference_mode(False):
-            lent, key, all_lent = copy.detach(), next(_KEYS), self._lent
+        lent, key, all_lent = copy.detach(), next(_KEYS), self._lent
         all_lent[key] = weakref.ref(lent, lambda _: all_lent.pop(key, None))
         return lent
 
@@ -180,9 +179,7 @@ def _marks_of(weight: Tensor) -> tuple[int, int]:
 def _sketch_of(weight: Tensor) -> Tensor:
     """Products of its entries, some at a time, with a random vector."""
     run = _run_of(weight)
-    sketch = weight.new_empty(weight.numel() // run)
-    # Autocast leaves a product with `out` alone.
-    return torch.mv(weight.view(-1, run), _random_vector(run, weight.dtype), out=sketch)
+    return weight.view(-1, run).mv(_random_vector(run, weight.dtype))
 
 
 def _run_of(weight: Tensor) -> int:
@@ -192,8 +189,7 @@ def _run_of(weight: Tensor) -> int:
 @cache
 def _random_vector(length: int, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator('cpu').manual_seed(length)
-    with torch.inference_mode(False):
-        return torch.randn(length, generator=generator, dtype=dtype, device='cpu')
+    return torch.randn(length, generator=generator, dtype=dtype, device='cpu')
 
 
 def _positions(layer: Layer) -> Tensor:

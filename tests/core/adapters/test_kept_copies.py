@@ -303,6 +303,20 @@ def test_types_take_turns():
         change(other)
 
 
+def test_little_is_seen_under_autocast(monkeypatch):
+    """The frozen weights are compared in their own type."""
+    model = kept()
+    made = calls_of(monkeypatch, kept_copies.KeptCopies, '_all_copied')
+    with torch.autocast('cpu', torch.bfloat16):
+        for _ in range(3):
+            run(model)
+        assert len(made) == 1
+        model.blocks[1].mlp.fc1._parameters['weight'].data.view(-1)[7].mul_(1 + 1e-4)
+        for _ in range(3):
+            run(model)
+    assert len(made) == 2
+
+
 def test_first_forward_in_inference_mode():
     model, other = kept(torch.float64), kept(torch.float64, 'factored')
     for _ in range(2):
