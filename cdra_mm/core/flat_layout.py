@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ['padded']
+from collections.abc import Iterable
+from itertools import accumulate
+
+__all__ = ['begins_of', 'padded']
 
 ALIGNMENT = 64  # entries: at least 128 bytes, in fp32 the 256 of an allocation of its own
 
@@ -15,3 +18,13 @@ def padded(numel: int) -> int:
         (64, 64, 128)
     """
     return -(-numel // ALIGNMENT) * ALIGNMENT
+
+
+def begins_of(numels: Iterable[int]) -> list[int]:
+    """Where tensors of so many entries begin, and last where they end.
+
+    Example:
+        >>> begins_of([1, 65])
+        [0, 64, 192]
+    """
+    return list(accumulate(map(padded, numels), initial=0))

@@ -8,14 +8,13 @@ Importing this needs Triton; `block_ops` does so when there is a GPU.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..flat_layout import padded
+from ..flat_layout import begins_of, padded
 from .kernel_tables import table_of
 
 __all__ = ['MOST_BLOCKS', 'check_kernels', 'take_factor_gradients', 'write_blocks']
@@ -70,7 +69,6 @@ def write_blocks(
     indices: Sequence[Tensor],
     counts: Sequence[int],
     scales: Sequence[float],
-    begins: Sequence[int],
 ) -> None:
     """Writes the blocks of `block_ops.adapted_copies` into its result, which holds plain copies.
 
@@ -81,18 +79,15 @@ def write_blocks(
         indices: int64, contiguous.
         counts: See `block_ops.adapted_copies`.
         scales: Likewise.
-        begins: Where the copy of each weight begins in `flat`, entries.
     """
     if not factors:
         return
     key = (
         'write', *(t.data_ptr() for t in weights), *(t.data_ptr() for t in factors),
         *(t.data_ptr() for t in indices), *(w.shape for w in weights),
-        *(f.shape for f in factors), *counts, *scales, *begins,
+        *(f.shape for f in factors), *counts, *scales,
     )  # fmt: skip
-    table, factor = table_of(
-        key, _tiles(weights, factors, indices, counts, begins), scales, flat.device
-    )
+    table, factor = table_of(key, _tiles(weights, factors, indices, counts), scales, flat.device)
     with torch.cuda.device_of(flat):  # Triton launches on the current device
         _write_tiles[(len(table),)](
             flat,
@@ -109,11 +104,11 @@ def _tiles(
     factors: Sequence[Tensor],
     indices: Sequence[Tensor],
     counts: Sequence[int],
-    begins: Sequence[int],
 ) -> Iterator[list[int]]:
     """The rows of the table of `_write_tiles`."""
     block = 0
-    for weight, count, begin in zip(weights, counts, begins, strict=True):
+    begins = begins_of(weight.numel() for weight in weights)
+    for weight, count, begin in zip(weights, counts, begins[:-1], strict=True):
         for i in range(block, block + count):
             down, up = factors[2 * i], factors[2 * i + 1]
             pointers = [t.data_ptr() for t in (weight, down, up, *indices[2 * i : 2 * i + 2])]
@@ -197,7 +192,7 @@ def take_factor_gradients(
         factors: fp32, contiguous.
         scales: Factor of each block's update.
     """
-    begins = list(accumulate((padded(factor.numel()) for factor in factors), initial=0))
+    begins = begins_of(factor.numel() for factor in factors)
     flat = factors[0].new_empty(begins[-1])
     for first in range(0, len(blocks), MOST_BLOCKS):
         some = slice(first, first + MOST_BLOCKS)
@@ -260,7 +255,7 @@ def check_kernels(device: torch.device) -> None:
     rows, cols = (torch.randperm(n, generator=generator).to(device) for n in weight.shape)
     rows, cols = rows[:66].contiguous(), cols[:70].contiguous()
     flat = weight.flatten().bfloat16()
-    write_blocks(flat, [weight], [down, up], [rows, cols], [1], [2.0], [0])
+    write_blocks(flat, [weight], [down, up], [rows, cols], [1], [2.0])
     expected = weight.clone()
     expected[rows[:, None], cols] += 2 * (up @ down)
     block = flat.view(weight.shape)[:66, :70]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..flat_layout import padded
+from ..flat_layout import begins_of
 from ..triton_support import KERNEL_DTYPES, failure_of, missing_for_kernels
 
 __all__ = ['adapted_copies', 'factor_gradients', 'kernels_run']
@@ -77,13 +77,18 @@ def _is_eager(tensor: Tensor) -> bool:
 
 def _parts(flat: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that lie in a flat one, in the shapes of what they were made of."""
-    parts, begin = [], 0
-    for source in sources:
-        shape = source.shape  # of a matrix or a vector
-        # A third of the time of splitting and viewing, of which a step does some hundreds.
-        parts.append(flat.as_strided(shape, (*shape[1:], 1), begin))
-        begin += padded(shape.numel())
-    return parts
+    shapes = [source.shape for source in sources]  # of matrices and vectors
+    begins = begins_of(shape.numel() for shape in shapes)
+    # A third of the time of splitting and viewing, of which a step does some hundreds.
+    return [
+        flat.as_strided(shape, (*shape[1:], 1), begin)
+        for shape, begin in zip(shapes, begins[:-1], strict=True)
+    ]
+
+
+def _length(sources: Sequence[Tensor]) -> int:
+    """Entries of the flat tensor in which they lie."""
+    return begins_of(source.numel() for source in sources)[-1]
 
 
 def factor_gradients(
@@ -123,15 +128,14 @@ def _make_copies(
     """The flat tensor, and its parts."""
     with _plainly(weights[0].device):
         sources = [*weights, *plain]
-        flat = sources[0].new_empty(sum(padded(s.numel()) for s in sources), dtype=dtype)
+        flat = sources[0].new_empty(_length(sources), dtype=dtype)
         copies = _parts(flat, sources)
         torch._foreach_copy_(copies, sources)
         contiguous = all(tensor.is_contiguous() for tensor in (*weights, *indices))
         if contiguous and _take_kernels(weights, factors, dtype, indices):
             from .block_kernels import write_blocks
 
-            begins = [int(copy.storage_offset()) for copy in copies[: len(weights)]]
-            write_blocks(flat, weights, factors, indices, counts, scales, begins)
+            write_blocks(flat, weights, factors, indices, counts, scales)
             return flat, copies
         first = 0
         for copy, weight, count in zip(copies, weights, counts, strict=False):
@@ -161,7 +165,7 @@ def _take_gradients(
 
             flat = take_factor_gradients(blocks, factors, scales)
             return flat, _parts(flat, factors)
-        flat = factors[0].new_empty(sum(padded(factor.numel()) for factor in factors))
+        flat = factors[0].new_empty(_length(factors))
         grads = _parts(flat, factors)
         pieces = iter(grads)
         for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
@@ -177,13 +181,12 @@ def _take_gradients(
 
 @torch.library.register_fake('cdra_mm::adapted_copies', lib=_LIBRARY)
 def _(weights, plain, factors, indices, counts, scales, dtype):  # type: ignore[no-untyped-def]
-    numel = sum(padded(tensor.numel()) for tensor in (*weights, *plain))
-    return weights[0].new_empty(numel, dtype=dtype)
+    return weights[0].new_empty(_length([*weights, *plain]), dtype=dtype)
 
 
 @torch.library.register_fake('cdra_mm::factor_gradients', lib=_LIBRARY)
 def _(blocks, factors, scales):  # type: ignore[no-untyped-def]
-    return factors[0].new_empty(sum(padded(factor.numel()) for factor in factors))
+    return factors[0].new_empty(_length(factors))
 
 
 def _plainly(device: torch.device) -> AbstractContextManager[Any]:

@@ -121,10 +121,9 @@ def _gradients(
     heights, widths = joint.heights, joint.widths
     if max(map(operator.mul, heights, widths)) > LARGEST_BLOCK:
         return _through_factors(dy_r, x_c, joint, factors)
-    wasted = sum(heights) * sum(widths) - joint.size
     if len(heights) == 1:
         blocks = [dy_r.t() @ x_c]
-    elif dy_r.shape[0] * wasted > WASTED_PRODUCTS:
+    elif dy_r.shape[0] * (sum(heights) * sum(widths) - joint.size) > WASTED_PRODUCTS:
         blocks = [d.t() @ x for d, x in _parts(dy_r, x_c, joint)]
     else:
         rows = (dy_r.t() @ x_c).split_with_sizes(heights)

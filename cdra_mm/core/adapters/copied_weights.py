@@ -167,7 +167,8 @@ def _make_copies(model: nn.Module, _: Any) -> None:
         if takes_copy(product, group[0].layer.weight):
             layers = [found.layer._replace(bias=_bias_to_copy(found)) for found in group]
             for found, layer, copy in zip(group, layers, copy_layers(layers, dtype), strict=True):
-                made = MadeCopy(copy, layer.sources, versions_of(layer.sources))
+                sources = layer.sources
+                made = MadeCopy(copy, sources, versions_of(sources))
                 found.adapters.copies[found.name] = made
 
 

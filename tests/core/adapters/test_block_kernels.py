@@ -105,7 +105,7 @@ def test_self_check_passes_and_would_notice(monkeypatch):
     monkeypatch.setattr(kernel_tables, '_tables', OrderedDict())
     with pytest.raises(RuntimeError, match='its gradients are off'):
         kernels.check_kernels(torch.device(DEVICE))
-    kernels.write_blocks(torch.ones(1), [], [], [], [], [], [])  # nothing to write; and it counts
+    kernels.write_blocks(torch.ones(1), [], [], [], [], [])  # nothing to write; and it counts
 
 
 @once_more

@@ -13,8 +13,8 @@ from tests.models import images
 both = pytest.mark.parametrize('product', ['copied', 'kept'])
 
 
-def make(product, dtype=torch.float64):
-    _, model, _ = adapted('fused', dtype=dtype)
+def make(product):
+    _, model, _ = adapted('fused', dtype=torch.float64)
     choose_product(model, product)
     return model
 
@@ -25,7 +25,7 @@ def low_rank(model, path=''):
 
 
 def loss_of(model):
-    return model(images(2, next(model.parameters()).dtype)[0]).square().sum()
+    return model(images(2, torch.float64)[0]).square().sum()
 
 
 def gradients(model):
@@ -34,56 +34,61 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
+def of_both(product, measure):
+    """What a model gives by a product, after it was compared with that of the factored one."""
+    found, wanted = (measure(make(one)) for one in (product, 'factored'))
+    torch.testing.assert_close(found, wanted)
+    return found
+
+
 @both
 def test_layers_that_a_forward_leaves_out_get_none(product):
     """As with every product: an optimizer does not decay their moments, no hook sees them."""
-    results, seen = [], []
-    for one in (product, 'factored'):
-        model = make(one)
+    seen = []
+
+    def without_a_block(model):
         model.blocks[1].forward = lambda x: x
         for parameter in low_rank(model, 'blocks.1.'):
             parameter.register_hook(seen.append)
             parameter.register_post_accumulate_grad_hook(seen.append)
-        results.append(gradients(model))
+        found = gradients(model)
         assert all(p.grad is None for p in low_rank(model, 'blocks.1.'))
+        return found
+
+    of_both(product, without_a_block)
     assert not seen
-    torch.testing.assert_close(*results)
 
 
 @both
 def test_layer_that_a_forward_takes_twice(product):
-    results = []
-    for one in (product, 'factored'):
-        model = make(one)
+    def twice(model):
         layer = model.blocks[0].mlp.fc2
         layer.register_forward_hook(lambda m, x, y: y + m.forward(x[0].roll(1, -1)))
-        results.append(gradients(model))
-    torch.testing.assert_close(*results)
+        return gradients(model)
+
+    of_both(product, twice)
 
 
 @both
 def test_gradients_of_some_factors_alone(product):
-    found = []
-    for one in (product, 'factored'):
-        model = make(one)
+    def of_some(model):
         loss, some = loss_of(model), low_rank(model, 'blocks.1.mlp.fc1')
-        found.append(torch.autograd.grad(loss, some, retain_graph=True))
-        found.append(torch.autograd.grad(loss, some))
-    for grads in found[1:]:
-        torch.testing.assert_close(grads, found[0])
+        first = torch.autograd.grad(loss, some, retain_graph=True)
+        return first, torch.autograd.grad(loss, some)
+
+    first, second = of_both(product, of_some)
+    torch.testing.assert_close(second, first)
 
 
 @both
 def test_factors_that_are_not_trained(product):
-    results = []
-    for one in (product, 'factored'):
-        model = make(one)
+    def frozen_in_part(model):
         for name, parameter in model.named_parameters():
             if name.endswith('.down') or ('blocks.0' in name and name.endswith('.up')):
                 parameter.requires_grad_(False)
-        results.append(gradients(model))
-    assert any(name.endswith('.up') for name in results[0])
-    torch.testing.assert_close(*results)
+        return gradients(model)
+
+    assert any(name.endswith('.up') for name in of_both(product, frozen_in_part))
 
 
 @both
@@ -125,29 +130,28 @@ def test_frozen_factors_save_no_input(monkeypatch, product):
 @both
 def test_factors_that_are_unfrozen_by_a_hook_of_the_forward(product):
     """After the copies were made."""
-    results = []
-    for one in (product, 'factored'):
-        model = make(one)
+
+    def unfrozen_within(model):
         for parameter in low_rank(model):
             parameter.requires_grad_(False)
         model.blocks[0].register_forward_pre_hook(
-            lambda m, x, model=model: [p.requires_grad_() for p in low_rank(model)] and None
+            lambda *_: [p.requires_grad_() for p in low_rank(model)] and None
         )
-        results.append(gradients(model))
-    assert all(value is not None for value in results[0].values())
-    torch.testing.assert_close(*results)
+        return gradients(model)
+
+    assert all(value is not None for value in of_both(product, unfrozen_within).values())
 
 
 @both
 @pytest.mark.parametrize('reentrant', [False, True])
 def test_optimizer_within_the_backward(product, reentrant):
     """With some blocks computed again: each factor is stepped once, when its gradient is there."""
-    results = []
-    for one in (product, 'factored'):
-        model = by_blocks(make(one), reentrant)
+
+    def stepped(model):
+        by_blocks(model, reentrant)
         counts = []
 
-        def step(parameter, counts=counts):
+        def step(parameter):
             counts.append(parameter)
             parameter.data.sub_(parameter.grad, alpha=0.1)
             parameter.grad = None
@@ -156,16 +160,16 @@ def test_optimizer_within_the_backward(product, reentrant):
             parameter.register_post_accumulate_grad_hook(step)
         loss_of(model).backward()
         assert len(counts) == len(low_rank(model))
-        results.append([p.detach() for p in low_rank(model)])
-    torch.testing.assert_close(*results)
+        return [p.detach() for p in low_rank(model)]
+
+    of_both(product, stepped)
 
 
 @both
 def test_two_losses_with_a_step_between(product):
     """Each over one block; what the second needs was not written to."""
-    results = []
-    for one in (product, 'factored'):
-        model = make(one)
+
+    def by_turns(model):
         x = torch.linspace(-1, 1, 2 * 5 * 8, dtype=torch.float64).view(2, 5, 8)
         both_losses = [block(x).square().sum() for block in model.blocks[:2]]
         model(images(2, torch.float64)[0])  # within a model's forward copies are shared
@@ -174,8 +178,9 @@ def test_two_losses_with_a_step_between(product):
             for parameter in low_rank(model, 'blocks.0.'):
                 parameter.sub_(parameter.grad, alpha=0.1)
         both_losses[1].backward()
-        results.append([p.grad for p in low_rank(model) if p.grad is not None])
-    torch.testing.assert_close(*results)
+        return [p.grad for p in low_rank(model) if p.grad is not None]
+
+    of_both(product, by_turns)
 
 
 @both
@@ -201,21 +206,20 @@ def test_factors_that_were_written_to_before_the_backward(product):
         loss.backward()
 
 
-def test_bias_adapter_that_a_hook_writes_to_after_the_copies_were_made():
+@both
+def test_bias_adapter_that_a_hook_writes_to_after_the_copies_were_made(product):
     """An effective bias is computed where it is used."""
-    results = []
-    for one in ('copied', 'kept', 'factored'):
-        model = make(one)
-        layers = [m for m in carriers(model) if list(m.cdra.of('bias'))]
-        assert layers
 
-        def write(*_, layers=layers):
-            for layer in layers:
-                for adapter in layer.cdra.of('bias'):
-                    with torch.no_grad():
-                        adapter.value.add_(0.5)
+    def with_another_bias(model):
+        found = [adapter for m in carriers(model) for adapter in m.cdra.of('bias')]
+        assert found
+
+        def write(*_):
+            for adapter in found:
+                with torch.no_grad():
+                    adapter.value.add_(0.5)
 
         with model.blocks[0].register_forward_pre_hook(write):
-            results.append(model(images(2, torch.float64)[0]).detach())
-    torch.testing.assert_close(results[0], results[2])
-    torch.testing.assert_close(results[1], results[2])
+            return model(images(2, torch.float64)[0]).detach()
+
+    of_both(product, with_another_bias)
