@@ -29,6 +29,7 @@ FLOORS = {
     'reading': 2,
     'core.packed': 2,
     'core.flat_layout': 2,
+    'core.once_differentiable': 2,
     'core.triton_support': 2,
     'core.model': 3,
     'core.scoring': 4,

@@ -9,7 +9,7 @@ import torch
 
 __all__ = ['KERNEL_DTYPES', 'failure_of', 'missing_for_kernels']
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def missing_for_kernels(device: torch.device) -> str:

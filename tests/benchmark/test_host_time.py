@@ -30,15 +30,15 @@ def test_host_is_compared_on_a_cpu_whatever_the_setting():
 
 def test_kernels_are_called_and_do_nothing():
     pytest.importorskip('triton')
-    blocks, factors = [torch.ones(4, 3)], [torch.ones(2, 3), torch.ones(4, 2)]
+    gradient, factors = torch.ones(4, 3), [torch.ones(2, 3), torch.ones(4, 2)]
     with host_time._kernels_that_do_nothing() as found:
         assert found
         assert block_ops.kernels_run(torch.device('cpu'))
         kernel_tables._tables.clear()
-        block_ops.factor_gradients(blocks, factors, [1.0])
+        block_ops.factor_gradients(gradient, [0, 3], factors, [1.0])
         assert len(kernel_tables._tables) == 1  # what Python does for a launch is done
     assert not block_ops.kernels_run(torch.device('cpu'))
-    down, up = block_ops.factor_gradients(blocks, factors, [1.0])
+    down, up = block_ops.factor_gradients(gradient, [0, 3], factors, [1.0])
     assert torch.equal(down, torch.full((2, 3), 4.0))
     assert torch.equal(up, torch.full((4, 2), 3.0))
 

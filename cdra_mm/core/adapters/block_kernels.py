@@ -7,6 +7,7 @@ Importing this needs Triton; `block_ops` does so when there is a GPU.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,14 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..flat_layout import begins_of, padded
+from ..flat_layout import begins_of
 from .kernel_tables import table_of
 
-__all__ = ['MOST_BLOCKS', 'check_kernels', 'take_factor_gradients', 'write_blocks']
+__all__ = ['check_kernels', 'write_blocks', 'write_factor_gradients']
 
 TILE = 64  # rows and columns of a tile
 RANKS = 16  # ranks that one product takes at a time: the least that tl.dot does
-MOST_BLOCKS = 4  # in one launch of `take_factor_gradients`: their addresses are its arguments
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -29,7 +29,6 @@ _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl
 def _write_tiles(
     flat,
     table,
-    scales,
     FIELDS: tl.constexpr,
     WEIGHT: tl.constexpr,
     TILE: tl.constexpr,
@@ -46,7 +45,7 @@ def _write_tiles(
     stride = tl.load(entry + 9)  # of the weight's rows, and of its copy's
     r = tl.load(entry + 10) + tl.arange(0, TILE)
     c = tl.load(entry + 11) + tl.arange(0, TILE)
-    scale = tl.load(scales + tl.load(entry + 12))
+    scale = tl.load(entry + 12).to(tl.int32).to(tl.float32, bitcast=True)
 
     has_row, has_col = r < height, c < width
     update = tl.zeros((TILE, TILE), dtype=tl.float32)
@@ -87,16 +86,10 @@ def write_blocks(
         *(t.data_ptr() for t in indices), *(w.shape for w in weights),
         *(f.shape for f in factors), *counts, *scales,
     )  # fmt: skip
-    table, factor = table_of(key, _tiles(weights, factors, indices, counts), scales, flat.device)
+    table = table_of(key, _tiles(weights, factors, indices, counts, scales), flat.device)
+    weight = _TL[weights[0].dtype]
     with torch.cuda.device_of(flat):  # Triton launches on the current device
-        _write_tiles[(len(table),)](
-            flat,
-            table,
-            factor,
-            FIELDS=table.shape[1],
-            WEIGHT=_TL[weights[0].dtype],
-            TILE=TILE,
-        )
+        _write_tiles[(len(table),)](flat, table, FIELDS=table.shape[1], WEIGHT=weight, TILE=TILE)
 
 
 def _tiles(
@@ -104,6 +97,7 @@ def _tiles(
     factors: Sequence[Tensor],
     indices: Sequence[Tensor],
     counts: Sequence[int],
+    scales: Sequence[float],
 ) -> Iterator[list[int]]:
     """The rows of the table of `_write_tiles`."""
     block = 0
@@ -116,43 +110,30 @@ def _tiles(
             sizes = [begin, height, width, rank, weight.shape[1]]
             for r in range(0, height, TILE):
                 for c in range(0, width, TILE):
-                    yield [*pointers, *sizes, r, c, i]
+                    yield [*pointers, *sizes, r, c, _bits(scales[i])]
         block += count
 
 
-# The blocks' gradients may be views that begin anywhere: no kernel for each alignment of each.
-@triton.jit(do_not_specialize_on_alignment=['g0', 'g1', 'g2', 'g3'])
+@triton.jit
 def _factor_tiles(
     flat,
-    g0,
-    g1,
-    g2,
-    g3,
+    gradient,
     table,
-    scales,
     FIELDS: tl.constexpr,
     TILE: tl.constexpr,
     RANKS: tl.constexpr,
 ):
     """One program: some columns of a ``down`` gradient, or some rows of an ``up`` gradient."""
     entry = table + tl.program_id(0).to(tl.int64) * FIELDS
-    block = tl.load(entry)
-    if block == 0:
-        g = g0
-    elif block == 1:
-        g = g1
-    elif block == 2:
-        g = g2
-    else:
-        g = g3
-    of_up = tl.load(entry + 1)
-    other = tl.load(entry + 2).to(tl.pointer_type(tl.float32))  # the other factor
-    out = flat + tl.load(entry + 3)
+    of_up = tl.load(entry)
+    other = tl.load(entry + 1).to(tl.pointer_type(tl.float32))  # the other factor
+    out = flat + tl.load(entry + 2)
+    g = gradient + tl.load(entry + 3)
     # The gradient as [long, free]: sums run over `long`, the tile is of `free`.
     long, free, rank = tl.load(entry + 4), tl.load(entry + 5), tl.load(entry + 6)
     long_stride, free_stride = tl.load(entry + 7), tl.load(entry + 8)
     f = tl.load(entry + 9) + tl.arange(0, TILE)
-    scale = tl.load(scales + block)
+    scale = tl.load(entry + 10).to(tl.int32).to(tl.float32, bitcast=True)
     # up [|R|, r] is read as [long, rank]; down [r, |C|] likewise, by its strides.
     other_long = tl.where(of_up == 1, 1, rank)
     other_rank = tl.where(of_up == 1, long, 1)
@@ -182,62 +163,51 @@ def _factor_tiles(
         tl.store(there, scale * total, mask=has_rank[:, None] & has_free[None, :])
 
 
-def take_factor_gradients(
-    blocks: Sequence[Tensor], factors: Sequence[Tensor], scales: Sequence[float]
-) -> Tensor:
-    """The gradients of `block_ops.factor_gradients`, fp32, in one tensor, each padded.
-
-    Args:
-        blocks: Gradient of each block ``[|R|, |C|]``, all of one type.
-        factors: fp32, contiguous.
-        scales: Factor of each block's update.
-    """
-    begins = begins_of(factor.numel() for factor in factors)
-    flat = factors[0].new_empty(begins[-1])
-    for first in range(0, len(blocks), MOST_BLOCKS):
-        some = slice(first, first + MOST_BLOCKS)
-        own = slice(2 * first, 2 * (first + MOST_BLOCKS))
-        _launch_factor_tiles(flat, blocks[some], factors[own], begins[own], scales[some])
-    return flat
-
-
-def _launch_factor_tiles(
+def write_factor_gradients(
     flat: Tensor,
-    blocks: Sequence[Tensor],
+    gradient: Tensor,
+    places: Sequence[int],
     factors: Sequence[Tensor],
-    begins: Sequence[int],
     scales: Sequence[float],
 ) -> None:
-    key = (
-        'factors', *(t.data_ptr() for t in factors), *(b.shape for b in blocks),
-        *(b.stride() for b in blocks), *(f.shape for f in factors), *begins, *scales,
-    )  # fmt: skip
-    table, factor = table_of(key, _strips(blocks, factors, begins), scales, flat.device)
-    given = [*blocks, *[blocks[0]] * (MOST_BLOCKS - len(blocks))]
+    """Writes the result of `block_ops.factor_gradients`.
+
+    Args:
+        flat: The gradients of the factors, fp32, one after another, each padded.
+        gradient: See `block_ops.factor_gradients`.
+        places: Likewise.
+        factors: fp32, contiguous.
+        scales: See `block_ops.factor_gradients`.
+    """
+    addresses = [factor.data_ptr() for factor in factors]
+    shapes = [factor.shape for factor in factors]
+    key = 'factors', *addresses, *shapes, *places, *scales
+    table = table_of(key, _strips(places, factors, scales), flat.device)
     with torch.cuda.device_of(flat):
         _factor_tiles[(len(table),)](
-            flat,
-            *given,
-            table,
-            factor,
-            FIELDS=table.shape[1],
-            TILE=TILE,
-            RANKS=RANKS,
+            flat, gradient, table, FIELDS=table.shape[1], TILE=TILE, RANKS=RANKS
         )
 
 
 def _strips(
-    blocks: Sequence[Tensor], factors: Sequence[Tensor], begins: Sequence[int]
+    places: Sequence[int], factors: Sequence[Tensor], scales: Sequence[float]
 ) -> Iterator[list[int]]:
     """The rows of the table of `_factor_tiles`."""
-    for i, block in enumerate(blocks):
+    begins = begins_of(factor.numel() for factor in factors)
+    for i, scale in enumerate(scales):
         down, up = factors[2 * i], factors[2 * i + 1]
-        height, width = block.shape
+        begin, stride = places[2 * i : 2 * i + 2]
+        (height, rank), width = up.shape, down.shape[1]
         for of_up, other, long, free in ((0, up, height, width), (1, down, width, height)):
-            strides = block.stride() if not of_up else block.stride()[::-1]
-            begin = begins[2 * i + of_up]
-            fields = [i, of_up, other.data_ptr(), begin, long, free, len(down), *strides]
-            yield from ([*fields, first] for first in range(0, free, TILE))
+            strides = (1, stride) if of_up else (stride, 1)
+            fields = of_up, other.data_ptr(), begins[2 * i + of_up], begin, long, free, rank
+            for first in range(0, free, TILE):
+                yield [*fields, *strides, first, _bits(scale)]
+
+
+def _bits(value: float) -> int:
+    """A number as the bits of fp32: a table has one type."""
+    return int.from_bytes(struct.pack('<f', value), 'little', signed=True)
 
 
 def check_kernels(device: torch.device) -> None:
@@ -258,10 +228,11 @@ def check_kernels(device: torch.device) -> None:
     write_blocks(flat, [weight], [down, up], [rows, cols], [1], [2.0])
     expected = weight.clone()
     expected[rows[:, None], cols] += 2 * (up @ down)
-    block = flat.view(weight.shape)[:66, :70]
-    grads = take_factor_gradients([block], [down, up], [2.0])
-    grads = torch.cat([grads[: down.numel()], grads[padded(down.numel()) :][: up.numel()]])
-    wide = block.float()
+    begins = begins_of([down.numel(), up.numel()])
+    grads = flat.new_empty(begins[-1], dtype=torch.float32)
+    write_factor_gradients(grads, flat, [0, weight.shape[1]], [down, up], [2.0])
+    grads = torch.cat([grads[: down.numel()], grads[begins[1] :][: up.numel()]])
+    wide = flat.view(weight.shape)[:66, :70].float()
     wanted = torch.cat([(2 * up.t() @ wide).flatten(), (2 * wide @ down.t()).flatten()])
     for what, found, right in (
         ('copies', flat.float(), expected.flatten()),

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..flat_layout import begins_of
+from ..flat_layout import known_layout, layout_of
 from ..triton_support import KERNEL_DTYPES, failure_of, missing_for_kernels
 
 __all__ = ['adapted_copies', 'factor_gradients', 'kernels_run']
@@ -34,7 +34,9 @@ _define(
     'adapted_copies(Tensor[] weights, Tensor[] plain, Tensor[] factors, Tensor[] indices, '
     'int[] counts, float[] scales, ScalarType dtype) -> Tensor'
 )
-_define('factor_gradients(Tensor[] blocks, Tensor[] factors, float[] scales) -> Tensor')
+_define(
+    'factor_gradients(Tensor gradient, int[] places, Tensor[] factors, float[] scales) -> Tensor'
+)
 
 
 def adapted_copies(
@@ -66,7 +68,8 @@ def adapted_copies(
     arguments = weights, plain, factors, indices, counts, scales, dtype
     if _is_eager(weights[0]):
         return _make_copies(*arguments)[1]
-    return _parts(torch.ops.cdra_mm.adapted_copies(*arguments), [*weights, *plain])
+    flat = torch.ops.cdra_mm.adapted_copies(*arguments)
+    return layout_of(_shapes([*weights, *plain])).parts(flat)
 
 
 def _is_eager(tensor: Tensor) -> bool:
@@ -75,29 +78,19 @@ def _is_eager(tensor: Tensor) -> bool:
     return not watched and type(tensor) in (Tensor, nn.Parameter)
 
 
-def _parts(flat: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that lie in a flat one, in the shapes of what they were made of."""
-    shapes = [source.shape for source in sources]  # of matrices and vectors
-    begins = begins_of(shape.numel() for shape in shapes)
-    # A third of the time of splitting and viewing, of which a step does some hundreds.
-    return [
-        flat.as_strided(shape, (*shape[1:], 1), begin)
-        for shape, begin in zip(shapes, begins[:-1], strict=True)
-    ]
-
-
-def _length(sources: Sequence[Tensor]) -> int:
-    """Entries of the flat tensor in which they lie."""
-    return begins_of(source.numel() for source in sources)[-1]
+def _shapes(tensors: Sequence[Tensor]) -> tuple[torch.Size, ...]:
+    return tuple([tensor.shape for tensor in tensors])
 
 
 def factor_gradients(
-    blocks: Sequence[Tensor], factors: Sequence[Tensor], scales: Sequence[float]
+    gradient: Tensor, places: Sequence[int], factors: Sequence[Tensor], scales: Sequence[float]
 ) -> list[Tensor]:
     """``scale up^T G`` and ``scale G down^T`` of each block, in the factors' type.
 
     Args:
-        blocks: Gradient of each block, G ``[|R|, |C|]``; may be views.
+        gradient: Holds the gradient of each block, G ``[|R|, |C|]``.
+        places: Where the first entry of each block lies in it, and how far its rows are apart:
+            ``begin, stride, ...``
         factors: ``down [r, |C|], up [|R|, r]`` of each block in turn.
         scales: Factor of each block's update.
 
@@ -105,9 +98,10 @@ def factor_gradients(
         The gradients, in the order of `factors`, in the type of the first. They lie in one tensor,
         but a write to one is none to another (`Tensor._version`).
     """
-    if _is_eager(blocks[0]):
-        return [gradient.data for gradient in _take_gradients(blocks, factors, scales)[1]]
-    return _parts(torch.ops.cdra_mm.factor_gradients(blocks, factors, scales), factors)
+    if _is_eager(gradient):
+        return [grad.data for grad in _take_gradients(gradient, places, factors, scales)[1]]
+    flat = torch.ops.cdra_mm.factor_gradients(gradient, places, factors, scales)
+    return layout_of(_shapes(factors)).parts(flat)
 
 
 @torch.library.impl(_LIBRARY, 'adapted_copies', 'CompositeExplicitAutograd')
@@ -128,8 +122,9 @@ def _make_copies(
     """The flat tensor, and its parts."""
     with _plainly(weights[0].device):
         sources = [*weights, *plain]
-        flat = sources[0].new_empty(_length(sources), dtype=dtype)
-        copies = _parts(flat, sources)
+        layout = known_layout(_shapes(sources))
+        flat = sources[0].new_empty(layout.length, dtype=dtype)
+        copies = layout.parts(flat)
         torch._foreach_copy_(copies, sources)
         contiguous = all(tensor.is_contiguous() for tensor in (*weights, *indices))
         if contiguous and _take_kernels(weights, factors, dtype, indices):
@@ -156,24 +151,27 @@ def _(*arguments: Any) -> Tensor:
 
 
 def _take_gradients(
-    blocks: Sequence[Tensor], factors: Sequence[Tensor], scales: Sequence[float]
+    gradient: Tensor, places: Sequence[int], factors: Sequence[Tensor], scales: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
     """The flat tensor, and its parts."""
-    with _plainly(blocks[0].device):
-        if _take_kernels(blocks, factors, blocks[0].dtype):
-            from .block_kernels import take_factor_gradients
+    with _plainly(gradient.device):
+        layout = known_layout(_shapes(factors))
+        flat = factors[0].new_empty(layout.length)
+        grads = layout.parts(flat)
+        gradient = gradient.contiguous()
+        if _take_kernels([gradient], factors, gradient.dtype):
+            from .block_kernels import write_factor_gradients
 
-            flat = take_factor_gradients(blocks, factors, scales)
-            return flat, _parts(flat, factors)
-        flat = factors[0].new_empty(_length(factors))
-        grads = _parts(flat, factors)
-        pieces = iter(grads)
-        for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
-            down, up = factors[2 * i], factors[2 * i + 1]
-            wide = block.to(flat.dtype)
-            for a, b in ((up.t(), wide), (wide, down.t())):
-                out = next(pieces)
-                torch.mm(a.to(flat.dtype), b.to(flat.dtype), out=out)
+            write_factor_gradients(flat, gradient, places, factors, scales)
+            return flat, grads
+        for i, scale in enumerate(scales):
+            down, up = (factor.to(flat.dtype) for factor in factors[2 * i : 2 * i + 2])
+            begin, stride = places[2 * i : 2 * i + 2]
+            begin += gradient.storage_offset()
+            block = gradient.as_strided((len(up), down.shape[1]), (stride, 1), begin)
+            block = block.to(flat.dtype)
+            for a, b, out in ((up.t(), block, grads[2 * i]), (block, down.t(), grads[2 * i + 1])):
+                torch.mm(a, b, out=out)
                 if scale != 1:
                     out.mul_(scale)
         return flat, grads
@@ -181,12 +179,12 @@ def _take_gradients(
 
 @torch.library.register_fake('cdra_mm::adapted_copies', lib=_LIBRARY)
 def _(weights, plain, factors, indices, counts, scales, dtype):  # type: ignore[no-untyped-def]
-    return weights[0].new_empty(_length([*weights, *plain]), dtype=dtype)
+    return weights[0].new_empty(layout_of(_shapes([*weights, *plain])).length, dtype=dtype)
 
 
 @torch.library.register_fake('cdra_mm::factor_gradients', lib=_LIBRARY)
-def _(blocks, factors, scales):  # type: ignore[no-untyped-def]
-    return factors[0].new_empty(_length(factors))
+def _(gradient, places, factors, scales):  # type: ignore[no-untyped-def]
+    return factors[0].new_empty(layout_of(_shapes(factors)).length)
 
 
 def _plainly(device: torch.device) -> AbstractContextManager[Any]:
@@ -213,18 +211,18 @@ def _take_kernels(
         return False
     # They read addresses: one of another device's memory would end the process's use of the GPU.
     # What torch's operations say about it is said where they are taken instead.
-    if any(tensor.device != device for tensor in (*matrices, *factors, *indices)):
+    for tensor in (*matrices, *factors, *indices):
+        if tensor.device != device:
+            return False
+    types = {matrix.dtype for matrix in matrices}
+    if not types | {dtype} <= KERNEL_DTYPES or {f.dtype for f in factors} - {torch.float32}:
+        given = sorted({str(t.dtype) for t in (*matrices, *factors)} | {str(dtype)})
+        _say_slower(device, f'know fp32, bf16 and fp16 over fp32 factors, not {", ".join(given)}')
         return False
-    known = {matrix.dtype for matrix in matrices} | {dtype} <= set(KERNEL_DTYPES)
-    known = known and all(factor.dtype == torch.float32 for factor in factors)
-    if not known:
-        types = sorted({str(t.dtype) for t in (*matrices, *factors)} | {str(dtype)})
-        _say_slower(device, f'know fp32, bf16 and fp16 over fp32 factors, not {", ".join(types)}')
-        return False
-    if not all(factor.is_contiguous() for factor in factors):
+    if not all([factor.is_contiguous() for factor in factors]):
         _say_slower(device, 'need contiguous factors, not parts of larger ones')
         return False
-    return len({matrix.dtype for matrix in matrices}) == 1
+    return len(types) == 1
 
 
 @cache

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..once_differentiable import once_differentiable
 from .block_index import BlockIndex, Index, columns_apart, columns_of, length_of
 
 __all__ = ['autocast_type', 'compact_linear', 'scaled', 'through_block', 'wide_factors']
@@ -169,7 +170,7 @@ class _MergedLinear(torch.autograd.Function):
         return F.linear(x, _merged(weight, blocks, factors), bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, factors, kept = _saved(ctx)
         dx = None
@@ -201,7 +202,7 @@ class _FactoredLinear(torch.autograd.Function):
         return F.linear(x, weight, bias).addmm_(hidden, _wide_up(weight, blocks, factors).t())
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, factors, (*kept, hidden) = _saved(ctx)
         grads: list[Tensor] = []

@@ -16,7 +16,6 @@ a large one's products are those of `compact_linear`.
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..once_differentiable import once_differentiable
 from .block_index import columns_apart, columns_of
 from .block_ops import factor_gradients
 from .compact_linear import autocast_type, scaled, through_block
@@ -87,7 +87,7 @@ class _CopiedLinear(torch.autograd.Function):
         return F.linear(x, copy, bias_copy)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, *factors = ctx.saved_tensors
         x_c = factors.pop(0) if ctx.trained else None
@@ -121,15 +121,12 @@ def _gradients(
     heights, widths = joint.heights, joint.widths
     if max(map(operator.mul, heights, widths)) > LARGEST_BLOCK:
         return _through_factors(dy_r, x_c, joint, factors)
-    if len(heights) == 1:
-        blocks = [dy_r.t() @ x_c]
-    elif dy_r.shape[0] * (sum(heights) * sum(widths) - joint.size) > WASTED_PRODUCTS:
-        blocks = [d.t() @ x for d, x in _parts(dy_r, x_c, joint)]
-    else:
-        rows = (dy_r.t() @ x_c).split_with_sizes(heights)
-        begins = itertools.accumulate(widths, initial=0)
-        blocks = [row.narrow(1, b, w) for row, b, w in zip(rows, begins, widths, strict=False)]
-    return factor_gradients(blocks, factors, joint.scales)
+    if len(heights) > 1:
+        in_vain = sum(heights) * sum(widths) - joint.size
+        if dy_r.shape[0] * in_vain > WASTED_PRODUCTS:
+            blocks = [(d.t() @ x).flatten() for d, x in _parts(dy_r, x_c, joint)]
+            return factor_gradients(torch.cat(blocks), joint.places_apart, factors, joint.scales)
+    return factor_gradients(dy_r.t() @ x_c, joint.places, factors, joint.scales)
 
 
 def _gradients_apart(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model.targets import Target
+from ..once_differentiable import once_differentiable
 from .adapter import ParameterAdapter, register_kind
 from .compact_linear import autocast_type
 from .low_rank import check_index, master_dtype
@@ -110,7 +111,7 @@ class _EntriesLinear(torch.autograd.Function):
         return F.linear(x, _with_entries(weight, index, value).to(x.dtype), bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, index, value, x_c, at = ctx.saved_tensors
         dx = d_value = None
@@ -148,7 +149,7 @@ class _EntriesGradient(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x_c, at, rows = ctx.saved_tensors
         d_value = _value_gradient(dy.reshape(-1, dy.shape[-1]), x_c, rows, at)

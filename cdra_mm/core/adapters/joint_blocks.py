@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ class JointBlocks(NamedTuple):
         widths: ``|C|`` of each block.
         scales: Factor of each block's update.
         disjoint: Whether no entry of the weight belongs to two blocks.
+        places: Where each block begins in the product of all rows and all columns, ``[sum |R|,
+            sum |C|]``, and how far its rows are apart there: ``begin, stride, ...``
+        places_apart: The same where the blocks lie one after another.
     """
 
     rows: Index
@@ -34,6 +38,8 @@ class JointBlocks(NamedTuple):
     widths: tuple[int, ...]
     scales: tuple[float, ...]
     disjoint: bool
+    places: tuple[int, ...]
+    places_apart: tuple[int, ...]
 
     @property
     def size(self) -> int:
@@ -59,15 +65,32 @@ def join_blocks(
     """
     indices = [_indices(index, device) for rows, cols, _ in blocks for index in (rows, cols)]
     rows, cols = indices[::2], indices[1::2]
+    heights, widths = tuple(map(len, rows)), tuple(map(len, cols))
     return JointBlocks(
         rows=_together([block[0] for block in blocks], rows),
         cols=_together([block[1] for block in blocks], cols),
         indices=tuple(indices),
-        heights=tuple(len(index) for index in rows),
-        widths=tuple(len(index) for index in cols),
+        heights=heights,
+        widths=widths,
         scales=tuple(scale for _, _, scale in blocks),
         disjoint=_are_disjoint(rows, cols, size),
+        places=tuple(_places(heights, widths)),
+        places_apart=tuple(_places_apart(heights, widths)),
     )
+
+
+def _places(heights: Sequence[int], widths: Sequence[int]) -> Iterator[int]:
+    above = itertools.accumulate(heights, initial=0)
+    left = itertools.accumulate(widths, initial=0)
+    for first, column, _ in zip(above, left, heights, strict=False):
+        yield from (first * sum(widths) + column, sum(widths))
+
+
+def _places_apart(heights: Sequence[int], widths: Sequence[int]) -> Iterator[int]:
+    begin = 0
+    for height, width in zip(heights, widths, strict=True):
+        yield from (begin, width)
+        begin += height * width
 
 
 def _indices(index: Index, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ the GPU, also while a CUDA graph is being captured.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,27 +16,24 @@ __all__ = ['table_of']
 
 KEPT_TABLES = 4096  # a few layers' at a time, or each layer's: some hundred for the largest ViT
 
-_tables: OrderedDict[Hashable, tuple[Tensor, Tensor]] = OrderedDict()
-_captured: dict[Hashable, tuple[Tensor, Tensor]] = {}  # a graph reads them as long as it lives
+_tables: OrderedDict[Hashable, Tensor] = OrderedDict()
+_captured: dict[Hashable, Tensor] = {}  # a graph reads them as long as it lives
 
 
-def table_of(
-    key: Hashable, rows: Iterator[list[int]], scales: Sequence[float], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """A table of int64 and the scales, on the device; made once for a key.
+def table_of(key: Hashable, rows: Iterator[list[int]], device: torch.device) -> Tensor:
+    """A table of int64 on the device; made once for a key.
 
     It holds nothing but what its key says, so it is never out of date.
 
     Args:
-        key: All that the rows and scales are made of.
+        key: All that the rows are made of.
         rows: The rows of the table, read where it is made.
-        scales: As many as the blocks.
-        device: Where they go.
+        device: Where it goes.
 
     Raises:
         RuntimeError: If it would have to be made while a CUDA graph is being captured.
     """
-    found = _captured.get(key) or _tables.pop(key, None)
+    found = _tables.pop(key, None) if key not in _captured else _captured[key]
     capturing = device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
     if found is None:
         if capturing:
@@ -44,8 +41,7 @@ def table_of(
                 'a CUDA graph is being captured of blocks that are seen for the first time: run '
                 'the step once or more before the capture'
             )
-        made = torch.tensor(list(rows), dtype=torch.int64, device=device)
-        found = made, torch.tensor(scales, dtype=torch.float32, device=device)
+        found = torch.tensor(list(rows), dtype=torch.int64, device=device)
     if capturing:
         _captured[key] = found
     elif key not in _captured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,11 +87,8 @@ class MadeCopy(NamedTuple):
         if weight.dtype != dtype or weight.device != layer.weight.device:
             return False
         sources = layer.sources
-        if len(sources) != len(self.sources):
+        if len(sources) != len(self.sources) or not all(map(operator.is_, sources, self.sources)):
             return False
-        for one, other in zip(sources, self.sources, strict=True):
-            if one is not other:
-                return False
         if torch.compiler.is_compiling():  # what follows would not be traced
             return True
         if weight.is_inference() and not torch.is_inference_mode_enabled():

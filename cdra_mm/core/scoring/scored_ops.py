@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..once_differentiable import once_differentiable
 from .square_sink import ALL, Shift, SquareSink
 
 __all__ = ['scored_layer_norm', 'scored_linear', 'scored_scale']
@@ -48,7 +49,7 @@ class _ScoredLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         sink: SquareSink = ctx.sink
@@ -84,7 +85,7 @@ class _ScoredLayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, scale, shift = ctx.saved_tensors
         scale_name, shift_name = ctx.names
@@ -119,7 +120,7 @@ class _ScoredScale(torch.autograd.Function):
         return x * scale
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale = ctx.saved_tensors
         sink: SquareSink = ctx.sink

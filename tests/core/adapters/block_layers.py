@@ -5,6 +5,8 @@ Needs nothing but torch, so that a bare machine with a GPU can run it.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from cdra_mm.core.adapters import block_ops
@@ -57,10 +59,13 @@ def check_gradients(layers, dtype, tolerance, *, of=slice(None)):
     factors = [f for i in range(len(layers.scales))[of] for f in factors[2 * i : 2 * i + 2]]
     pairs = zip(factors[::2], factors[1::2], strict=True)
     shapes = [(len(up), down.shape[1]) for down, up in pairs]
-    # Views of a wider matrix, as they come from the product of all blocks.
-    device = factors[0].device
-    blocks = [torch.randn(h + 2, w + 3).to(device, dtype)[1 : h + 1, 2 : w + 2] for h, w in shapes]
-    found = block_ops.factor_gradients(blocks, factors, scales)
+    # Each begins somewhere and has rows that are longer, as in the product of all blocks.
+    wide = [torch.randn(h + 2, w + 3).to(factors[0].device, dtype) for h, w in shapes]
+    blocks = [g[1 : h + 1, 2 : w + 2] for g, (h, w) in zip(wide, shapes, strict=True)]
+    begins = itertools.accumulate((g.numel() for g in wide), initial=0)
+    places = [(b + w + 3 + 2, w + 3) for b, (_, w) in zip(begins, shapes, strict=False)]
+    gradient = torch.cat([g.flatten() for g in wide])
+    found = block_ops.factor_gradients(gradient, sum(places, ()), factors, scales)
     wanted = reference.factor_gradients(blocks, factors, scales)
     for gradient, factor, right in zip(found, factors, wanted, strict=True):
         assert gradient.dtype == factor.dtype

@@ -31,7 +31,7 @@ def _kernels_used(monkeypatch):
     """The interpreter runs them on a CPU's tensors; every call is noted."""
     calls = []
     monkeypatch.setattr(block_ops, 'kernels_run', lambda device: True)
-    for name in ('write_blocks', 'take_factor_gradients'):
+    for name in ('write_blocks', 'write_factor_gradients'):
         plain = getattr(kernels, name)
 
         def noted(*arguments, plain=plain):

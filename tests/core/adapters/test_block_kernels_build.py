@@ -18,12 +18,11 @@ def test_kernels_compile_without_a_gpu(dtype, capability):
 
     target = GPUTarget('cuda', capability, 32)
     constant = {'FIELDS': 13, 'WEIGHT': tl.float32, 'TILE': kernels.TILE}
-    tensors = {'flat': f'*{dtype}', 'table': '*i64', 'scales': '*fp32'}
+    tensors = {'flat': f'*{dtype}', 'table': '*i64'}
     signature = {**tensors, **dict.fromkeys(constant, 'constexpr')}
     assert compile(ASTSource(kernels._write_tiles, signature, constant), target=target).asm['cubin']
-    constant = {'FIELDS': 10, 'TILE': kernels.TILE, 'RANKS': kernels.RANKS}
-    tensors = {'flat': '*fp32', **{f'g{i}': f'*{dtype}' for i in range(kernels.MOST_BLOCKS)}}
-    tensors |= {'table': '*i64', 'scales': '*fp32'}
+    constant = {'FIELDS': 11, 'TILE': kernels.TILE, 'RANKS': kernels.RANKS}
+    tensors = {'flat': '*fp32', 'gradient': f'*{dtype}', 'table': '*i64'}
     signature = {**tensors, **dict.fromkeys(constant, 'constexpr')}
     made = compile(ASTSource(kernels._factor_tiles, signature, constant), target=target)
     assert made.asm['cubin']

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cdra_mm.core.adapters import block_ops
 from tests.core.adapters.block_layers import Layers, check_copies, check_gradients
+from tests.reference import block_ops as reference
 
 size = st.integers(1, 9)
 blocks = st.lists(st.tuples(size, size, st.integers(1, 4)), min_size=1, max_size=3)
@@ -41,8 +42,22 @@ def test_operations_keep_the_rules_of_torch():
     torch.library.opcheck(copies, (*layers.arguments, torch.bfloat16))
     gradients = torch.ops.cdra_mm.factor_gradients.default
     layers = Layers([(9, 8, [(8, 8, 8)] * 2), (20, 40, [(16, 32, 4)])])  # without padding
-    given_blocks = [torch.randn(8, 8), torch.randn(8, 8), torch.randn(16, 32)]
-    torch.library.opcheck(gradients, (given_blocks, layers.factors, layers.scales))
+    given = torch.randn(2 * 64 + 16 * 32), [0, 8, 64, 8, 128, 32]
+    torch.library.opcheck(gradients, (*given, layers.factors, layers.scales))
+
+
+def test_a_gradient_may_be_a_part_of_a_tensor_or_lie_transposed():
+    """Places count from its own first entry, in its own order."""
+    layers = Layers([(9, 8, [(4, 5, 2)] * 2)])
+    whole = torch.randn(10, 8)
+    for gradient in (torch.cat([torch.ones(3, 10), whole.t()])[3:], whole.t()):
+        found = block_ops.factor_gradients(
+            gradient, [0, 10, 4 * 10 + 5, 10], layers.factors, layers.scales
+        )
+        blocks = [gradient[:4, :5], gradient[4:, 5:]]
+        wanted = reference.factor_gradients(blocks, layers.factors, layers.scales)
+        for one, right in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one.double(), right, rtol=1e-5, atol=1e-5)
 
 
 def test_no_kernels_on_a_cpu(recwarn):
