@@ -167,7 +167,7 @@ def _take_gradients(
         for i, scale in enumerate(scales):
             down, up = (factor.to(flat.dtype) for factor in factors[2 * i : 2 * i + 2])
             begin, stride = places[2 * i : 2 * i + 2]
-            begin += gradient.storage_offset()
+            begin += int(gradient.storage_offset())
             block = gradient.as_strided((len(up), down.shape[1]), (stride, 1), begin)
             block = block.to(flat.dtype)
             for a, b, out in ((up.t(), block, grads[2 * i]), (block, down.t(), grads[2 * i + 1])):
