@@ -124,9 +124,19 @@ def _gradients(
     if len(heights) > 1:
         in_vain = sum(heights) * sum(widths) - joint.size
         if dy_r.shape[0] * in_vain > WASTED_PRODUCTS:
-            blocks = [(d.t() @ x).flatten() for d, x in _parts(dy_r, x_c, joint)]
-            return factor_gradients(torch.cat(blocks), joint.places_apart, factors, joint.scales)
+            gradient, places = _products_apart(dy_r, x_c, joint), joint.places_apart
+            return factor_gradients(gradient, places, factors, joint.scales)
     return factor_gradients(dy_r.t() @ x_c, joint.places, factors, joint.scales)
+
+
+def _products_apart(dy_r: Tensor, x_c: Tensor, joint: JointBlocks) -> Tensor:
+    """The gradient of each block, one after another."""
+    every = dy_r.new_empty(joint.size)
+    for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
+        begin, (height, width) = joint.places_apart[2 * i], (d.shape[1], x.shape[1])
+        part = every.narrow(0, begin, height * width).view(height, width)
+        torch.mm(d.t(), x, out=part)
+    return every
 
 
 def _gradients_apart(
