@@ -9,7 +9,8 @@ from cdra_mm.benchmark import host_time
 from cdra_mm.benchmark.case import NARROW, TIMM_NAMES, build_narrow
 from cdra_mm.benchmark.host_time import compare_host
 from cdra_mm.benchmark.report import render
-from cdra_mm.core.adapters import block_ops, kernel_tables
+from cdra_mm.core.adapters import block_ops
+from tests.core.adapters.block_layers import Layers
 
 from .tiny import build_tiny, tiny_case
 
@@ -28,15 +29,23 @@ def test_host_is_compared_on_a_cpu_whatever_the_setting():
     assert 'x full' in render([record])
 
 
-def test_kernels_are_called_and_do_nothing():
+def test_kernels_are_compiled_and_called_but_not_launched(monkeypatch):
     pytest.importorskip('triton')
     gradient, factors = torch.ones(4, 3), [torch.ones(2, 3), torch.ones(4, 2)]
-    with host_time._kernels_that_do_nothing() as found:
+    plain, made = host_time._Unlaunched.__getitem__, []
+
+    def noted(kernel, grid):
+        return lambda *args, **kwargs: made.append(plain(kernel, grid)(*args, **kwargs))
+
+    monkeypatch.setattr(host_time._Unlaunched, '__getitem__', noted)
+    with host_time._kernels_that_are_not_launched() as found:
         assert found
         assert block_ops.kernels_run(torch.device('cpu'))
-        kernel_tables._tables.clear()
         block_ops.factor_gradients(gradient, [0, 3], factors, [1.0])
-        assert len(kernel_tables._tables) == 1  # what Python does for a launch is done
+        layers = Layers([(9, 7, [(4, 3, 2)])])
+        block_ops.adapted_copies(*layers.arguments, torch.bfloat16)
+    assert [kernel.name for kernel in made] == ['_factor_tiles', '_write_tiles']
+    assert {kernel.metadata.target.arch for kernel in made} == {host_time.CAPABILITY}
     assert not block_ops.kernels_run(torch.device('cpu'))
     down, up = block_ops.factor_gradients(gradient, [0, 3], factors, [1.0])
     assert torch.equal(down, torch.full((2, 3), 4.0))
