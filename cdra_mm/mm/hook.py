@@ -29,6 +29,12 @@ from .checkpoints.record import Record, read_record, record_of
 from .checkpoints.resuming import check_parts, check_weights, choose_checkpoint
 from .checkpoints.saving import save_safely
 from .checkpoints.slim_hook import SlimCheckpointHook
+from .compiled_backbone import (
+    check_compile,
+    compile_backbone,
+    help_config_compile,
+    leave_uncompiled,
+)
 from .data_check.watch import watch
 from .divergence import DivergenceHook, check_finite
 from .guards import set_guards
@@ -102,6 +108,9 @@ class CDRAHook(Hook):
             fine-tuning. Kept, the default on a CPU for small models in full precision, is the
             fastest there and holds their adapted weights twice. Factored, the default on a CPU
             otherwise, never rounds an update.
+        compile: bool or dict, default False: whether `torch.compile` makes one graph of the
+            backbone in training, and its options (``dict(mode='reduce-overhead')`` for CUDA
+            graphs). Where it cannot, the run goes on without and says why.
         head_iters: int: iterations that fit the head on the frozen backbone's features before
             anything is scored and trained, of any method (docs/methods.md). The features of at most
             `num_samples` images are computed once. Default: where the mean gradient decides, as
@@ -168,6 +177,7 @@ class CDRAHook(Hook):
         score_device: str | None = None,
         visualize: bool = True,
         product: str = 'auto',
+        compile: bool | Mapping[str, Any] = False,
         head_iters: int | None = None,
         base_dtype: str | None = None,
         **settings: Any,
@@ -187,6 +197,7 @@ class CDRAHook(Hook):
             'score_device': score_device,
             'visualize': visualize,
             'product': product,
+            'compile': compile,
             'head_iters': head_iters,
             'base_dtype': base_dtype,
         }
@@ -200,11 +211,13 @@ class CDRAHook(Hook):
             exclude, also_train_in_budget, score_dtype, score_device,
         )  # fmt: skip
         check_product(product)
+        check_compile(compile)
         if head_iters is not None and head_iters < 0:
             raise ConfigError(f'head_iters={head_iters}: expected a count of at least 0')
         check_base_setting(base_dtype, self.method, save_base)
         self.adaptation = Adaptation(self.planner, seed, save_base, product, head_iters, base_dtype)
         self.visualize = visualize
+        self.compile = compile
         self.record: Record | None = None
         self._configs: dict[str, Any] = {}
         self._midway: dict[str, Any] | None = None  # None: nothing was resumed
@@ -279,6 +292,8 @@ class CDRAHook(Hook):
         if self._midway is not None:
             restore_midway(runner, self._midway)
         keep_gradients(plain_model(runner))
+        help_config_compile(runner)
+        compile_backbone(runner, backbone, self.compile)
         wrap_config(runner, self.record.base if self.record else None)
         check_can_be_saved(runner)
 
@@ -288,6 +303,7 @@ class CDRAHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Writes the adapter file and the summary."""
+        leave_uncompiled(find_backbone(plain_model(runner)))
         check_finite(runner)
         if not is_main_process() or self.record is None:
             return

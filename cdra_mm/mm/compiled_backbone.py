@@ -1,0 +1,170 @@
+"""The backbone as one compiled graph in training, and mmengine's ``compile`` beside the hook.
+
+mmengine's own compiles a whole step: in preprocessing, losses and the optimizer torch ends the
+graph again and again. Nearly all of a step is the backbone's, forward and backward, so here that
+alone is compiled, whole, for the few shapes that training has. Whatever torch cannot compile runs
+as it is, with one line that says why. Validation, whose images have many shapes, is never compiled.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch import nn
+
+from cdra_mm.core.model.own_state import tensors_in
+from cdra_mm.errors import ConfigError
+
+__all__ = ['check_compile', 'compile_backbone', 'help_config_compile', 'leave_uncompiled']
+
+# What is compiled is one graph, or nothing; a graph for each shape.
+DEFAULTS = {'fullgraph': True, 'dynamic': False}
+MOST_SHAPES = 4  # that training is compiled for: each takes up to minutes and its own memory
+Options = Mapping[str, Any] | bool
+
+
+def check_compile(given: Options) -> None:
+    """Checks the setting ``compile`` of `CDRAHook`.
+
+    Args:
+        given: False, True, or options of `torch.compile`.
+
+    Raises:
+        ConfigError: If torch knows no such option, or refuses its value.
+    """
+    if given is False:
+        return
+    options = {} if given is True else dict(given)
+    known = [name for name in inspect.signature(torch.compile).parameters if name != 'model']
+    for name in options:
+        if name not in known:
+            raise ConfigError(f'compile: {name!r} is unknown: expected one of {", ".join(known)}')
+    try:
+        torch.compile(check_compile, **options)
+    except Exception as error:  # torch's own words; of many types
+        raise ConfigError(f'compile={options}: torch.compile refuses it: {error}') from error
+
+
+def compile_backbone(runner: Runner, backbone: nn.Module, given: Options) -> None:
+    """Compiles the calls of a backbone in training, from now on; see `leave_uncompiled`.
+
+    Args:
+        runner: Of the run.
+        backbone: As it is trained, adapters included.
+        given: See `check_compile`.
+
+    Raises:
+        ConfigError: If mmengine is to compile the whole step too.
+    """
+    if given is False:
+        return
+    if runner.cfg.get('compile'):
+        raise ConfigError(
+            'compile stands in the config and in CDRAHook: that of the config compiles whole '
+            'steps, that of CDRAHook the backbone alone; leave one of them out'
+        )
+    _use_python_numbers(backbone)
+    options = DEFAULTS | ({} if given is True else dict(given))
+    backbone._compiled_call_impl = _CompiledCall(backbone, options)
+
+
+def leave_uncompiled(backbone: nn.Module) -> None:
+    """Undoes `compile_backbone`."""
+    if isinstance(backbone._compiled_call_impl, _CompiledCall):
+        backbone._compiled_call_impl = None
+
+
+def help_config_compile(runner: Runner) -> None:
+    """Keeps mmengine's ``compile`` away from what torch cannot compile of a step.
+
+    Args:
+        runner: Of a run whose optimizer is the one it trains with.
+    """
+    wrapper = runner.optim_wrapper
+    if runner.cfg.get('compile') and 'update_params' not in vars(wrapper):
+        _use_python_numbers(runner.model)
+        # Some releases of torch end with an error of their own where they trace the optimizer of a
+        # config with `paramwise_cfg`, and none has anything to gain there.
+        wrapper.update_params = torch.compiler.disable(wrapper.update_params)
+
+
+class _CompiledCall:
+    """Stands in for what ``module(...)`` calls, as `nn.Module.compile` has it.
+
+    Copies and pickles of the module go without it.
+    """
+
+    def __init__(self, module: nn.Module, options: Mapping[str, Any]) -> None:
+        self.module = module
+        self.of_each_shape = options['dynamic'] is False
+        self.shapes: set[Any] = set()
+        self.refused = self.failed = False  # a shape; to be compiled at all
+
+        # Of a function around the module torch makes one graph, its hooks included.
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return module._call_impl(*args, **kwargs)
+
+        self.compiled: Callable[..., Any] = torch.compile(call, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        training = self.module.training and torch.is_grad_enabled()
+        if not training or self.failed or torch.compiler.is_compiling():
+            return self.module._call_impl(*args, **kwargs)
+        shape = tuple(x.shape for x in tensors_in((args, kwargs)))
+        if shape not in self.shapes and not self._takes(shape):
+            return self.module._call_impl(*args, **kwargs)
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        try:
+            return self.compiled(*args, **kwargs)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            self.failed = True
+            _say(f'the backbone is not compiled: {_reason(error)}')
+            return self.module._call_impl(*args, **kwargs)
+
+    def _takes(self, shape: Any) -> bool:
+        """Whether a new shape is compiled for."""
+        sizes = ', '.join(str(list(one)) for one in shape)
+        if self.of_each_shape and len(self.shapes) >= MOST_SHAPES:
+            if not self.refused:
+                self.refused = True
+                _say(
+                    f'the backbone is compiled for {MOST_SHAPES} shapes: inputs {sizes} and all '
+                    'other new ones run uncompiled (one crop size and drop_last=True give one '
+                    'shape; compile=dict(dynamic=True) makes one graph of many)'
+                )
+            return False
+        self.shapes.add(shape)
+        if self.of_each_shape:
+            MMLogger.get_current_instance().info(
+                f'the backbone is compiled for inputs {sizes}: this step takes longer than others'
+            )
+        return True
+
+
+def _reason(error: Exception) -> str:
+    """The type and first line of an error of the compiler."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f'{type(error).__name__}: {lines[0] if lines else "without a word"}'
+
+
+def _say(text: str) -> None:
+    MMLogger.get_current_instance().warning(text)
+
+
+def _use_python_numbers(model: nn.Module) -> None:
+    """Numbers of numpy that modules keep, as numbers of Python: the same values.
+
+    Torch takes one of numpy for a tensor, and ends the graph where a forward asks whether it is
+    zero, as every DropPath does.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, np.generic) and isinstance(value.item(), int | float):
+                vars(module)[name] = value.item()
