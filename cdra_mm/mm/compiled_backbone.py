@@ -149,7 +149,8 @@ class _CompiledCall:
 
 
 def _reason(error: Exception) -> str:
-    """The type and first line of an error of the compiler."""
+    """The type and first line of an error of the compiler, or of what it was raised by."""
+    error = getattr(error, 'inner_exception', error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0] if lines else "without a word"}'
 

@@ -24,6 +24,8 @@ PARTS = {'runner', 'loop', 'loader', 'dataset', 'inferencer', 'preprocessor'}
 # Of torch: no host, and the same in every release that is supported.
 OF_TORCH = {
     '_buffers',
+    '_call_impl',
+    '_compiled_call_impl',
     '_exit',  # of os
     '_forward_hooks',
     '_forward_pre_hooks',

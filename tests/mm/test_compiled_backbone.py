@@ -1,0 +1,242 @@
+"""A backbone that is compiled in training trains what it trains uncompiled, as one graph."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from torch import nn
+
+from cdra_mm.errors import ConfigError
+from cdra_mm.mm import compiled_backbone
+from cdra_mm.mm.compiled_backbone import MOST_SHAPES, compile_backbone, leave_uncompiled
+from cdra_mm.mm.hook import CDRAHook
+
+from . import toy
+from .test_life_cycle import weights
+from .test_resume import ADAMW, WINDOW, amp, amp_on_cpu, assert_exact, config
+
+assert amp_on_cpu  # a fixture
+GRAPHS: list[torch.fx.GraphModule] = []
+
+
+@torch._dynamo.register_backend(name='cdra_tests')
+def _counted(graph, inputs):
+    """Torch's own tracing of forward and backward, without its code generator."""
+    GRAPHS.append(graph)
+    return torch._dynamo.lookup_backend('aot_eager')(graph, inputs)
+
+
+@torch._dynamo.register_backend(name='cdra_broken')
+def _broken(graph, inputs):
+    raise RuntimeError('no C++ compiler\nis here')
+
+
+COUNTED = dict(backend='cdra_tests')
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    torch.compiler.reset()
+    GRAPHS.clear()
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is logged as a warning or as information."""
+    lines = []
+    for name in ('warning', 'info'):
+        monkeypatch.setattr(MMLogger, name, lambda _, text, *a, name=name: lines.append(str(text)))
+    return lines
+
+
+LOOP = dict(type='IterBasedTrainLoop', max_iters=6)
+CASES = {
+    'plain': dict(),
+    'copied': dict(cdra=dict(product='copied')),
+    'validated midway': dict(train_cfg=dict(**LOOP, val_interval=2)),
+    'accumulation': dict(optim_wrapper=WINDOW),
+    'averaged weights': dict(custom_hooks=[dict(type='EMAHook', momentum=0.1)]),
+    'LoRA': dict(cdra=dict(method=dict(type='lora', rank=2))),
+    'all weights': dict(cdra=dict(method=dict(type='full'))),
+    'groups': dict(
+        optim_wrapper=dict(
+            type='OptimWrapper', optimizer=ADAMW,
+            paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=5.0))),
+        )
+    ),
+}  # fmt: skip
+
+
+def trained(folder, name, options, **cdra):
+    options = {**options, 'cdra': {**options.get('cdra', {}), **cdra}}
+    return toy.train(config(folder, name, **options))
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_training_is_the_same_and_one_graph(tmp_path, case):
+    mine = trained(tmp_path, 'compiled', CASES[case], compile=COUNTED)
+    assert len(GRAPHS) == 1
+    assert mine.model.backbone._compiled_call_impl is None, 'training is over'
+    theirs = trained(tmp_path, 'plain', CASES[case])
+    assert len(GRAPHS) == 1
+    theirs = weights(theirs)
+    for name, value in weights(mine).items():
+        torch.testing.assert_close(value, theirs[name], rtol=2e-3, atol=2e-4)
+
+
+def test_half_precision_is_compiled_too(tmp_path, amp_on_cpu):
+    options = dict(optim_wrapper=amp('bfloat16'))
+    mine = weights(trained(tmp_path, 'compiled', options, compile=COUNTED))
+    theirs = weights(trained(tmp_path, 'plain', options))
+    assert len(GRAPHS) == 1
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0.1, atol=0.02)
+
+
+def test_compiled_runs_resume_exactly(tmp_path):
+    assert_exact(config, tmp_path, (3,), cdra=dict(compile=COUNTED))
+
+
+def test_compile_of_the_config_trains_with_groups_of_parameters(tmp_path):
+    """Torch traces the optimizer of such a config into an error of its own (2.14)."""
+    options = dict(CASES['groups'], compile=dict(backend='eager'))
+    mine = weights(trained(tmp_path, 'compiled', options))
+    theirs = weights(trained(tmp_path, 'plain', CASES['groups']))
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=2e-3, atol=2e-4)
+
+
+def test_compile_stands_in_one_place(tmp_path):
+    with pytest.raises(ConfigError, match='leave one of them out'):
+        trained(tmp_path, 'both', dict(compile=dict(backend='eager')), compile=COUNTED)
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        ('yes', r"compile='yes': expected"),
+        (dict(speed='high'), "compile: 'speed' is unknown: expected one of fullgraph, dynamic"),
+        (dict(backend='nothing'), r'torch.compile refuses it: .*nothing'),
+        (dict(mode='fastest'), r'torch.compile refuses it: .*fastest'),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_done(given, said):
+    with pytest.raises(ConfigError, match=said):
+        CDRAHook(compile=given)
+
+
+def test_what_cannot_be_compiled_trains_all_the_same(tmp_path, said):
+    mine = weights(trained(tmp_path, 'broken', {}, compile=dict(backend='cdra_broken')))
+    told = [line for line in said if 'not compiled' in line]
+    assert len(told) == 1
+    assert told[0].endswith('RuntimeError: no C++ compiler')
+    theirs = weights(trained(tmp_path, 'plain', {}))
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name])
+
+
+class Breaks(nn.Module):
+    """Asks for a value within its forward, which torch cannot trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+        self.wrong = False
+
+    def forward(self, x):
+        if self.wrong:
+            raise ValueError('of the model')
+        return self.inner(x) if x.sum() > 0 else self.inner(-x)
+
+
+class Traced(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.drop_prob = nn.Linear(3, 2), np.float64(0.0)
+
+    def forward(self, x):
+        return x if self.drop_prob > 1 else self.inner(x)
+
+
+class Stub:
+    """Of a runner, what is asked for."""
+
+    cfg: dict[str, object] = {}
+
+
+def compiled(module, **options):
+    compile_backbone(Stub(), module, {'backend': 'cdra_tests', **options})
+    return module.train()
+
+
+def test_a_graph_that_would_break_is_none(said):
+    module = compiled(Breaks())
+    x = torch.ones(2, 3)
+    for _ in range(2):
+        assert torch.equal(module(x), module.inner(x))
+    (told,) = [line for line in said if 'not compiled' in line]
+    assert 'Unsupported' in told
+    assert not GRAPHS
+
+
+def test_errors_of_the_model_are_its_own():
+    module = compiled(Breaks())
+    module.wrong = True
+    with pytest.raises(ValueError, match='of the model'):
+        module(torch.ones(2, 3))
+
+
+def test_numbers_of_numpy_do_not_end_the_graph():
+    module = compiled(Traced())
+    x = torch.ones(2, 3)
+    torch.testing.assert_close(module(x), module.inner(x))
+    assert len(GRAPHS) == 1
+    assert type(module.drop_prob) is float
+
+
+def test_only_training_is_compiled():
+    module = compiled(Traced())
+    module.eval()(torch.ones(2, 3))
+    with torch.no_grad():
+        module.train()(torch.ones(2, 3))
+    assert not GRAPHS
+    module(torch.ones(2, 3))
+    leave_uncompiled(module)
+    module(torch.ones(4, 3))
+    assert len(GRAPHS) == 1
+
+
+def test_more_shapes_run_uncompiled_and_are_told_once(said):
+    module = compiled(Traced())
+    for _ in range(2):
+        for count in range(1, MOST_SHAPES + 4):
+            x = torch.randn(count, 3)
+            torch.testing.assert_close(module(x), module.inner(x))
+    assert len(GRAPHS) == MOST_SHAPES
+    told = [line for line in said if 'run uncompiled' in line]
+    assert len(told) == 1
+    assert f'inputs [{MOST_SHAPES + 1}, 3]' in told[0]
+
+
+def test_one_graph_may_be_asked_for_all_shapes(said):
+    module = compiled(Traced(), dynamic=True)
+    module(torch.randn(5, 3))
+    of_first = len(GRAPHS)
+    for count in range(6, MOST_SHAPES + 9):
+        module(torch.randn(count, 3))
+    assert len(GRAPHS) == of_first > 0
+    assert not said
+
+
+def test_copies_and_pickles_go_without():
+    module = compiled(Traced())
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert other._compiled_call_impl is None
+        other(torch.ones(2, 3))
+    assert not GRAPHS
+    assert isinstance(module._compiled_call_impl, compiled_backbone._CompiledCall)
