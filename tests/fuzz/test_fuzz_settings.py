@@ -99,6 +99,7 @@ HOOK: dict[str, Callable[[Any], bool]] = {
     'score_device': optional(one_of('cpu')),
     'head_iters': count(0),
     'base_dtype': optional(one_of('int8')),
+    'compile': lambda v: type(v) is bool or v == {},
 }
 WORDS = [
     'int8',

@@ -93,6 +93,18 @@ with heading('Settings') as (refused, taken):
     def _(folder):
         CDRAHook(score_dtype='float16')
 
+    @refused(
+        'an option that `torch.compile` lacks',
+        ConfigError,
+        "compile: 'speed' is unknown: expected one of fullgraph",
+    )
+    def _(folder):
+        CDRAHook(compile={'speed': 'high'})
+
+    @refused('a mode that `torch.compile` lacks', ConfigError, 'torch.compile refuses it')
+    def _(folder):
+        CDRAHook(compile={'mode': 'fastest'})
+
     @refused('a base in int4', ConfigError, "base_dtype='int4': expected None (as it is loaded)")
     def _(folder):
         CDRAHook(base_dtype='int4')
