@@ -9,6 +9,7 @@ as it is, with one line that says why. Validation, whose images have many shapes
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,19 @@ __all__ = ['check_compile', 'compile_backbone', 'help_config_compile', 'leave_un
 # What is compiled is one graph, or nothing; a graph for each shape.
 DEFAULTS = {'fullgraph': True, 'dynamic': False}
 MOST_SHAPES = 4  # that training is compiled for: each takes up to minutes and its own memory
+MOST_AGAIN = 3  # times that a graph is made once more for a shape that has one
+# Hooks that come later are asked for, and DistributedDataParallel cuts no graph into buckets: what
+# is trained here is a few MB.
+DYNAMO = {'skip_nnmodule_hook_guards': False, 'optimize_ddp': False}
+UNUSED = ('model', 'disable', 'name')  # of `torch.compile`
+TYPES: dict[str, Any] = {
+    'fullgraph': bool,
+    'dynamic': (bool, type(None)),
+    'backend': (str, Callable),
+    'mode': str,
+}
 Options = Mapping[str, Any] | bool
+_numbers = itertools.count()
 
 
 def check_compile(given: Options) -> None:
@@ -41,10 +54,12 @@ def check_compile(given: Options) -> None:
     if given is False:
         return
     options = {} if given is True else dict(given)
-    known = [name for name in inspect.signature(torch.compile).parameters if name != 'model']
-    for name in options:
+    known = [name for name in inspect.signature(torch.compile).parameters if name not in UNUSED]
+    for name, value in options.items():
         if name not in known:
             raise ConfigError(f'compile: {name!r} is unknown: expected one of {", ".join(known)}')
+        if name in TYPES and not isinstance(value, TYPES[name]):
+            raise ConfigError(f'compile: {name}={value!r} is none of its values in torch.compile')
     try:
         torch.compile(check_compile, **options)
     except Exception as error:  # torch's own words; of many types
@@ -105,11 +120,14 @@ class _CompiledCall:
         self.of_each_shape = options['dynamic'] is False
         self.shapes: set[Any] = set()
         self.refused = self.failed = False  # a shape; to be compiled at all
+        self.again = 0
 
-        # Of a function around the module torch makes one graph, its hooks included.
+        # Of a function around the module torch makes one graph, its hooks included. It counts the
+        # graphs of each code by itself: that of one run is not that of another.
         def call(*args: Any, **kwargs: Any) -> Any:
             return module._call_impl(*args, **kwargs)
 
+        call.__code__ = call.__code__.replace(co_name=f'call_{next(_numbers)}')
         self.compiled: Callable[..., Any] = torch.compile(call, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -117,16 +135,22 @@ class _CompiledCall:
         if not training or self.failed or torch.compiler.is_compiling():
             return self.module._call_impl(*args, **kwargs)
         shape = tuple(x.shape for x in tensors_in((args, kwargs)))
-        if shape not in self.shapes and not self._takes(shape):
+        known = shape in self.shapes
+        if not known and not self._takes(shape):
             return self.module._call_impl(*args, **kwargs)
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
+        before = _graphs_made()
         try:
-            return self.compiled(*args, **kwargs)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            self.failed = True
-            _say(f'the backbone is not compiled: {_reason(error)}')
-            return self.module._call_impl(*args, **kwargs)
+            with torch._dynamo.config.patch(DYNAMO):
+                result = self.compiled(*args, **kwargs)
+        except Exception as error:  # of whatever type: of torch's compilers, or of the model
+            reason = _reason(error)
+        else:
+            if known and self.of_each_shape and _graphs_made() > before:
+                self._note_another()
+            return result
+        result = self.module._call_impl(*args, **kwargs)  # an error of the model is raised by it
+        self._give_up(reason)
+        return result
 
     def _takes(self, shape: Any) -> bool:
         """Whether a new shape is compiled for."""
@@ -140,19 +164,39 @@ class _CompiledCall:
                     'shape; compile=dict(dynamic=True) makes one graph of many)'
                 )
             return False
-        self.shapes.add(shape)
-        if self.of_each_shape:
+        if self.of_each_shape or not self.shapes:
             MMLogger.get_current_instance().info(
-                f'the backbone is compiled for inputs {sizes}: this step takes longer than others'
+                f'compiling the backbone for inputs {sizes}: this step takes longer than others'
             )
+        self.shapes.add(shape)
         return True
+
+    def _note_another(self) -> None:
+        """A graph was made for a shape that had one."""
+        self.again += 1
+        if self.again > MOST_AGAIN:
+            self._give_up(
+                'what it depends on changes from step to step, as a hook does that keeps a list or '
+                'a number (TORCH_LOGS=recompiles names it)'
+            )
+
+    def _give_up(self, reason: str) -> None:
+        self.failed = True
+        _say(f'the backbone is not compiled: {reason}')
+
+
+def _graphs_made() -> int:
+    """How many torch has made in this process."""
+    return int(torch._dynamo.utils.counters['stats']['unique_graphs'])
 
 
 def _reason(error: Exception) -> str:
-    """The type and first line of an error of the compiler, or of what it was raised by."""
+    """What a compiler said, or what it was raised by: the type, first line and explanation."""
     error = getattr(error, 'inner_exception', error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f'{type(error).__name__}: {lines[0] if lines else "without a word"}'
+    words = lines[:1] + [line for line in lines[1:] if line.startswith('Explanation:')][:1]
+    where = ' (TORCH_LOGS=graph_breaks names the place)'
+    return f'{type(error).__name__}: {"; ".join(words) or "without a word"}{where}'
 
 
 def _say(text: str) -> None:

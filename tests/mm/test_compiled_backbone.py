@@ -123,6 +123,9 @@ def test_compile_stands_in_one_place(tmp_path):
         (dict(speed='high'), "compile: 'speed' is unknown: expected one of fullgraph, dynamic"),
         (dict(backend='nothing'), r'torch.compile refuses it: .*nothing'),
         (dict(mode='fastest'), r'torch.compile refuses it: .*fastest'),
+        (dict(fullgraph='no'), "fullgraph='no' is none of its values"),
+        (dict(backend=3), 'backend=3 is none of its values'),
+        (dict(disable=True), "'disable' is unknown"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_done(given, said):
@@ -134,7 +137,7 @@ def test_what_cannot_be_compiled_trains_all_the_same(tmp_path, said):
     mine = weights(trained(tmp_path, 'broken', {}, compile=dict(backend='cdra_broken')))
     told = [line for line in said if 'not compiled' in line]
     assert len(told) == 1
-    assert told[0].endswith('RuntimeError: no C++ compiler')
+    assert 'not compiled: RuntimeError: no C++ compiler (TORCH_LOGS' in told[0]
     theirs = weights(trained(tmp_path, 'plain', {}))
     for name, value in mine.items():
         assert torch.equal(value, theirs[name])
@@ -181,6 +184,7 @@ def test_a_graph_that_would_break_is_none(said):
         assert torch.equal(module(x), module.inner(x))
     (told,) = [line for line in said if 'not compiled' in line]
     assert 'Unsupported' in told
+    assert 'Explanation: ' in told
     assert not GRAPHS
 
 
@@ -230,7 +234,59 @@ def test_one_graph_may_be_asked_for_all_shapes(said):
     for count in range(6, MOST_SHAPES + 9):
         module(torch.randn(count, 3))
     assert len(GRAPHS) == of_first > 0
-    assert not said
+    assert len(said) == 1, 'that it is compiled'
+
+
+@pytest.mark.parametrize('kind', ['forward_pre_hook', 'forward_hook', 'full_backward_hook'])
+@pytest.mark.parametrize('of', ['module', 'inner'])
+def test_hooks_that_come_later_are_called(kind, of):
+    module, x = compiled(Traced()), torch.ones(2, 3)
+    module(x)
+    calls = []
+
+    def changes(*given):
+        calls.append(1)
+        if kind == 'full_backward_hook':
+            return tuple(None if g is None else 2 * g for g in given[1])
+        return (2 * given[1][0],) if kind == 'forward_pre_hook' else 2 * given[2]
+
+    owner = module if of == 'module' else module.inner
+    handle = getattr(owner, f'register_{kind}')(changes)
+    given = x.clone().requires_grad_()
+    y = module(given)
+    y.sum().backward()
+    assert len(calls) == 1
+    handle.remove()
+    plain = module._call_impl(x)
+    twice = {'forward_hook': 2 * plain, 'forward_pre_hook': module._call_impl(2 * x)}
+    torch.testing.assert_close(y, twice.get(kind, plain))
+    torch.testing.assert_close(module(x), plain)
+
+
+def test_what_changes_in_every_step_is_given_up(said):
+    module, x, calls = compiled(Traced()), torch.ones(2, 3), []
+    module.inner.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(9):
+        torch.testing.assert_close(module(x), module.inner.forward(x))
+    assert len(calls) == 9
+    assert len(GRAPHS) == 2 + compiled_backbone.MOST_AGAIN
+    (told,) = [line for line in said if 'not compiled' in line]
+    assert 'changes from step to step' in told
+
+
+def test_every_run_of_a_process_is_compiled():
+    for _ in range(12):
+        compiled(Traced())(torch.ones(2, 3))
+    assert len(GRAPHS) == 12
+
+
+def test_errors_of_a_compiler_may_be_of_any_type(said):
+    def asserts(graph, inputs):
+        raise AssertionError
+
+    module, x = compiled(Traced(), backend=asserts), torch.ones(2, 3)
+    torch.testing.assert_close(module(x), module.inner(x))
+    assert any('AssertionError: without a word' in line for line in said)
 
 
 def test_copies_and_pickles_go_without():
