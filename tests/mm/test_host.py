@@ -26,6 +26,7 @@ OF_TORCH = {
     '_buffers',
     '_call_impl',
     '_compiled_call_impl',
+    '_dynamo',
     '_exit',  # of os
     '_forward_hooks',
     '_forward_pre_hooks',
