@@ -22,7 +22,13 @@ from torch import nn
 from cdra_mm.core.model.own_state import tensors_in
 from cdra_mm.errors import ConfigError
 
-__all__ = ['check_compile', 'compile_backbone', 'help_config_compile', 'leave_uncompiled']
+__all__ = [
+    'check_compile',
+    'compile_backbone',
+    'help_config_compile',
+    'leave_uncompiled',
+    'refuse_two',
+]
 
 # What is compiled is one graph, or nothing; a graph for each shape.
 DEFAULTS = {'fullgraph': True, 'dynamic': False}
@@ -66,24 +72,28 @@ def check_compile(given: Options) -> None:
         raise ConfigError(f'compile={options}: torch.compile refuses it: {error}') from error
 
 
-def compile_backbone(runner: Runner, backbone: nn.Module, given: Options) -> None:
-    """Compiles the calls of a backbone in training, from now on; see `leave_uncompiled`.
-
-    Args:
-        runner: Of the run.
-        backbone: As it is trained, adapters included.
-        given: See `check_compile`.
+def refuse_two(runner: Runner, given: Options) -> None:
+    """Refuses that mmengine compiles whole steps and the hook the backbone.
 
     Raises:
-        ConfigError: If mmengine is to compile the whole step too.
+        ConfigError: Says so.
     """
-    if given is False:
-        return
-    if runner.cfg.get('compile'):
+    if given is not False and runner.cfg.get('compile'):
         raise ConfigError(
             'compile stands in the config and in CDRAHook: that of the config compiles whole '
             'steps, that of CDRAHook the backbone alone; leave one of them out'
         )
+
+
+def compile_backbone(backbone: nn.Module, given: Options) -> None:
+    """Compiles the calls of a backbone in training, from now on; see `leave_uncompiled`.
+
+    Args:
+        backbone: As it is trained, adapters included.
+        given: See `check_compile`.
+    """
+    if given is False:
+        return
     _use_python_numbers(backbone)
     options = DEFAULTS | ({} if given is True else dict(given))
     backbone._compiled_call_impl = _CompiledCall(backbone, options)

@@ -34,6 +34,7 @@ from .compiled_backbone import (
     compile_backbone,
     help_config_compile,
     leave_uncompiled,
+    refuse_two,
 )
 from .data_check.watch import watch
 from .divergence import DivergenceHook, check_finite
@@ -240,6 +241,7 @@ class CDRAHook(Hook):
         model = plain_model(runner)
         attach_loader(find_backbone(model), named_bases(runner.cfg, model))
         if trains(runner):
+            refuse_two(runner, self.compile)
             self._configs = remember_configs(runner)
             if is_main_process():
                 self._lock = hold_work_dir(runner.work_dir)
@@ -293,7 +295,7 @@ class CDRAHook(Hook):
             restore_midway(runner, self._midway)
         keep_gradients(plain_model(runner))
         help_config_compile(runner)
-        compile_backbone(runner, backbone, self.compile)
+        compile_backbone(backbone, self.compile)
         wrap_config(runner, self.record.base if self.record else None)
         check_can_be_saved(runner)
 

@@ -111,7 +111,9 @@ def test_compile_of_the_config_trains_with_groups_of_parameters(tmp_path):
         torch.testing.assert_close(value, theirs[name], rtol=2e-3, atol=2e-4)
 
 
-def test_compile_stands_in_one_place(tmp_path):
+def test_compile_stands_in_one_place(tmp_path, monkeypatch):
+    """Said before anything is scored."""
+    monkeypatch.delattr(CDRAHook, 'before_train')
     with pytest.raises(ConfigError, match='leave one of them out'):
         trained(tmp_path, 'both', dict(compile=dict(backend='eager')), compile=COUNTED)
 
@@ -166,14 +168,8 @@ class Traced(nn.Module):
         return x if self.drop_prob > 1 else self.inner(x)
 
 
-class Stub:
-    """Of a runner, what is asked for."""
-
-    cfg: dict[str, object] = {}
-
-
 def compiled(module, **options):
-    compile_backbone(Stub(), module, {'backend': 'cdra_tests', **options})
+    compile_backbone(module, {'backend': 'cdra_tests', **options})
     return module.train()
 
 
