@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -45,7 +44,7 @@ def layout_of(shapes: Sequence[torch.Size]) -> FlatLayout:
         [(torch.Size([2, 3]), (3, 1), 0), (torch.Size([4]), (1,), 64)]
     """
     begins = begins_of(shape.numel() for shape in shapes)
-    looks = [(s, _strides(s), begin) for s, begin in zip(shapes, begins, strict=False)]
+    looks = [(s, _strides(s), begin) for s, begin in zip(shapes, begins[:-1], strict=True)]
     return FlatLayout(begins, looks)
 
 
@@ -74,4 +73,7 @@ def begins_of(numels: Iterable[int]) -> list[int]:
         >>> begins_of([1, 65])
         [0, 64, 192]
     """
-    return list(accumulate(map(padded, numels), initial=0))
+    begins = [0]
+    for numel in numels:  # torch 2.6 traces no `accumulate`
+        begins.append(begins[-1] + padded(numel))
+    return begins

@@ -16,7 +16,6 @@ a large one's products are those of `compact_linear`.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,8 +88,8 @@ class _CopiedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *factors = ctx.saved_tensors
-        x_c = factors.pop(0) if ctx.trained else None
+        weight, *rest = ctx.saved_tensors
+        x_c, factors = (rest[0], rest[1:]) if ctx.trained else (None, rest)
         joint: JointBlocks = ctx.joint
         dx = dbias = None
         if ctx.needs_input_grad[0]:
@@ -119,7 +118,7 @@ def _gradients(
 ) -> list[Tensor]:
     """Of all factors, from the rows of dy ``[T, sum |R|]`` and columns of x ``[T, sum |C|]``."""
     heights, widths = joint.heights, joint.widths
-    if max(map(operator.mul, heights, widths)) > LARGEST_BLOCK:
+    if any([h * w > LARGEST_BLOCK for h, w in zip(heights, widths, strict=True)]):
         return _through_factors(dy_r, x_c, joint, factors)
     if len(heights) > 1:
         in_vain = sum(heights) * sum(widths) - joint.size

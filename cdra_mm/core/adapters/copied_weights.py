@@ -34,6 +34,7 @@ from .layer_copy import (
     copy_layers,
     is_remade,
     may_keep_copy,
+    sources_of,
     takes_copy,
     versions_of,
 )
@@ -149,7 +150,7 @@ class _Found(NamedTuple):
 
 
 def _make_copies(model: nn.Module, _: Any) -> None:
-    if _drop_copies not in model._forward_hooks.values():
+    if not any(hook is _drop_copies for hook in model._forward_hooks.values()):
         return  # someone has removed it: copies would be kept after the forward
     groups: defaultdict[Any, list[_Found]] = defaultdict(list)
     types: dict[torch.device, torch.dtype | None] = {}  # of autocast
@@ -165,9 +166,9 @@ def _make_copies(model: nn.Module, _: Any) -> None:
         return
     for (product, *_, dtype), group in groups.items():
         if takes_copy(product, group[0].layer.weight):
-            layers = [found.layer._replace(bias=_bias_to_copy(found)) for found in group]
+            layers = [_with_bias(found) for found in group]
             for found, layer, copy in zip(group, layers, copy_layers(layers, dtype), strict=True):
-                sources = layer.sources
+                sources = sources_of(layer)
                 made = MadeCopy(copy, sources, versions_of(sources))
                 found.adapters.copies[found.name] = made
 
@@ -181,7 +182,8 @@ def _drop_copies(model: nn.Module, *_: Any) -> None:
 def _layers(model: nn.Module) -> Iterator[_Found]:
     known = model.__dict__.get(_CARRIERS)
     if known is None:
-        known = model.__dict__[_CARRIERS] = carriers(model)
+        known = carriers(model)
+        setattr(model, _CARRIERS, known)  # not into its dict: torch 2.6 could not trace that
     for module in known:
         if not hasattr(type(module), 'base_class'):
             continue  # its adapters were removed
@@ -198,9 +200,15 @@ def _layers(model: nn.Module) -> Iterator[_Found]:
                 yield _Found(module, bias_name, adapters, name, layer)
 
 
+def _with_bias(found: _Found) -> Layer:
+    weight, _, joint, factors = found.layer
+    return Layer(weight, _bias_to_copy(found), joint, factors)  # torch 2.6 traces no `_replace`
+
+
 def _bias_to_copy(found: _Found) -> Tensor | None:
     """The layer's own; one with adapters is computed, and cast, where it is used."""
-    own = found.bias_name not in vars(type(found.module))
+    _, computed, _ = cast(Any, type(found.module)).made_of
+    own = found.bias_name not in computed
     return cast('Tensor | None', getattr(found.module, found.bias_name)) if own else None
 
 

@@ -29,6 +29,7 @@ class JointBlocks(NamedTuple):
         places: Where each block begins in the product of all rows and all columns, ``[sum |R|,
             sum |C|]``, and how far its rows are apart there: ``begin, stride, ...``
         places_apart: The same where the blocks lie one after another.
+        size: Entries of all blocks.
     """
 
     rows: Index
@@ -40,11 +41,7 @@ class JointBlocks(NamedTuple):
     disjoint: bool
     places: tuple[int, ...]
     places_apart: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Entries of all blocks."""
-        return sum(h * w for h, w in zip(self.heights, self.widths, strict=True))
+    size: int
 
     def moved(self, device: torch.device) -> JointBlocks:
         """The same with every index on a device."""
@@ -76,6 +73,7 @@ def join_blocks(
         disjoint=_are_disjoint(rows, cols, size),
         places=tuple(_places(heights, widths)),
         places_apart=tuple(_places_apart(heights, widths)),
+        size=sum(h * w for h, w in zip(heights, widths, strict=True)),
     )
 
 

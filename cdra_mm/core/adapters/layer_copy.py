@@ -20,6 +20,7 @@ __all__ = [
     'copy_layers',
     'is_remade',
     'may_keep_copy',
+    'sources_of',
     'takes_copy',
     'versions_of',
 ]
@@ -43,11 +44,11 @@ class Layer(NamedTuple):
     joint: JointBlocks
     factors: list[Tensor]
 
-    @property
-    def sources(self) -> list[Tensor]:
-        """The tensors that its copy is made of; not a bias that is itself computed."""
-        bias = [self.bias] if isinstance(self.bias, nn.Parameter) else []
-        return [self.weight, *bias, *self.factors]
+
+def sources_of(layer: Layer) -> list[Tensor]:
+    """The tensors that a layer's copy is made of; not a bias that is itself computed."""
+    bias = [layer.bias] if isinstance(layer.bias, nn.Parameter) else []
+    return [layer.weight, *bias, *layer.factors]
 
 
 class Copy(NamedTuple):
@@ -69,7 +70,7 @@ class MadeCopy(NamedTuple):
 
     Attributes:
         copy: The copy.
-        sources: `Layer.sources` that it was made of.
+        sources: `sources_of` the layer that it was made of.
         versions: How often each had been written to in place then.
     """
 
@@ -86,7 +87,7 @@ class MadeCopy(NamedTuple):
         weight = self.copy.weight
         if weight.dtype != dtype or weight.device != layer.weight.device:
             return False
-        sources = layer.sources
+        sources = sources_of(layer)
         if len(sources) != len(self.sources) or not all(map(operator.is_, sources, self.sources)):
             return False
         if torch.compiler.is_compiling():  # what follows would not be traced
@@ -127,7 +128,7 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
     rest = iter(copies[len(layers) :])
     return [
         Copy(copy, None if layer.bias is None else next(rest))
-        for copy, layer in zip(copies, layers, strict=False)
+        for copy, layer in zip(copies[: len(layers)], layers, strict=True)
     ]
 
 
