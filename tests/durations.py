@@ -29,6 +29,10 @@ KEPT = (
     'tests/tools/test_train_test_merge.py',
     'tests/test_configs_runs.py::test_dense_config_trains_on_real_images[deit_tiny_camvid',
     'tests/tools/test_launchers.py::test_two_processes_train[dist',
+    'tests/mm/test_compiled_backbone.py::test_training_is_the_same_and_one_graph[plain]',
+    'tests/mm/test_compiled_backbone.py::test_training_is_the_same_and_one_graph[validated',
+    'tests/mm/test_compiled_backbone.py::test_compile_of_the_config',
+    'tests/mm/test_compiled_backbone.py::test_compiled_runs_resume_exactly',
     'tests/mm/test_distributed.py',
     'tests/mm/test_stock_configs.py::test_stock_config_is_scored_trained_resumed_tested_and_merged'
     '[vit/vit_deit',
