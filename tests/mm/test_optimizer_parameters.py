@@ -15,6 +15,7 @@ from cdra_mm.methods import Request, make_method
 from cdra_mm.methods.apla import Rows
 from cdra_mm.methods.rlrr import Shift
 from cdra_mm.mm.optimizer_parameters import build_optimizer, named_optimizers
+from cdra_mm.mm.parameter_groups import join_groups
 
 from . import toy
 from .scenarios import plain, ready
@@ -183,3 +184,26 @@ def test_an_optimizer_with_state_at_once_saves_and_resumes(tmp_path, kind):
     with pytest.raises(Stop):
         toy.train(config('cut', custom_hooks=[dict(type='StopAt', at=2)]))
     assert_same(weights(toy.train(config('cut', resume=True))), weights(whole))
+
+
+def test_parameters_that_are_treated_alike_are_stepped_together(runner):
+    _, wrapper = built(
+        runner, 'cdra', dict(optimizer=dict(type='AdamW', lr=1e-2), paramwise_cfg=PARAMWISE)
+    )
+    groups = wrapper.optimizer.param_groups
+    settings = [{k: v for k, v in group.items() if k != 'params'} for group in groups]
+    assert len(groups) > 1 and sum(len(group['params']) for group in groups) > 2 * len(groups)
+    assert all(one != other for i, one in enumerate(settings) for other in settings[:i])
+
+
+def test_groups_whose_settings_cannot_be_compared_stay_apart():
+    def group(number, **settings):
+        return dict(params=[number], **settings)
+
+    rate = torch.tensor(0.1)
+    groups = [group(0, lr=rate), group(1, lr=torch.tensor(0.1)), group(2, lr=rate)]
+    assert join_groups(groups) == [0, 1] and [g['params'] for g in groups] == [[0, 2], [1]]
+    groups = [group(0, lr=0.1), group(1, lr=0.1, decay=0.0), group(2, lr=True), group(3, lr=1)]
+    assert join_groups(groups) == [0, 1, 2, 3]
+    groups = [group(0, names=['a']), group(1, names=['b']), group(2, names=['a'])]
+    assert join_groups(groups) == [0, 1]

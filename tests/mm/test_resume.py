@@ -91,10 +91,12 @@ def resume(build, folder, iteration, **options):
     return toy.train(cfg)
 
 
-def assert_exact(build, folder, iterations, **options):
+def assert_exact(build, folder, iterations, change=None, **options):
     """Resumes a run at iterations of it, and compares everything that training has changed."""
     whole = toy.train(build(folder, 'whole', **options))
     for iteration in iterations:
+        if change is not None:
+            change(folder / f'whole/iter_{iteration}.pth')
         resumed = resume(build, folder, iteration, **options)
         assert resumed.iter == whole.iter == 6
         cut = torch.load(folder / f'whole/iter_{iteration}.pth', weights_only=False)
@@ -183,6 +185,38 @@ def test_a_resumed_loss_scale_is_the_one_that_was_reached(tmp_path, amp_on_cpu):
     scales = [SCALE['init_scale'], *(state['scale'] for state in states)]
     steps = list(zip(scales, scales[1:], strict=False))
     assert any(b < a for a, b in steps) and any(b > a for a, b in steps), scales
+
+
+def put_apart(path):
+    """Makes a checkpoint one of before groups were joined: each parameter has its own."""
+    checkpoint = torch.load(path, weights_only=False)
+    groups = checkpoint['optimizer']['param_groups']
+    count = max(len(group['params']) for group in groups)
+    apart = [
+        ({**group, 'params': [group['params'][i]]}, index)
+        for i in range(count)  # groups took turns, as their modules do
+        for index, group in enumerate(groups)
+        if i < len(group['params'])
+    ]
+    for scheduler in checkpoint['param_schedulers']:
+        for key in ('base_values', '_last_value'):
+            values = scheduler[key]
+            assert len(values) == len(groups) + 1 > 2  # the last is mmengine's own
+            scheduler[key] = [*(values[index] for _, index in apart), values[-1]]
+    groups[:] = [group for group, _ in apart]
+    torch.save(checkpoint, path)
+
+
+def test_resume_is_exact_from_a_checkpoint_with_a_group_for_each_parameter(tmp_path):
+    wrapper = dict(
+        type='OptimWrapper',
+        optimizer=ADAMW,
+        paramwise_cfg=dict(custom_keys={'decode_head': dict(lr_mult=10.0)}),
+    )
+    # It takes the rates that it began with from what it keeps of each group.
+    restart = dict(type='CosineRestartLR', periods=[4, 4], restart_weights=[1, 1], eta_min=0)
+    options = dict(optim_wrapper=wrapper, param_scheduler=dict(**restart, by_epoch=False))
+    assert_exact(config, tmp_path, (3,), change=put_apart, **options)
 
 
 def test_resume_within_an_epoch_goes_on_where_it_was(tmp_path):

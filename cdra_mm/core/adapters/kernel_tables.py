@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def table_of(key: Hashable, rows: Iterator[list[int]], device: torch.device) -> 
                 'a CUDA graph is being captured of blocks that are seen for the first time: run '
                 'the step once or more before the capture'
             )
-        found = torch.tensor(list(rows), dtype=torch.int64, device=device)
+        found = _made_apart(list(rows), device)
     if capturing:
         _captured[key] = found
     elif key not in _captured:
@@ -49,3 +50,14 @@ def table_of(key: Hashable, rows: Iterator[list[int]], device: torch.device) -> 
         while len(_tables) > KEPT_TABLES:
             _tables.popitem(last=False)
     return found
+
+
+def _made_apart(rows: list[list[int]], device: torch.device) -> Tensor:
+    """A tensor in the memory that is everyone's.
+
+    Before torch records a CUDA graph it runs a step whose memory is the graph's (inductor's
+    `cudagraph_trees`), and refuses one in which anything but results stays. That holds for the
+    thread that runs it.
+    """
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(torch.tensor, rows, dtype=torch.int64, device=device).result()
