@@ -43,10 +43,10 @@ class AdapterGrowth:
     @cached_property
     def norms(self) -> dict[str, float]:
         """The norm of what each adapter changes; a run does not wait for it before it begins."""
-        return {
-            name: float(view_of(target, self.bases[name]).norm(dtype=torch.float32))
-            for name, target in self._targets.items()
-        }
+        views = {name: view_of(target, self.bases[name]) for name, target in self._targets.items()}
+        return _read(
+            {name: view.norm(dtype=torch.float32).double() for name, view in views.items()}
+        )
 
     @cached_property
     def roles(self) -> dict[str, str]:
@@ -62,27 +62,39 @@ class AdapterGrowth:
             ``relative_change/<role>`` of adapters that change a weight,
             ``parameter_norm/<kind>`` of the others, and ``rank_in_use``: the effective ranks over
             the planned ones, each adapter by its size ``|R| + |C|``: a share of the parameters.
+            At most two waits for the device.
         """
         found: dict[str, list[float]] = defaultdict(list)
         used = planned = 0.0
+        blocks = {n: a for n, a in self.adapters.items() if isinstance(a, LowRank)}
+        factors = _on_cpu([factor for adapter in blocks.values() for factor in adapter.factors])
+        spectra = {
+            name: update_spectrum(factors[2 * i + 1], factors[2 * i], adapter.scale)
+            for i, (name, adapter) in enumerate(blocks.items())
+        }
+        others = _read({n: self._change(n) for n in self.adapters if n not in blocks})
         for name, adapter in self.adapters.items():
-            if isinstance(adapter, LowRank):
-                spectrum = update_spectrum(adapter.up, adapter.down, adapter.scale)
-                change = float(spectrum.norm())
-                size = adapter.up.shape[0] + adapter.down.shape[1]
-                used += effective_rank(spectrum) * size
-                planned += adapter.up.shape[1] * size
-            elif isinstance(adapter, ParameterAdapter):
-                base = self.bases[name]
-                change = float((adapter.added_to(base) - base).norm(dtype=torch.float32))
-            else:
-                squares = (float(p.square().sum()) for p in adapter.parameters())
-                found[f'parameter_norm/{adapter.kind}'].append(sum(squares) ** 0.5)
+            if not isinstance(adapter, ParameterAdapter):
+                found[f'parameter_norm/{adapter.kind}'].append(others[name])
                 continue
+            if isinstance(adapter, LowRank):
+                size = adapter.up.shape[0] + adapter.down.shape[1]
+                used += effective_rank(spectra[name]) * size
+                planned += adapter.up.shape[1] * size
             if self.norms[name]:  # of a zero there is no relative change
+                change = float(spectra[name].norm()) if name in spectra else others[name]
                 found[f'relative_change/{self.roles[name]}'].append(change / self.norms[name])
         scalars = {key: sum(values) / len(values) for key, values in found.items()}
         return scalars | ({'rank_in_use': used / planned} if planned else {})
+
+    def _change(self, name: str) -> Tensor:
+        """The norm of what an adapter adds to a parameter, or of its own parameters."""
+        adapter = self.adapters[name]
+        if isinstance(adapter, ParameterAdapter):
+            base = self.bases[name]
+            return (adapter.added_to(base) - base).norm(dtype=torch.float32).double()
+        squares = [p.square().sum().double() for p in adapter.parameters()]
+        return torch.stack(squares).sum().sqrt()
 
     @torch.no_grad()
     def relative_updates(self) -> dict[str, list[float]]:
@@ -100,7 +112,7 @@ class AdapterGrowth:
             if isinstance(adapter, LowRank):
                 updates[name] = update_norm(adapter.up, adapter.down, adapter.block[2])
             else:
-                updates[name] = (adapter.added_to(base) - base).norm(dtype=torch.float32).double()
+                updates[name] = self._change(name)
         found: dict[str, list[float]] = defaultdict(list)
         changes = _read(updates)
         sizes = self._sizes([name for name, change in changes.items() if change])
@@ -128,3 +140,12 @@ class AdapterGrowth:
 def _read(values: dict[str, Tensor]) -> dict[str, float]:
     numbers: list[float] = torch.stack(list(values.values())).tolist() if values else []
     return dict(zip(values, numbers, strict=True))
+
+
+def _on_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    """The same on the CPU, by one copy."""
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

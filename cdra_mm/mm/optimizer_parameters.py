@@ -142,7 +142,8 @@ def _take_place(groups: list[dict[str, Any]], base: nn.Parameter, entries: nn.Pa
 def _keep_trainable(name: str, optimizer: Optimizer) -> None:
     """mmengine hands every parameter to the optimizer; a frozen one has no place in it.
 
-    Those that are treated alike are stepped together. Some optimizers make a state for each parameter at once (Adagrad): it goes too.
+    Some optimizers make a state for each parameter at once (Adagrad): it goes too. Parameters that
+    are treated alike are stepped together.
     """
     groups = optimizer.param_groups
     for group in groups:

@@ -59,7 +59,7 @@ def join_old_groups(checkpoint: Mapping[str, Any], wrappers: Mapping[str, OptimW
         if number <= len(wrapper.optimizer.param_groups):
             continue
         stay = join_groups(groups)
-        schedulers = checkpoint.get('param_schedulers') or []
+        schedulers: Any = checkpoint.get('param_schedulers') or []
         for scheduler in schedulers[name] if name else schedulers:
             for key in PER_GROUP & scheduler.keys():
                 values = scheduler[key]  # one more than groups where mmengine adds the config's

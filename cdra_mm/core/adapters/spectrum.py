@@ -22,11 +22,14 @@ def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
         scale: Factor of the update.
 
     Returns:
-        fp64 ``[r]`` on the CPU, largest first.
+        fp64 ``[r]`` on the CPU, largest first; nan where a factor is not finite.
     """
     tall = torch.linalg.qr(up.detach().double().cpu(), mode='r').R
     wide = torch.linalg.qr(down.detach().double().cpu().T, mode='r').R
-    values: Tensor = torch.linalg.svdvals(tall @ wide.T)
+    small = tall @ wide.T
+    if not small.isfinite().all():  # of a run that diverges, which has its own error for it
+        return torch.full((len(small),), torch.nan, dtype=small.dtype)
+    values: Tensor = torch.linalg.svdvals(small)
     return abs(scale) * values
 
 

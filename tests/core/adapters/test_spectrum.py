@@ -24,3 +24,12 @@ def test_effective_rank_counts_equal_directions(spectrum, rank):
 def test_effective_rank_lies_between_one_and_all_and_knows_no_scale():
     assert 1 < effective_rank((9.0, 1.0, 0.0)) < 2
     assert effective_rank((1.0, 0.5)) == pytest.approx(effective_rank((10.0, 5.0)))
+
+
+def test_a_spectrum_of_what_is_not_finite_is_not_a_number():
+    up, down = torch.ones(4, 2), torch.ones(2, 3)
+    for value in (torch.nan, torch.inf):
+        spoiled = up.clone()
+        spoiled[1, 1] = value
+        assert update_spectrum(spoiled, down).isnan().tolist() == [True, True]
+        assert update_spectrum(up, spoiled.t()[:, :3]).isnan().all()
