@@ -69,6 +69,10 @@ class AdapterSet(nn.Module):
                     joint = join_blocks(blocks, found[0].rows.device, shape)
                     self._joined[name] = _Joined(found, joint)
 
+    def blocks_of(self, parameter: str) -> list[LowRank]:
+        """The low-rank adapters of a parameter that has a `layer_of_copy`."""
+        return self._joined[parameter].adapters
+
     def layer_of_copy(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
         """What a copy of a weight would be made of.
 
@@ -88,15 +92,13 @@ class AdapterSet(nn.Module):
             self._joined[parameter] = joined
         return Layer(weight, bias, joined.blocks, factors)
 
-    def copy_of(self, parameter: str, layer: Layer, dtype: torch.dtype) -> Copy | None:
-        """The copy of a layer that was made before and serves it, if there is one."""
-        if parameter in self.kept_copies:
-            keeper, index = self.kept_copies[parameter]
-            kept = keeper()
-            if kept is not None and may_keep_copy(self.product, layer.weight):
-                return kept.copy_of(index, layer, dtype)
-        made = self.copies.get(parameter)
-        return made.copy if made is not None and made.serves(layer, dtype) else None
+    def kept_copy_of(self, parameter: str, layer: Layer, dtype: torch.dtype) -> Copy | None:
+        """The copy of a layer that stays between forwards and serves it, if there is one."""
+        if parameter not in self.kept_copies or not may_keep_copy(self.product, layer.weight):
+            return None
+        keeper, index = self.kept_copies[parameter]
+        kept = keeper()
+        return None if kept is None else kept.copy_of(index, layer, dtype)
 
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter, or all."""

@@ -183,10 +183,9 @@ def write_factor_gradients(
     shapes = [factor.shape for factor in factors]
     key = 'factors', *addresses, *shapes, *places, *scales
     table = table_of(key, _strips(places, factors, scales), flat.device)
+    number, fields = table.shape
     with torch.cuda.device_of(flat):
-        _factor_tiles[(len(table),)](
-            flat, gradient, table, FIELDS=table.shape[1], TILE=TILE, RANKS=RANKS
-        )
+        _factor_tiles[(number,)](flat, gradient, table, FIELDS=fields, TILE=TILE, RANKS=RANKS)
 
 
 def _strips(

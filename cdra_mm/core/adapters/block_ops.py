@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -120,28 +120,28 @@ def _make_copies(
     dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor]]:
     """The flat tensor, and its parts."""
-    with _plainly(weights[0].device):
-        sources = [*weights, *plain]
-        layout = known_layout(_shapes(sources))
-        flat = sources[0].new_empty(layout.length, dtype=dtype)
-        copies = layout.parts(flat)
-        torch._foreach_copy_(copies, sources)
-        contiguous = all(tensor.is_contiguous() for tensor in (*weights, *indices))
-        if contiguous and _take_kernels(weights, factors, dtype, indices):
-            from .block_kernels import write_blocks
-
-            write_blocks(flat, weights, factors, indices, counts, scales)
-            return flat, copies
-        first = 0
-        for copy, weight, count in zip(copies, weights, counts, strict=False):
-            for i in range(first, first + count):
-                rows, cols = indices[2 * i][:, None], indices[2 * i + 1][None, :]
-                down, up = factors[2 * i], factors[2 * i + 1]
-                copy[rows, cols] = torch.add(
-                    weight[rows, cols], up @ down.to(up.dtype), alpha=scales[i]
-                ).to(dtype)
-            first += count
+    if _is_watched(weights[0].device):
+        with _plainly(weights[0].device):
+            return _make_copies(weights, plain, factors, indices, counts, scales, dtype)
+    sources = [*weights, *plain]
+    layout = known_layout(_shapes(sources))
+    flat = sources[0].new_empty(layout.length, dtype=dtype)
+    copies = layout.parts(flat)
+    torch._foreach_copy_(copies, sources)
+    contiguous = all([tensor.is_contiguous() for tensor in (*weights, *indices)])
+    if contiguous and _take_kernels((*weights, *indices), weights, factors, dtype):
+        _kernels().write_blocks(flat, weights, factors, indices, counts, scales)
         return flat, copies
+    first = 0
+    for copy, weight, count in zip(copies, weights, counts, strict=False):
+        for i in range(first, first + count):
+            rows, cols = indices[2 * i][:, None], indices[2 * i + 1][None, :]
+            down, up = factors[2 * i], factors[2 * i + 1]
+            copy[rows, cols] = torch.add(
+                weight[rows, cols], up @ down.to(up.dtype), alpha=scales[i]
+            ).to(dtype)
+        first += count
+    return flat, copies
 
 
 @torch.library.impl(_LIBRARY, 'factor_gradients', 'CompositeExplicitAutograd')
@@ -154,27 +154,27 @@ def _take_gradients(
     gradient: Tensor, places: Sequence[int], factors: Sequence[Tensor], scales: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
     """The flat tensor, and its parts."""
-    with _plainly(gradient.device):
-        layout = known_layout(_shapes(factors))
-        flat = factors[0].new_empty(layout.length)
-        grads = layout.parts(flat)
-        gradient = gradient.contiguous()
-        if _take_kernels([gradient], factors, gradient.dtype):
-            from .block_kernels import write_factor_gradients
-
-            write_factor_gradients(flat, gradient, places, factors, scales)
-            return flat, grads
-        for i, scale in enumerate(scales):
-            down, up = (factor.to(flat.dtype) for factor in factors[2 * i : 2 * i + 2])
-            begin, stride = places[2 * i : 2 * i + 2]
-            begin += int(gradient.storage_offset())
-            block = gradient.as_strided((len(up), down.shape[1]), (stride, 1), begin)
-            block = block.to(flat.dtype)
-            for a, b, out in ((up.t(), block, grads[2 * i]), (block, down.t(), grads[2 * i + 1])):
-                torch.mm(a, b, out=out)
-                if scale != 1:
-                    out.mul_(scale)
+    if _is_watched(gradient.device):
+        with _plainly(gradient.device):
+            return _take_gradients(gradient, places, factors, scales)
+    layout = known_layout(_shapes(factors))
+    flat = factors[0].new_empty(layout.length)
+    grads = layout.parts(flat)
+    gradient = gradient.contiguous()
+    if _take_kernels((gradient,), (gradient,), factors, gradient.dtype):
+        _kernels().write_factor_gradients(flat, gradient, places, factors, scales)
         return flat, grads
+    for i, scale in enumerate(scales):
+        down, up = (factor.to(flat.dtype) for factor in factors[2 * i : 2 * i + 2])
+        begin, stride = places[2 * i : 2 * i + 2]
+        begin += int(gradient.storage_offset())
+        block = gradient.as_strided((len(up), down.shape[1]), (stride, 1), begin)
+        block = block.to(flat.dtype)
+        for a, b, out in ((up.t(), block, grads[2 * i]), (block, down.t(), grads[2 * i + 1])):
+            torch.mm(a, b, out=out)
+            if scale != 1:
+                out.mul_(scale)
+    return flat, grads
 
 
 @torch.library.register_fake('cdra_mm::adapted_copies', lib=_LIBRARY)
@@ -187,42 +187,61 @@ def _(gradient, places, factors, scales):  # type: ignore[no-untyped-def]
     return factors[0].new_empty(layout_of(_shapes(factors)).length)
 
 
-def _plainly(device: torch.device) -> AbstractContextManager[Any]:
-    """Without gradients, and without autocast, which stays on inside an operation."""
-    on = torch.is_grad_enabled() or torch.is_autocast_enabled(device.type)
-    return _both_off(device) if on else nullcontext()
+def _is_watched(device: torch.device) -> bool:
+    """Whether gradients or autocast are on: they stay on inside an operation."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled(device.type)
 
 
 @contextmanager
-def _both_off(device: torch.device) -> Iterator[None]:
+def _plainly(device: torch.device) -> Iterator[None]:
+    """Without gradients and autocast."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
 def _take_kernels(
+    others: Sequence[Tensor],
     matrices: Sequence[Tensor],
     factors: Sequence[Tensor],
     dtype: torch.dtype,
-    indices: Sequence[Tensor] = (),
 ) -> bool:
-    """Whether the kernels run there and know the types: one of the matrices, fp32 factors."""
+    """Whether the kernels run there and know the types: one of the matrices, fp32 factors.
+
+    Args:
+        others: All that they read beside the factors.
+        matrices: Those of them that have the type of the weights.
+        factors: The factors.
+        dtype: Type of what they write.
+    """
     device = matrices[0].device
     if not kernels_run(device):
         return False
     # They read addresses: one of another device's memory would end the process's use of the GPU.
     # What torch's operations say about it is said where they are taken instead.
-    for tensor in (*matrices, *factors, *indices):
+    for tensor in others:
         if tensor.device != device:
             return False
+    known = dtype in KERNEL_DTYPES
+    for factor in factors:
+        if factor.device != device:
+            return False
+        known = known and factor.dtype is torch.float32
+        if not factor.is_contiguous():
+            _say_slower(device, 'need contiguous factors, not parts of larger ones')
+            return False
     types = {matrix.dtype for matrix in matrices}
-    if not types | {dtype} <= KERNEL_DTYPES or {f.dtype for f in factors} - {torch.float32}:
+    if not known or not types <= KERNEL_DTYPES:
         given = sorted({str(t.dtype) for t in (*matrices, *factors)} | {str(dtype)})
         _say_slower(device, f'know fp32, bf16 and fp16 over fp32 factors, not {", ".join(given)}')
         return False
-    if not all([factor.is_contiguous() for factor in factors]):
-        _say_slower(device, 'need contiguous factors, not parts of larger ones')
-        return False
     return len(types) == 1
+
+
+@cache
+def _kernels() -> Any:
+    from . import block_kernels
+
+    return block_kernels
 
 
 @cache
@@ -238,9 +257,7 @@ def kernels_run(device: torch.device) -> bool:
 
 
 def _check_kernels(device: torch.device) -> None:
-    from .block_kernels import check_kernels
-
-    check_kernels(device)
+    _kernels().check_kernels(device)
 
 
 @cache

@@ -58,29 +58,31 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
         x = x.to(under_autocast)
     elif x.dtype != layer.weight.dtype:
         return F.linear(x, layer.weight, layer.bias)  # which refuses it
+    weight, bias, joint, factors = layer
     copy = copy or copy_layers([layer], x.dtype)[0]
-    trained = torch.is_grad_enabled() and any(factor.requires_grad for factor in layer.factors)
-    what = copy.weight, copy.bias, copy.kept, trained
-    y: Tensor = _CopiedLinear.apply(
-        x, layer.weight, layer.bias, what, tuple(layer.joint), *layer.factors
-    )
+    trained = torch.is_grad_enabled() and any([factor.requires_grad for factor in factors])
+    if torch.compiler.is_compiling():
+        joint = tuple(joint)  # type: ignore[assignment]  # it takes no other of tensors
+    y: Tensor = _CopiedLinear.apply(x, weight, bias, (*copy, trained), joint, *factors)
     return y
 
 
 class _CopiedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        weight, bias, (copy, bias_copy, ctx.kept, ctx.trained), blocks, *factors = rest
-        joint = JointBlocks(*blocks)
+        weight, bias, (copy, bias_copy, ctx.kept, trained), joint, *factors = rest
+        if not isinstance(joint, JointBlocks):
+            joint = JointBlocks(*joint)
         if bias_copy is None:
             bias_copy = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
-        ctx.joint, ctx.remade = joint, is_remade(weight, x.dtype)
+        remade = is_remade(weight, x.dtype)
+        ctx.joint, ctx.remade, ctx.trained = joint, remade, trained
         ctx.bias_type = None if bias is None else bias.dtype
-        saved = [weight if ctx.remade else copy]
-        if ctx.trained:
-            whole = sum(joint.widths) >= x.shape[-1]  # kept as it is where that is less
+        saved = [weight if remade else copy]
+        if trained:
+            whole = joint.width >= x.shape[-1]  # kept as it is where that is less
             saved.append(x if whole else columns_apart(_flat(x), joint.cols))
-        if ctx.trained or ctx.remade:
+        if trained or remade:
             saved += factors
         ctx.save_for_backward(*saved)
         return F.linear(x, copy, bias_copy)
@@ -99,9 +101,10 @@ class _CopiedLinear(torch.autograd.Function):
         dy = _flat(dy)
         if ctx.needs_input_grad[2]:
             dbias = dy.sum(0, dtype=ctx.bias_type)
-        grads: Sequence[Tensor | None] = [None] * len(ctx.needs_input_grad[5:])
-        if x_c is not None:
-            if sum(joint.widths) >= weight.shape[1]:
+        if x_c is None:
+            grads: Sequence[Tensor | None] = [None] * len(ctx.needs_input_grad[5:])
+        else:
+            if joint.width >= weight.shape[1]:
                 x_c = columns_of(_flat(x_c), joint.cols)
             gradients = _gradients_apart if ctx.kept else _gradients
             grads = gradients(columns_of(dy, joint.rows), x_c, joint, factors)
@@ -117,11 +120,10 @@ def _gradients(
     dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
 ) -> list[Tensor]:
     """Of all factors, from the rows of dy ``[T, sum |R|]`` and columns of x ``[T, sum |C|]``."""
-    heights, widths = joint.heights, joint.widths
-    if any([h * w > LARGEST_BLOCK for h, w in zip(heights, widths, strict=True)]):
+    if joint.largest > LARGEST_BLOCK:
         return _through_factors(dy_r, x_c, joint, factors)
-    if len(heights) > 1:
-        in_vain = sum(heights) * sum(widths) - joint.size
+    if len(joint.scales) > 1:
+        in_vain = dy_r.shape[1] * x_c.shape[1] - joint.size
         if dy_r.shape[0] * in_vain > WASTED_PRODUCTS:
             gradient, places = _products_apart(dy_r, x_c, joint), joint.places_apart
             return factor_gradients(gradient, places, factors, joint.scales)

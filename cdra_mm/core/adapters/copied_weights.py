@@ -168,8 +168,8 @@ def _make_copies(model: nn.Module, _: Any) -> None:
         if takes_copy(product, group[0].layer.weight):
             layers = [_with_bias(found) for found in group]
             for found, layer, copy in zip(group, layers, copy_layers(layers, dtype), strict=True):
-                sources = sources_of(layer)
-                made = MadeCopy(copy, sources, versions_of(sources))
+                sources, adapters = sources_of(layer), found.adapters.blocks_of(found.name)
+                made = MadeCopy(copy, layer, adapters, sources, versions_of(sources))
                 found.adapters.copies[found.name] = made
 
 

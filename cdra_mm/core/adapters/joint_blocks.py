@@ -30,6 +30,8 @@ class JointBlocks(NamedTuple):
             sum |C|]``, and how far its rows are apart there: ``begin, stride, ...``
         places_apart: The same where the blocks lie one after another.
         size: Entries of all blocks.
+        largest: Entries of the largest block.
+        width: Columns of all blocks.
     """
 
     rows: Index
@@ -42,6 +44,8 @@ class JointBlocks(NamedTuple):
     places: tuple[int, ...]
     places_apart: tuple[int, ...]
     size: int
+    largest: int
+    width: int
 
     def moved(self, device: torch.device) -> JointBlocks:
         """The same with every index on a device."""
@@ -63,6 +67,7 @@ def join_blocks(
     indices = [_indices(index, device) for rows, cols, _ in blocks for index in (rows, cols)]
     rows, cols = indices[::2], indices[1::2]
     heights, widths = tuple(map(len, rows)), tuple(map(len, cols))
+    sizes = [h * w for h, w in zip(heights, widths, strict=True)]
     return JointBlocks(
         rows=_together([block[0] for block in blocks], rows),
         cols=_together([block[1] for block in blocks], cols),
@@ -73,7 +78,9 @@ def join_blocks(
         disjoint=_are_disjoint(rows, cols, size),
         places=tuple(_places(heights, widths)),
         places_apart=tuple(_places_apart(heights, widths)),
-        size=sum(h * w for h, w in zip(heights, widths, strict=True)),
+        size=sum(sizes),
+        largest=max(sizes),
+        width=sum(widths),
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,9 @@ from torch import Tensor, nn
 from ..model.row_int8 import is_int8
 from .block_ops import adapted_copies
 from .joint_blocks import JointBlocks
+
+if TYPE_CHECKING:
+    from .low_rank import LowRank
 
 __all__ = [
     'Copy',
@@ -70,31 +72,41 @@ class MadeCopy(NamedTuple):
 
     Attributes:
         copy: The copy.
-        sources: `sources_of` the layer that it was made of.
+        layer: What it was made of; without a bias that is itself computed.
+        adapters: Those that have the layer's factors, in their order.
+        sources: `sources_of` the layer.
         versions: How often each had been written to in place then.
     """
 
     copy: Copy
+    layer: Layer
+    adapters: list[LowRank]
     sources: list[Tensor]
     versions: list[int]
 
-    def serves(self, layer: Layer, dtype: torch.dtype) -> bool:
-        """Whether a layer can be multiplied in a type by the copy.
+    def serves(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
+        """Whether the layer as it is now can be multiplied in a type by the copy.
 
-        Not where the layer's tensors have been replaced or written to since: by ``functional_call``
+        Not where its tensors have been replaced or written to since: by ``functional_call``
         within the model's forward, or after one that was interrupted and could not clean up.
         """
-        weight = self.copy.weight
-        if weight.dtype != dtype or weight.device != layer.weight.device:
+        copy, layer = self.copy.weight, self.layer
+        if weight is not layer.weight or (layer.bias is not None and bias is not layer.bias):
             return False
-        sources = sources_of(layer)
-        if len(sources) != len(self.sources) or not all(map(operator.is_, sources, self.sources)):
+        if copy.dtype != dtype or copy.device != weight.device:
             return False
+        factors = iter(layer.factors)
+        for adapter in self.adapters:
+            down, up = adapter.factors
+            if down is not next(factors) or up is not next(factors):
+                return False
+            if adapter.merged or (adapter.dropout and adapter.training):
+                return False
         if torch.compiler.is_compiling():  # what follows would not be traced
             return True
-        if weight.is_inference() and not torch.is_inference_mode_enabled():
+        if copy.is_inference() and not torch.is_inference_mode_enabled():
             return False  # autograd would not take it
-        return self.versions == versions_of(sources)
+        return self.versions == versions_of(self.sources)
 
 
 def versions_of(tensors: Sequence[Tensor]) -> list[int]:

@@ -28,7 +28,7 @@ from .compact_linear import autocast_type, compact_linear
 from .copied_linear import copied_linear
 from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
-from .layer_copy import may_keep_copy, takes_copy
+from .layer_copy import Layer, may_keep_copy, takes_copy
 from .low_rank import LowRank
 
 __all__ = [
@@ -185,10 +185,13 @@ def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | Non
     weight = cast(Tensor, module._parameters[name])
     carried = cast(AdapterSet, module.cdra)
     through_copy = takes_copy(carried.product, weight)
+    made = carried.copies.get(name) if through_copy else None
+    if made is not None and made.serves(weight, bias, autocast_type(x) or x.dtype):
+        return copied_linear(x, Layer(weight, bias, *made.layer[2:]), made.copy)
     if through_copy or (may_keep_copy(carried.product, weight) and name in carried.kept_copies):
         layer = carried.layer_of_copy(name, weight, bias)
         if layer is not None:
-            copy = carried.copy_of(name, layer, autocast_type(x) or x.dtype)
+            copy = carried.kept_copy_of(name, layer, autocast_type(x) or x.dtype)
             if copy is not None or through_copy:
                 return copied_linear(x, layer, copy)
     adapters = list(carried.of(name))

@@ -102,9 +102,9 @@ def test_kernels_never_get_tensors_of_two_devices(monkeypatch):
     monkeypatch.setattr(block_ops, 'kernels_run', lambda device: True)
     here, elsewhere = torch.ones(2, 2), torch.ones(2, 2, device='meta')
     index = torch.arange(2)
-    assert block_ops._take_kernels([here], [here], here.dtype, [index])
-    assert not block_ops._take_kernels([here], [elsewhere], here.dtype, [index])
-    assert not block_ops._take_kernels([here], [here], here.dtype, [index.to('meta')])
+    assert block_ops._take_kernels([here, index], [here], [here], here.dtype)
+    assert not block_ops._take_kernels([here, index], [here], [elsewhere], here.dtype)
+    assert not block_ops._take_kernels([here, index.to('meta')], [here], [here], here.dtype)
 
 
 def test_parts_of_larger_factors_are_named_as_what_they_are(monkeypatch):
@@ -112,4 +112,4 @@ def test_parts_of_larger_factors_are_named_as_what_they_are(monkeypatch):
     whole = torch.ones(4, 4)
     block_ops._say_slower.cache_clear()
     with pytest.warns(UserWarning, match='need contiguous factors, not parts of larger ones'):
-        assert not block_ops._take_kernels([whole], [whole[:, :2]], whole.dtype)
+        assert not block_ops._take_kernels([whole], [whole], [whole[:, :2]], whole.dtype)

@@ -483,10 +483,14 @@ def test_copy_is_the_merged_weight_in_its_type(monkeypatch):
     def note(module, _):
         for name, m in model.named_modules():
             if m in carriers(model) and 'weight' in m._parameters:
-                layer = m.cdra.layer_of_copy('weight', m._parameters['weight'], m.bias)
-                copy = layer and m.cdra.copy_of('weight', layer, torch.bfloat16)
-                if copy:
-                    held[name] = copy.weight
+                weight, dtype = m._parameters['weight'], torch.bfloat16
+                made = m.cdra.copies.get('weight')
+                if made and made.serves(weight, m.bias, dtype):
+                    held[name] = made.copy.weight
+                layer = m.cdra.layer_of_copy('weight', weight, m.bias)
+                kept = layer and m.cdra.kept_copy_of('weight', layer, dtype)
+                if kept:
+                    held[name] = kept.weight
 
     model.norm.register_forward_pre_hook(note)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
