@@ -55,7 +55,7 @@ class Rows(ParameterAdapter):
         super().__init__(target.parameter)
         if len(target.shape) != 2:
             raise ValueError(f'{target.name} is no matrix')
-        index = torch.tensor([int(row) for row in rows.split()], dtype=torch.int64)
+        index = torch.tensor([int(row) for row in rows.split()], dtype=torch.int64, device='cpu')
         check_index(index, target.shape[0], 'rows')
         if bool((index.diff() <= 0).any()):
             raise ValueError('rows are not in rising order')
@@ -143,8 +143,8 @@ class APLA(Method):
                     f'{target.name} has {height} outputs: expected partial_size='
                     f'{self.partial_size} to be at most that'
                 )
-            rows = torch.randperm(height, generator=generator)[: self.partial_size]
-            yield target, sorted(rows.tolist())
+            rows = torch.randperm(height, generator=generator, device=generator.device)
+            yield target, sorted(rows[: self.partial_size].tolist())
 
 
 def _is_projection(target: Target) -> bool:

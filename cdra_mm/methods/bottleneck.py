@@ -79,7 +79,7 @@ class Bottleneck(CallAdapter):
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
         """``down`` Kaiming-uniform (a = sqrt 5), the rest zero: it starts as the identity."""
-        values = torch.rand(self.down.shape, generator=generator) * 2 - 1
+        values = torch.rand(self.down.shape, generator=generator, device=generator.device) * 2 - 1
         self.down.copy_(values / math.sqrt(self.down.shape[1]))
         for zero in (self.down_bias, self.up, self.up_bias):
             zero.zero_()

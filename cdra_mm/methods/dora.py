@@ -69,7 +69,7 @@ class MagnitudeDirection(ParameterAdapter):
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
         """``down`` Kaiming-uniform (a = sqrt 5), ``up`` zero; the magnitudes are those of W."""
-        values = torch.rand(self.down.shape, generator=generator) * 2 - 1
+        values = torch.rand(self.down.shape, generator=generator, device=generator.device) * 2 - 1
         self.down.copy_(values / math.sqrt(self.down.shape[1]))
         self.up.zero_()
 

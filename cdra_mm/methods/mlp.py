@@ -59,7 +59,7 @@ class HiddenLayers(CallAdapter):
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
         """Weights normal with variance ``2 / E`` (He et al., ICCV 2015), biases zero."""
-        values = torch.randn(self.hidden_weight.shape, generator=generator)
+        values = torch.randn(self.hidden_weight.shape, generator=generator, device=generator.device)
         self.hidden_weight.copy_(values * math.sqrt(2 / self.hidden_weight.shape[-1]))
         self.hidden_bias.zero_()
 

@@ -107,14 +107,15 @@ class MultiCognitive(CallAdapter):
         for one in (self.norm_weight, self.gamma_x):
             one.fill_(1)
         self.gamma.fill_(1e-6)
+        drawing: Any = dict(generator=generator, device=generator.device)
         for matrix in (self.down, self.up):
-            matrix.copy_(0.02 * torch.randn(matrix.shape, generator=generator))
+            matrix.copy_(0.02 * torch.randn(matrix.shape, **drawing))
         kernels = (self.conv3, self.conv5, self.conv7)
         drawn: list[tuple[Tensor, int]] = [(own, own[0, 0].numel()) for own in kernels]
         drawn += [(self.conv_bias[:, i], k * k) for i, k in enumerate(KERNELS)]
         drawn += [(own, self.down.shape[1]) for own in (self.project, self.project_bias)]
         for values, fan_in in drawn:
-            values.copy_((torch.rand(values.shape, generator=generator) * 2 - 1) / fan_in**0.5)
+            values.copy_((torch.rand(values.shape, **drawing) * 2 - 1) / fan_in**0.5)
 
     def attach(self, model: nn.Module) -> None:
         """See `Adapter.attach`: the convolution that embeds the patches notes its maps."""

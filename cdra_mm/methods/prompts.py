@@ -66,7 +66,7 @@ class _PromptTokens(CallAdapter):
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
         """Uniform in ``[-bound, bound]``, as the paper's code does it."""
-        values = torch.rand(self.tokens.shape, generator=generator) * 2 - 1
+        values = torch.rand(self.tokens.shape, generator=generator, device=generator.device) * 2 - 1
         self.tokens.copy_(values * self.bound)
 
     def appended(self, x: Tensor) -> Tensor:

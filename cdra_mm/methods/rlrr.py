@@ -79,7 +79,7 @@ class Rescaling(ParameterAdapter):
     def reset(self, generator: torch.Generator) -> None:
         """Kaiming-uniform, both away from zero: the start is not the base; see above."""
         for scale, fan_in in ((self.scale_out, 1), (self.scale_in, len(self.scale_in))):
-            values = torch.rand(scale.shape, generator=generator) * 2 - 1
+            values = torch.rand(scale.shape, generator=generator, device=generator.device) * 2 - 1
             scale.copy_(values * math.sqrt(6 / fan_in))
 
     def added_to(self, base: Tensor) -> Tensor:

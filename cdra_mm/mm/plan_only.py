@@ -58,6 +58,19 @@ class _EndHook(Hook):
             raise _Planned
 
 
+class _PeakHook(Hook):
+    """The peak of a GPU's memory: with each line of its log mmengine begins to count anew."""
+
+    priority = 'VERY_HIGH'  # before the log
+
+    def __init__(self) -> None:
+        self.peak = 0
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
+
+
 def plan_only(runner: Runner, steps: int = STEPS) -> Path:
     """Starts a run with `CDRAHook`, and ends it once the hook has planned.
 
@@ -78,8 +91,9 @@ def plan_only(runner: Runner, steps: int = STEPS) -> Path:
             "default_hooks = dict(cdra=dict(type='cdra_mm.CDRAHook')), or --cfg-options "
             'cdra.budget_percent=0.5'
         )
-    end = _EndHook(steps)
+    end, memory = _EndHook(steps), _PeakHook()
     runner.register_hook(end)
+    runner.register_hook(memory)
     try:
         with quiet_about('paramwise_options'):  # the plan would be lost between hundreds of lines
             runner.train()
@@ -89,19 +103,25 @@ def plan_only(runner: Runner, steps: int = STEPS) -> Path:
         raise ConfigError(f'method {hook.method.name} trains without a plan: there is none to show')
     seconds = [after - before for before, after in zip(end.ends[1:], end.ends[2:], strict=False)]
     if seconds:  # the first one warms up
-        runner.logger.info(_cost(runner, median(seconds)))
+        runner.logger.info(_cost(runner, median(seconds), memory.peak))
     return Path(runner.work_dir) / PLAN_FILE
 
 
-def _cost(runner: Runner, step: float) -> str:
-    """Seconds and bytes that a training takes, as far as its first iterations tell."""
+def _cost(runner: Runner, step: float, peak: int) -> str:
+    """Seconds and bytes that a training takes, as far as its first iterations tell.
+
+    Args:
+        runner: The run.
+        step: Seconds of an iteration.
+        peak: Bytes of a GPU, where there is one.
+    """
     iterations = runner.max_iters
     size = runner.train_dataloader.batch_size
     own = {id(p) for p in find_backbone(plain_model(runner)).parameters()}
     trained = [p for p in plain_model(runner).parameters() if p.requires_grad]
     inside = sum(p.numel() for p in trained if id(p) in own)
     if torch.cuda.is_available():
-        peak, where = torch.cuda.max_memory_allocated(), 'of the GPU'
+        where = 'of the GPU'
     else:
         peak, where = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, 'of the process'
     states = 3  # a weight and what Adam keeps of it

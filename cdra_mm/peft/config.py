@@ -167,7 +167,7 @@ def in_rising_order(
     for block in plan.blocks:
         if block.name in first:
             order = sorted(range(len(block.cols)), key=block.cols.__getitem__)
-            first[block.name] = first[block.name][:, torch.tensor(order)]
+            first[block.name] = first[block.name][:, torch.tensor(order, device='cpu')]
     blocks = tuple(map(_rising, plan.blocks))
     return replace(plan, blocks=blocks, dropped=()), first or None
 

@@ -31,7 +31,8 @@ def delta_adapters(model: nn.Module, plan: Plan) -> list[AdapterSlot]:
     )
     slots = planned_adapters(model, replace(plan, vectors=tuple(vectors)))
     for name, numel in plan.also_train.items():
-        slots.append(build_adapter(model, name, Entries, dict(index=torch.arange(numel))))
+        index = torch.arange(numel, device='cpu')
+        slots.append(build_adapter(model, name, Entries, dict(index=index)))
     return slots
 
 
@@ -50,4 +51,5 @@ def begin(plan: Plan, slots: list[AdapterSlot], config: CdraConfig) -> None:
 @torch.no_grad()
 def _draw(adapter: Adapter, generator: torch.Generator) -> None:
     for parameter in adapter.parameters():
-        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        device = generator.device
+        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator, device=device))

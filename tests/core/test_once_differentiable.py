@@ -28,7 +28,8 @@ def compact(strategy):
 
 def single_entries():
     value = torch.randn(2, requires_grad=True)
-    return entries.entries_linear(X, WEIGHT, None, torch.tensor([1, 7]), value)
+    places = entries.place_entries([torch.tensor([1, 7])], WEIGHT.shape[1])
+    return entries.entries_linear(X, WEIGHT, None, places, value)
 
 
 @pytest.mark.parametrize(

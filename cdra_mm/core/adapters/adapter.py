@@ -95,6 +95,13 @@ class ParameterAdapter(Adapter):
         super().__init__()
         self.parameter = parameter
 
+    def moved(self, device: torch.device) -> ParameterAdapter:
+        """This adapter, moved to a device where it is not there yet."""
+        held = (*self._parameters.values(), *self._buffers.values())
+        if any(tensor is not None and tensor.device != device for tensor in held):
+            self.to(device)
+        return self
+
     @abstractmethod
     def added_to(self, base: Tensor) -> Tensor:
         """The base plus the change, differentiable, a new tensor."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, CallAdapter, ParameterAdapter
+from .entries import Entries, EntryPlaces, place_entries
 from .joint_blocks import JointBlocks, join_blocks
 from .layer_copy import Copy, Layer, MadeCopy, may_keep_copy
 from .low_rank import LowRank
@@ -46,10 +48,11 @@ class AdapterSet(nn.Module):
         self.kept_copies: dict[str, tuple[weakref.ref[KeptCopies], int]] = {}
         self.borrowed: dict[str, list[ParameterAdapter]] = {}
         self._joined: dict[str, _Joined] = {}
+        self._placed: dict[str, tuple[list[Tensor], EntryPlaces]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without copies: who copies or pickles a model within its forward gets none."""
-        return {**self.__dict__, 'copies': {}, 'kept_copies': {}}
+        return {**self.__dict__, 'copies': {}, 'kept_copies': {}, '_placed': {}}
 
     def present(self) -> Iterator[Adapter]:
         """All adapters that are this module's own."""
@@ -100,6 +103,22 @@ class AdapterSet(nn.Module):
         kept = keeper()
         return None if kept is None else kept.copy_of(index, layer, dtype)
 
+    def places_of(self, parameter: str, entries: Sequence[Entries], width: int) -> EntryPlaces:
+        """Where single entries of a matrix lie, looked for once as long as they stay.
+
+        Args:
+            parameter: The matrix.
+            entries: Its adapters of single entries, at least one.
+            width: Columns of the matrix.
+        """
+        indices = [adapter.index for adapter in entries]
+        known = self._placed.get(parameter)
+        # Moved to another device, or loaded, an index is another tensor.
+        if known is None or not _are_same(known[0], indices):
+            places = place_entries([adapter.flat for adapter in entries], width)
+            known = self._placed[parameter] = indices, places
+        return known[1]
+
     def of(self, parameter: str, *, merged: bool = False) -> Iterator[ParameterAdapter]:
         """The unmerged adapters of one base parameter, or all."""
         own = (a for a in self.present() if isinstance(a, ParameterAdapter))
@@ -119,3 +138,7 @@ class AdapterSet(nn.Module):
         for adapter in self.of(parameter):
             base = adapter.added_to(base)
         return base
+
+
+def _are_same(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(tensors) == len(others) and all(map(operator.is_, tensors, others))

@@ -111,14 +111,15 @@ def planned_adapters(model: nn.Module, plan: Plan) -> list[AdapterSlot]:
     """
     wanted: list[tuple[str, str, Mapping[str, Any]]] = []
     for block in plan.blocks:
-        rows, cols = torch.tensor(block.rows), torch.tensor(block.cols)
+        rows, cols = (torch.tensor(index, device='cpu') for index in (block.rows, block.cols))
         numbers = dict(rank=block.rank, scale=block.scale, dropout=block.dropout)
         sizes = dict(rows=rows, cols=cols, **numbers)
         wanted.append((block.name, LowRank.kind, sizes))
     single: tuple[Vector | SparseMatrix, ...] = (*plan.vectors, *plan.sparse)
     for record in single:
         if record.indices is not None:
-            wanted.append((record.name, Entries.kind, dict(index=torch.tensor(record.indices))))
+            index = torch.tensor(record.indices, device='cpu')
+            wanted.append((record.name, Entries.kind, dict(index=index)))
     wanted += [(part.name, part.kind, part.sizes) for part in plan.parts]
     return [build_adapter(model, name, find_kind(kind), sizes) for name, kind, sizes in wanted]
 

@@ -215,13 +215,14 @@ def check_kernels(device: torch.device) -> None:
     Raises:
         RuntimeError: If one computes something else than torch does.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator, cpu = torch.Generator().manual_seed(0), torch.device('cpu')
 
     def numbers(*shape: int) -> Tensor:
-        return torch.randint(-3, 4, shape, generator=generator).float().to(device)
+        return torch.randint(-3, 4, shape, generator=generator, device=cpu).float().to(device)
 
     weight, down, up = numbers(80, 96), numbers(2, 70), numbers(66, 2)
-    rows, cols = (torch.randperm(n, generator=generator).to(device) for n in weight.shape)
+    rows, cols = (torch.randperm(n, generator=generator, device=cpu) for n in weight.shape)
+    rows, cols = rows.to(device), cols.to(device)
     rows, cols = rows[:66].contiguous(), cols[:70].contiguous()
     flat = weight.flatten().bfloat16()
     write_blocks(flat, [weight], [down, up], [rows, cols], [1], [2.0])

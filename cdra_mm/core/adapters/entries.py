@@ -8,7 +8,8 @@ unstructured tuning and GPS. No gradient of the whole matrix is made.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .adapter import ParameterAdapter, register_kind
 from .compact_linear import autocast_type
 from .low_rank import check_index, master_dtype
 
-__all__ = ['Entries', 'entries_linear', 'pass_entries_gradient']
+__all__ = ['Entries', 'EntryPlaces', 'entries_linear', 'pass_entries_gradient', 'place_entries']
 
 # Products of single entries are summed over the tokens in pieces of this many numbers.
 SCRATCH_NUMBERS = 2**22
@@ -70,8 +71,39 @@ class Entries(ParameterAdapter):
         return f'{self.parameter}, entries={len(self.index)}'
 
 
+class EntryPlaces(NamedTuple):
+    """Where single entries of a matrix lie.
+
+    Attributes:
+        flat: Their positions in the flattened matrix, int64 ``[n]``.
+        rows: Rows that have any, ``[R]``.
+        cols: Columns that have any, ``[C]``.
+        at_row: Which of `rows` is that of each entry, ``[n]``.
+        at_col: Which of `cols`, ``[n]``.
+    """
+
+    flat: Tensor
+    rows: Tensor
+    cols: Tensor
+    at_row: Tensor
+    at_col: Tensor
+
+
+def place_entries(indices: Sequence[Tensor], width: int) -> EntryPlaces:
+    """Where entries lie; a GPU is waited for.
+
+    Args:
+        indices: Their positions in the flattened matrix, some at a time, int64.
+        width: Columns of the matrix.
+    """
+    flat = torch.cat(list(indices))
+    rows, at_row = torch.unique(flat // width, return_inverse=True)
+    cols, at_col = torch.unique(flat % width, return_inverse=True)
+    return EntryPlaces(flat, rows, cols, at_row, at_col)
+
+
 def entries_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, value: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, places: EntryPlaces, value: Tensor
 ) -> Tensor:
     """``F.linear`` with single trained entries of the weight.
 
@@ -79,7 +111,7 @@ def entries_linear(
         x: ``[..., I]``.
         weight: Base weight ``[O, I]``; it gets no gradient.
         bias: ``[O]`` or None.
-        index: Positions in the flattened weight, int64 ``[n]``.
+        places: Where the entries lie.
         value: What is added there, ``[n]``.
 
     Returns:
@@ -89,13 +121,15 @@ def entries_linear(
     if dtype is not None:
         with torch.autocast(x.device.type, enabled=False):
             bias = None if bias is None else bias.to(dtype)
-            return _apply(x.to(dtype), weight, bias, index, value)
-    return _apply(x, weight, bias, index, value)
+            return _apply(x.to(dtype), weight, bias, places, value)
+    return _apply(x, weight, bias, places, value)
 
 
-def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, value: Tensor) -> Tensor:
+def _apply(
+    x: Tensor, weight: Tensor, bias: Tensor | None, places: EntryPlaces, value: Tensor
+) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
-    y: Tensor = _EntriesLinear.apply(flat, weight, bias, index, value)
+    y: Tensor = _EntriesLinear.apply(flat, weight, bias, value, *places)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -104,56 +138,54 @@ class _EntriesLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, value: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, *given: Tensor
     ) -> Tensor:
-        cols, at = torch.unique(index % weight.shape[1], return_inverse=True)
-        ctx.save_for_backward(weight, index, value, x.index_select(1, cols), at)
-        return F.linear(x, _with_entries(weight, index, value).to(x.dtype), bias)
+        places = EntryPlaces(*given)
+        ctx.save_for_backward(weight, value, x.index_select(1, places.cols), *places)
+        return F.linear(x, _with_entries(weight, places.flat, value).to(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, index, value, x_c, at = ctx.saved_tensors
+        weight, value, x_c, *given = ctx.saved_tensors
+        places = EntryPlaces(*given)
         dx = d_value = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ _with_entries(weight, index, value).to(dy.dtype)
-        if ctx.needs_input_grad[4]:
-            d_value = _value_gradient(dy, x_c, index // weight.shape[1], at).to(value.dtype)
+            dx = dy @ _with_entries(weight, places.flat, value).to(dy.dtype)
+        if ctx.needs_input_grad[3]:
+            d_value = _value_gradient(dy, x_c, places).to(value.dtype)
         bias = dy.sum(0) if ctx.needs_input_grad[2] else None
-        return dx, None, bias, None, d_value
+        return dx, None, bias, d_value, *[None] * len(given)
 
 
-def pass_entries_gradient(
-    y: Tensor, x: Tensor, index: Tensor, value: Tensor, shape: tuple[int, ...]
-) -> Tensor:
+def pass_entries_gradient(y: Tensor, x: Tensor, places: EntryPlaces, value: Tensor) -> Tensor:
     """``y`` itself, with the gradient of entries that its weight holds already.
 
     Args:
         y: ``F.linear(x, W')`` by other means, without a gradient of the entries. ``[..., O]``.
         x: ``[..., I]``; gets no gradient here.
-        index: Positions of the entries in the flattened weight, ``[n]``.
+        places: Where the entries lie in the weight ``[O, I]``.
         value: The entries, ``[n]``.
-        shape: ``(O, I)``.
     """
-    out: Tensor = _EntriesGradient.apply(y, x.detach(), index, value, shape[1])
+    out: Tensor = _EntriesGradient.apply(y, x.detach(), value, *places)
     return out
 
 
 class _EntriesGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, index: Tensor, value: Tensor, width: int) -> Tensor:
-        cols, at = torch.unique(index % width, return_inverse=True)
-        x_c = x.reshape(-1, x.shape[-1]).index_select(1, cols).to(y.dtype)
-        ctx.save_for_backward(x_c, at, index // width)
+    def forward(ctx: Any, y: Tensor, x: Tensor, value: Tensor, *given: Tensor) -> Tensor:
+        places = EntryPlaces(*given)
+        x_c = x.reshape(-1, x.shape[-1]).index_select(1, places.cols).to(y.dtype)
+        ctx.save_for_backward(x_c, *places)
         ctx.dtype = value.dtype
         return y.view_as(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x_c, at, rows = ctx.saved_tensors
-        d_value = _value_gradient(dy.reshape(-1, dy.shape[-1]), x_c, rows, at)
-        return dy, None, None, d_value.to(ctx.dtype), None
+        x_c, *given = ctx.saved_tensors
+        d_value = _value_gradient(dy.reshape(-1, dy.shape[-1]), x_c, EntryPlaces(*given))
+        return dy, None, d_value.to(ctx.dtype), *[None] * len(given)
 
 
 def _with_entries(weight: Tensor, index: Tensor, value: Tensor) -> Tensor:
@@ -161,13 +193,19 @@ def _with_entries(weight: Tensor, index: Tensor, value: Tensor) -> Tensor:
     return wide.reshape(-1).index_add(0, index, value.to(wide.dtype)).view(weight.shape)
 
 
-def _value_gradient(dy: Tensor, x_c: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """``sum_t dy[t, rows] * x_c[t, cols]``: through the block where it is small. ``[n]``."""
-    used, at = torch.unique(rows, return_inverse=True)
+def _value_gradient(dy: Tensor, x_c: Tensor, places: EntryPlaces) -> Tensor:
+    """``sum_t dy[t, row] * x[t, col]`` of each entry: through the block where it is small. ``[n]``.
+
+    Args:
+        dy: ``[T, O]``.
+        x_c: The input's columns that have entries, ``[T, C]``.
+        places: Where the entries lie.
+    """
+    _, rows, _, at_row, at_col = places
     # A product of the whole block runs at many times the speed of gathered single products.
-    if len(used) * x_c.shape[1] <= 64 * len(rows):
-        block = dy.index_select(1, used).t() @ x_c
-        return block[at, cols]
+    if len(rows) * x_c.shape[1] <= 64 * len(at_row):
+        block = dy.index_select(1, rows).t() @ x_c
+        return block[at_row, at_col]
     step = max(1, SCRATCH_NUMBERS // max(1, len(dy)))
-    pieces = zip(torch.split(rows, step), torch.split(cols, step), strict=True)
+    pieces = zip(torch.split(rows[at_row], step), torch.split(at_col, step), strict=True)
     return torch.cat([(dy[:, r] * x_c[:, c]).sum(0, dtype=torch.float32) for r, c in pieces])

@@ -118,7 +118,7 @@ def _together(given: list[Index], indices: list[Tensor]) -> Index:
 def _are_disjoint(rows: list[Tensor], cols: list[Tensor], size: tuple[int, int]) -> bool:
     if len(rows) == 1:
         return True
-    taken = torch.zeros(size, dtype=torch.bool)
+    taken = torch.zeros(size, dtype=torch.bool, device='cpu')
     for r, c in zip(rows, cols, strict=True):
         index = r.cpu()[:, None], c.cpu()[None, :]
         if bool(taken[index].any()):

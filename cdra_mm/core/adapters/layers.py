@@ -199,20 +199,20 @@ def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | Non
     low_rank = [a for a in adapters if isinstance(a, LowRank)]
     if len(entries) + len(low_rank) < len(adapters):
         return F.linear(x, cast(Tensor, getattr(module, name)), bias)
-    index = torch.cat([a.flat for a in entries]) if entries else None
-    value = torch.cat([a.value for a in entries]) if entries else None
-    if index is None or value is None:
+    if not entries:
         return (
             _low_rank_product(x, weight, bias, low_rank) if low_rank else F.linear(x, weight, bias)
         )
+    places = carried.places_of(name, entries, weight.shape[1])
+    value = torch.cat([a.value for a in entries])
     if not low_rank:
-        return entries_linear(x, weight, bias, index, value)
+        return entries_linear(x, weight, bias, places, value)
     with torch.no_grad():
         base = weight
         for adapter in entries:
             base = adapter.added_to(base)
     y = _low_rank_product(x, base, bias, low_rank)
-    return pass_entries_gradient(y, x, index, value, weight.shape)
+    return pass_entries_gradient(y, x, places, value)
 
 
 def _low_rank_product(

@@ -82,7 +82,7 @@ class LowRank(ParameterAdapter):
     def reset(self, generator: torch.Generator) -> None:
         """``down`` Kaiming-uniform (a = sqrt 5), ``up`` zero: the update starts at zero."""
         bound = 1 / math.sqrt(self.down.shape[1])
-        values = torch.rand(self.down.shape, generator=generator) * 2 - 1
+        values = torch.rand(self.down.shape, generator=generator, device=generator.device) * 2 - 1
         self.down.copy_(values * bound)
         self.up.zero_()
 

@@ -71,14 +71,15 @@ def update_of(
         base: The weight, ``[O, I]``.
         whole: The weight's own value in that task, where it is another.
     """
+    adapters = [adapter.moved(base.device) for adapter in adapters]
     low_rank = [a for a in adapters if isinstance(a, LowRank)]
     others = [a for a in adapters if not isinstance(a, LowRank)]
-    rest = whole
+    rest = None if whole is None else whole.to(base.device)
     for adapter in others:
         rest = adapter.added_to(base if rest is None else rest)
-    factors = [factor.to(base.device) for a in low_rank for factor in (a.down, a.up)]
+    factors = [factor for a in low_rank for factor in (a.down, a.up)]
     blocks = [a.block for a in low_rank]
-    return Update(blocks, factors, None if rest is None else rest.to(base.device) - base)
+    return Update(blocks, factors, None if rest is None else rest - base)
 
 
 class Updates:

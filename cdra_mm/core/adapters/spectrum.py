@@ -28,7 +28,7 @@ def update_spectrum(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
     wide = torch.linalg.qr(down.detach().double().cpu().T, mode='r').R
     small = tall @ wide.T
     if not small.isfinite().all():  # of a run that diverges, which has its own error for it
-        return torch.full((len(small),), torch.nan, dtype=small.dtype)
+        return torch.full_like(small[0], torch.nan)
     values: Tensor = torch.linalg.svdvals(small)
     return abs(scale) * values
 
@@ -63,7 +63,7 @@ def effective_rank(spectrum: Tensor | Sequence[float]) -> float:
         >>> effective_rank(torch.tensor([2.0, 2.0, 0.0]))
         2.0
     """
-    values = torch.as_tensor(spectrum, dtype=torch.float64)
+    values = torch.as_tensor(spectrum, dtype=torch.float64, device='cpu')
     total = values.sum()
     if not total > 0:
         return 0.0

@@ -74,7 +74,8 @@ def run_mixed(
     places = places_of(model)
     products, values = changes_of(model, places, tasks)
     counts = [group.stop - group.start for group, _ in tasks]
-    which = torch.arange(len(tasks)).repeat_interleave(torch.tensor(counts))
+    every = torch.arange(len(tasks), device='cpu')
+    which = every.repeat_interleave(torch.tensor(counts, device='cpu'))
     each = {name: _of_samples(value, counts) for name, value in values.items()}
 
     given, form = tree_flatten(images)
@@ -165,7 +166,7 @@ def changes_of(
             value = _like(task.whole.get(name), base)
             value = base if value is None else value
             for adapter in own.get(name, ()):
-                value = adapter.to(base.device).added_to(value)
+                value = adapter.moved(base.device).added_to(value)
             values[name].append(value)
     return products, values
 

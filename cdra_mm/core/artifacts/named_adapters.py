@@ -178,7 +178,8 @@ class NamedAdapters:
             for key, grad in entry.grads.items():
                 fitting.tensor(key).grad = grad.to(fitting.tensor(key))
             entry.grads = {}
-        entry.whole = dict.fromkeys(entry.whole, torch.empty(0))  # the model holds them now
+        nothing = torch.empty(0, device='cpu')  # the model holds them now
+        entry.whole = dict.fromkeys(entry.whole, nothing)
         self._current = name
 
     def remove(self, name: str) -> None:

@@ -60,10 +60,10 @@ def _repeated(plan: Plan) -> dict[str, Tensor]:
             found[f'{at}starts'] = [0]
         if sizes.get('dropout'):
             found[f'{at}dropping'] = float(sizes['dropout'])
-    return {
-        key: torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
-        for key, value in found.items()
+    types = {
+        key: torch.float64 if isinstance(v, float) else torch.int64 for key, v in found.items()
     }
+    return {k: torch.tensor(v, dtype=types[k], device='cpu') for k, v in found.items()}
 
 
 def check_old_fingerprint(model: nn.Module, path: str, plan: Plan, given: str) -> None:

@@ -59,4 +59,4 @@ def grouped(images: Any, tasks: Sequence[str] | Iterable[str]) -> tuple[Tensor, 
         own = [place for place, other in enumerate(given) if other == name]
         groups[name] = Group(len(order), len(order) + len(own))
         order += own
-    return torch.tensor(order, dtype=torch.long), groups
+    return torch.tensor(order, dtype=torch.long, device='cpu'), groups

@@ -143,8 +143,8 @@ class _Changes:
     def __init__(self, thresholds: int, first: int, shift: int) -> None:
         self.thresholds, self.first, self.shift = thresholds, first, shift
         # Entries, parameters and adapters.
-        self.start = torch.zeros(3, 1, dtype=torch.int64)
-        self.steps = torch.zeros(3, thresholds, dtype=torch.int64)
+        self.start = torch.zeros(3, 1, dtype=torch.int64, device='cpu')
+        self.steps = torch.zeros(3, thresholds, dtype=torch.int64, device='cpu')
 
     def add(self, above: int, counts: Tensor, size_at: SizeAt, name: str) -> None:
         """Adds a target, by its entries above the last threshold and from each one to the next.

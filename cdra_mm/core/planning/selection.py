@@ -114,7 +114,7 @@ def masks_above(scores: Mapping[str, Tensor], threshold: Threshold) -> Iterator[
     The masks share their memory: each one lasts until the next is asked for.
     """
     bits, ties = threshold
-    room = torch.empty(0, dtype=torch.bool)
+    room = torch.empty(0, dtype=torch.bool, device='cpu')
     for name, score in scores.items():
         if room.numel() < score.numel() or room.device != score.device:
             room = torch.empty(score.numel(), dtype=torch.bool, device=score.device)
@@ -206,7 +206,7 @@ def _chunks(score: Tensor) -> Iterator[Tensor]:
 
 
 def _none() -> Tensor:
-    return torch.zeros(BUCKETS, dtype=torch.int64)
+    return torch.zeros(BUCKETS, dtype=torch.int64, device='cpu')
 
 
 def _bucket(counts: Tensor, count: int) -> tuple[int, int]:

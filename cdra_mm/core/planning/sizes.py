@@ -74,6 +74,6 @@ def _room_for(scores: Mapping[str, Tensor]) -> Iterator[list[Tensor]]:
     leave holes that the allocator cannot use again, ten times their own size.
     """
     sides = [list(score.shape) if score.dim() > 1 else [] for score in scores.values()]
-    room = torch.empty(sum(map(sum, sides)), dtype=torch.int32)
+    room = torch.empty(sum(map(sum, sides)), dtype=torch.int32, device='cpu')
     for side, part in zip(sides, torch.split(room, list(map(sum, sides))), strict=True):
         yield list(torch.split(part, side))

@@ -118,8 +118,8 @@ def _decomposed(
         _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)
         return values, vectors
     generator = torch.Generator().manual_seed(0)
-    begin = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
-    basis = torch.linalg.qr(matrix @ begin).Q
+    begin = torch.randn(matrix.shape[1], width, generator=generator, device=generator.device)
+    basis = torch.linalg.qr(matrix @ begin.to(matrix.device)).Q
     found = 0.0
     for _ in range(rounds):
         basis = torch.linalg.qr(matrix.T @ basis).Q

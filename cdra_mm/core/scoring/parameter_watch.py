@@ -50,7 +50,7 @@ class ParameterWatch(TorchFunctionMode):
         self.names, self.sink, self.handlers = names, sink, handlers
         self.alone: dict[str, str] = {}
         self.complete = True
-        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor = torch.zeros((), requires_grad=True, device='cpu')
         self.used: set[str] = set()
         self.views: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self.joins: dict[int, tuple[tuple[Shift, ...], Tensor]] = {}

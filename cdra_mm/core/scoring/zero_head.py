@@ -33,7 +33,7 @@ def nonzero_head(
     }
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in zeros.items():
-        noise = torch.randn(parameter.shape, generator=generator) * SPREAD
+        noise = torch.randn(parameter.shape, generator=generator, device=generator.device) * SPREAD
         parameter.data.copy_(noise)
         warn(
             f'{name} is all zeros, so the loss would not depend on the backbone: scored through '

@@ -25,7 +25,7 @@ from cdra_mm.core import (
     save_adapter,
     unmerge_adapters,
 )
-from cdra_mm.core.adapters import entries
+from cdra_mm.core.adapters import adapter_set, entries
 from tests.reference.layers import dense_model
 
 
@@ -46,11 +46,15 @@ def problem(out=5, width=4, tokens=3, number=6, dtype=torch.float64):
     return x, weight, bias, index, value
 
 
+def placed(index, weight):
+    return entries.place_entries([index], weight.shape[1])
+
+
 @given(st.integers(1, 7), st.integers(1, 6), st.integers(0, 5), st.integers(1, 42))
 def test_entries_linear_equals_the_dense_weight(out, width, tokens, number):
     """Values and all gradients, any share of entries, also of no tokens."""
     x, weight, bias, index, value = problem(out, width, tokens, min(number, out * width))
-    ours = entries.entries_linear(x, weight, bias, index, value)
+    ours = entries.entries_linear(x, weight, bias, placed(index, weight), value)
     dense = reference(x, weight, bias, index, value)
     torch.testing.assert_close(ours, dense)
     seed = torch.randn_like(dense)
@@ -70,7 +74,7 @@ def test_entries_linear_gradient_entry_by_entry_equals_through_the_block(monkeyp
     value = torch.randn(150, dtype=torch.float64, requires_grad=True)
     monkeypatch.setattr(entries, 'SCRATCH_NUMBERS', scratch)
     monkeypatch.setattr(torch.Tensor, 't', lambda _: pytest.fail('the block was made'))
-    ours = entries.entries_linear(x, weight, bias, index, value)
+    ours = entries.entries_linear(x, weight, bias, placed(index, weight), value)
     (grad,) = torch.autograd.grad(ours.square().sum(), value)
     monkeypatch.undo()
     (dense,) = torch.autograd.grad(reference(x, weight, bias, index, value).square().sum(), value)
@@ -79,8 +83,9 @@ def test_entries_linear_gradient_entry_by_entry_equals_through_the_block(monkeyp
 
 def test_entries_linear_gradcheck():
     x, weight, bias, index, value = problem()
+    places = placed(index, weight)
     torch.autograd.gradcheck(
-        lambda x, bias, value: entries.entries_linear(x, weight, bias, index, value),
+        lambda x, bias, value: entries.entries_linear(x, weight, bias, places, value),
         (x, bias, value),
     )
 
@@ -91,9 +96,9 @@ def test_entries_linear_in_bf16_adds_small_values_in_fp32():
     value = torch.full((1,), 2.0**-7 * 0.75)
     index = torch.tensor([0])
     x = torch.ones(1, 1, dtype=torch.bfloat16)
-    assert entries.entries_linear(x, weight, None, index, value).item() == 1 + 2**-7
+    assert entries.entries_linear(x, weight, None, placed(index, weight), value).item() == 1 + 2**-7
     value.requires_grad_()
-    entries.entries_linear(x, weight, None, index, value).sum().backward()
+    entries.entries_linear(x, weight, None, placed(index, weight), value).sum().backward()
     assert value.grad.dtype == torch.float32 and value.grad.item() == 1
 
 
@@ -235,3 +240,24 @@ def test_adapter_put_on_a_model_in_evaluation_drops_nothing():
     apply_plan(model, Plan(method='x', blocks=(block,)))
     for adapter in adapters(model).values():
         assert not adapter.training
+
+
+@pytest.mark.parametrize('kinds', [('sparse',), ('sparse', 'blocks')])
+def test_where_entries_lie_is_looked_for_once(monkeypatch, kinds):
+    """On a GPU a step would wait for it."""
+    made, place = [], entries.place_entries
+    monkeypatch.setattr(
+        adapter_set, 'place_entries', lambda *given: made.append(given) or place(*given)
+    )
+    full = mixed_plan()
+    _, model = adapted(Plan(method='x', **{kind: getattr(full, kind) for kind in kinds}))
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    expected = model(x)
+    for _ in range(2):
+        model(x).sum().backward()
+    assert len(made) == 1
+    for adapter in adapters(model).values():
+        if isinstance(adapter, entries.Entries):  # as a move to another device does
+            adapter.index = adapter.index.clone()
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    assert len(made) == 2

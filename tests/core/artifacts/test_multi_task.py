@@ -22,7 +22,11 @@ from cdra_mm.core import (
     load_adapter,
     save_adapter,
 )
+from cdra_mm.core.adapters.adapter import ParameterAdapter
+from cdra_mm.core.adapters.apply import planned_adapters
+from cdra_mm.core.adapters.mixed_weights import update_of
 from cdra_mm.core.artifacts import named_adapters
+from cdra_mm.core.model.targets import parameter_of, resolve
 from tests.core.problems import move, outputs, random_plan
 from tests.models import MODELS, images
 
@@ -306,3 +310,18 @@ def test_named_method_of_the_backbone_is_called():
     x = torch.ones(2, 4)
     assert torch.equal(several(x), several.backbone[0](x) * 2)
     assert_as_one_by_one(several, x, ['a', 'b'], 1e-5)
+
+
+@pytest.mark.parametrize('plan_of', [random_plan, other_kinds])
+def test_tasks_that_are_not_in_use_come_along_to_another_device(plan_of):
+    """Added on the CPU, used on another: 'meta' has no values, and is refused beside those."""
+    model, seen = backbone(), 0
+    for path, suffix, adapter in planned_adapters(model, plan_of(model)):
+        if isinstance(adapter, ParameterAdapter):
+            base = parameter_of(model, resolve(model, f'{path}.{suffix}')).to('meta')
+            blocks, factors, rest = update_of([adapter], base)
+            indices = [index for block in blocks for index in block[:2]]
+            held = [v for v in (*factors, *indices, rest) if isinstance(v, torch.Tensor)]
+            assert {tensor.device.type for tensor in held} == {'meta'}
+            seen += 1
+    assert seen > 1
