@@ -261,3 +261,19 @@ def test_where_entries_lie_is_looked_for_once(monkeypatch, kinds):
             adapter.index = adapter.index.clone()
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize('kinds', [('sparse',), ('sparse', 'blocks')])
+def test_single_entries_compile_into_one_graph(kinds):
+    full = mixed_plan()
+    _, model = adapted(Plan(method='x', **{kind: getattr(full, kind) for kind in kinds}))
+    model = nn.Sequential(model)  # torch compiles hooks of what it is given apart
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    wanted = model(x)
+    torch._dynamo.reset()
+    found = torch.compile(model, backend='aot_eager', fullgraph=True)(x)
+    values = [p for p in model.parameters() if p.requires_grad]
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), values), torch.autograd.grad(wanted.sum(), values)
+    )
