@@ -55,7 +55,8 @@ def check_compile(given: Options) -> None:
         given: False, True, or options of `torch.compile`.
 
     Raises:
-        ConfigError: If torch knows no such option, or refuses its value.
+        ConfigError: If torch knows no such option, or refuses its value; for a backend that the
+            kernels cannot be run by.
     """
     if given is False:
         return
@@ -66,6 +67,11 @@ def check_compile(given: Options) -> None:
             raise ConfigError(f'compile: {name!r} is unknown: expected one of {", ".join(known)}')
         if name in TYPES and not isinstance(value, TYPES[name]):
             raise ConfigError(f'compile: {name}={value!r} is none of its values in torch.compile')
+    if options.get('backend') == 'cudagraphs':
+        raise ConfigError(
+            "compile: backend='cudagraphs' copies tensors whose addresses the kernels have noted; "
+            "give mode='reduce-overhead', which records CUDA graphs too"
+        )
     try:
         torch.compile(check_compile, **options)
     except Exception as error:  # torch's own words; of many types

@@ -135,6 +135,7 @@ def test_compile_stands_in_one_place(tmp_path, monkeypatch):
         (dict(mode='fastest'), r'torch.compile refuses it: .*fastest'),
         (dict(fullgraph='no'), "fullgraph='no' is none of its values"),
         (dict(backend=3), 'backend=3 is none of its values'),
+        (dict(backend='cudagraphs'), "give mode='reduce-overhead'"),
         (dict(disable=True), "'disable' is unknown"),
     ],
 )

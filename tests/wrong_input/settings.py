@@ -101,6 +101,14 @@ with heading('Settings') as (refused, taken):
     def _(folder):
         CDRAHook(compile={'speed': 'high'})
 
+    @refused(
+        'a backend of `torch.compile` that the kernels cannot be run by',
+        ConfigError,
+        "give mode='reduce-overhead', which records CUDA graphs too",
+    )
+    def _(folder):
+        CDRAHook(compile={'backend': 'cudagraphs'})
+
     @refused('a mode that `torch.compile` lacks', ConfigError, 'torch.compile refuses it')
     def _(folder):
         CDRAHook(compile={'mode': 'fastest'})
