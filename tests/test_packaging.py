@@ -28,6 +28,7 @@ LABORATORY = (
     'tools/benchmark.py',
     'tools/demo.py',
     'tools/mask_table.py',
+    'tools/pretended_gpu/',
     'tools/spt_sizes/',
     'tools/stress.py',
     'tools/stressed/',
