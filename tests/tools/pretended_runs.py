@@ -202,31 +202,37 @@ def graphs(folder: Path) -> dict[str, Any]:
 
     with mock.patch('cdra_mm.core.adapters.block_kernels.check_kernels', lambda device: None):
         assert kernels_run(torch.device('cuda', 0))  # nothing is computed: no check would pass
-    _, model, _ = adapted('fused', dtype=torch.float32)
-    del model.blocks[1:]
-    choose_product(model, 'copied')
-    model.cuda()
-    batch = images(3)[0].cuda()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, fused=True, capturable=True)
-    called: Any = nn.Sequential(model)
+    inductor.triton.autotune_pointwise = False  # it takes time, and there is none to choose by
+    inductor.compile_threads = 1
 
-    def step() -> None:
-        with torch.autocast('cuda', torch.bfloat16):
-            predicted = called(batch)
-        predicted.float().square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def step_of(compiled: bool) -> Callable[[], None]:
+        _, model, _ = adapted('fused', dtype=torch.float32)
+        del model.blocks[1:]
+        choose_product(model, 'copied')
+        model.cuda()
+        batch = images(3)[0].cuda()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, fused=True, capturable=True)
+        called: Any = nn.Sequential(model)
+        if compiled:
+            called = torch.compile(called, mode='reduce-overhead')
 
-    found = {'eager': counts_of(step, 2)}
+        def step() -> None:
+            with torch.autocast('cuda', torch.bfloat16):
+                predicted = called(batch)
+            predicted.float().square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    found = {'compiled': counts_of(step_of(compiled=True), 5)}
+    step = step_of(compiled=False)
+    found['eager'] = counts_of(step, 2)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
     found['whole step'] = counts_of(graph.replay, 2)
-    inductor.triton.autotune_pointwise = False  # it takes time, and there is none to choose by
-    inductor.compile_threads = 1
-    called = torch.compile(called, mode='reduce-overhead')
-    found['compiled'] = counts_of(step, 5)
     return found
 
 
