@@ -179,3 +179,16 @@ def test_counts_belong_to_the_pretended_gpu():
     assert not is_inside()
     with pytest.raises(RuntimeError, match='start with python -m tools.pretended_gpu'):
         counts()
+
+
+def test_steps_are_timed_and_counted(library):
+    pytest.importorskip('peft')
+    program = '-m', 'tools.pretended_gpu.steps', '--model', 'ViT-Ti', '--batch', '1'
+    done = call('--values', *program, '--rounds', '2', '--only', 'ours spt')
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [
+        line.split() for line in done.stdout.splitlines() if line.startswith(('frozen', 'ours'))
+    ]
+    (frozen, ours) = ([int(word) for word in row[-3:]] for row in rows)
+    assert 400 < frozen[0] < ours[0] < 1.5 * frozen[0], rows  # 556 and 648
+    assert frozen[1:] == ours[1:] == [0, 0]
