@@ -94,7 +94,7 @@ class AdapterGrowth:
             base = self.bases[name]
             return (adapter.added_to(base) - base).norm(dtype=torch.float32).double()
         squares = [p.square().sum().double() for p in adapter.parameters()]
-        return torch.stack(squares).sum().sqrt()
+        return sum(squares, start=torch.zeros((), dtype=torch.float64)).sqrt()
 
     @torch.no_grad()
     def relative_updates(self) -> dict[str, list[float]]:

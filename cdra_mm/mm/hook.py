@@ -42,6 +42,7 @@ from .guards import set_guards
 from .hook_settings import check_base_setting, method_of
 from .host.runner_parts import is_resumed, trains
 from .parallel.distributed_strategies import refuse_sharding
+from .parameter_groups import join_groups
 from .planning.run_plan import DEFAULT_TRAINED, RunPlanner
 from .rate_watch import RateWatch
 from .rebuild import plain_model, rebuild, remember_configs
@@ -293,6 +294,7 @@ class CDRAHook(Hook):
             self._use_record(runner, self.adaptation.begin(runner, backbone))
         if self._midway is not None:
             restore_midway(runner, self._midway)
+        join_groups(runner)
         keep_gradients(plain_model(runner))
         help_config_compile(runner)
         compile_backbone(backbone, self.compile)

@@ -23,8 +23,6 @@ from torch.optim import Optimizer
 from cdra_mm.core import ParameterAdapter, adapters
 from cdra_mm.errors import ConfigError
 
-from .parameter_groups import join_groups
-
 __all__ = [
     'build_optimizer',
     'named_optimizers',
@@ -142,8 +140,7 @@ def _take_place(groups: list[dict[str, Any]], base: nn.Parameter, entries: nn.Pa
 def _keep_trainable(name: str, optimizer: Optimizer) -> None:
     """mmengine hands every parameter to the optimizer; a frozen one has no place in it.
 
-    Some optimizers make a state for each parameter at once (Adagrad): it goes too. Parameters that
-    are treated alike are stepped together.
+    Some optimizers make a state for each parameter at once (Adagrad): it goes too.
     """
     groups = optimizer.param_groups
     for group in groups:
@@ -152,7 +149,6 @@ def _keep_trainable(name: str, optimizer: Optimizer) -> None:
                 optimizer.state.pop(parameter, None)
         group['params'][:] = [p for p in group['params'] if p.requires_grad]
     groups[:] = [group for group in groups if group['params']]
-    join_groups(groups)
     if not groups:
         which = f'optimizer {name!r} of the optim_wrapper' if name else 'the optimizer'
         raise ConfigError(

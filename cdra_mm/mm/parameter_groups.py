@@ -1,70 +1,133 @@
-"""Parameter groups that are treated alike, as one.
+"""Parameter groups that are treated alike, as one while a run trains.
 
 Of a ``paramwise_cfg`` mmengine makes a group for each parameter. Torch steps one group after
-another, on a GPU by some ten launches each: as many as the rest of a training step has.
+another, on a GPU by some ten launches each: more than the rest of a training step has.
+
+A checkpoint has the groups that mmengine made, so that it is resumed whatever the settings of the
+config are by then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import itertools
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch.optim import Optimizer
 
-__all__ = ['join_groups', 'join_old_groups']
+from .optimizer_parameters import named_wrappers
+
+__all__ = ['join_groups', 'put_apart']
 
 Group = dict[str, Any]
-# What schedulers of mmengine keep of each group.
-PER_GROUP = {'base_values', '_last_value', 'min_values'}
-_PLAIN = int | float | str | tuple | list | None
+# What schedulers of mmengine keep of each group; of one more, the config's own settings, last.
+PER_GROUP = ('base_values', '_last_value', 'min_values')
+_PLAIN = int | float | str | None
 
 
-def join_groups(groups: list[Group]) -> list[int]:
-    """Puts the parameters of each group into the first that has the same settings, in place.
+class _Groups(NamedTuple):
+    """The groups that an optimizer had.
+
+    Attributes:
+        home: For each, the one that it is in now.
+        sizes: Parameters of each; those of a group that stayed come first there.
+    """
+
+    home: list[int]
+    sizes: list[int]
+
+
+_JOINED: weakref.WeakKeyDictionary[Optimizer, _Groups] = weakref.WeakKeyDictionary()
+
+
+def join_groups(runner: Runner) -> None:
+    """Joins the groups of a run's optimizers that have the same settings; once is enough.
 
     Args:
-        groups: Of an optimizer, or of its state dict.
-
-    Returns:
-        Where those that stay were among the given.
-
-    Example:
-        >>> groups = [dict(params=[0], lr=1), dict(params=[1], lr=2), dict(params=[2], lr=1)]
-        >>> join_groups(groups), groups
-        ([0, 1], [{'params': [0, 2], 'lr': 1}, {'params': [1], 'lr': 2}])
+        runner: About to train: its optimizers and schedulers are built, and loaded where it goes
+            on.
     """
+    for name, wrapper in named_wrappers(runner.optim_wrapper).items():
+        if wrapper.optimizer not in _JOINED:
+            schedulers = [vars(one) for one in _of_optimizer(runner.param_schedulers, name)]
+            _join(wrapper.optimizer, schedulers)
+
+
+def _join(optimizer: Optimizer, schedulers: list[dict[str, Any]]) -> None:
+    groups = optimizer.param_groups
+    kept = [values for _, _, values in _per_group(schedulers, len(groups))]
     stay: list[int] = []
+    home: list[int] = []
     for position, group in enumerate(groups):
-        home = next((groups[i] for i in stay if _are_alike(groups[i], group)), None)
-        if home is None:
+        alike = (
+            index
+            for index, other in enumerate(stay)
+            if _are_alike(groups[other], group) and all(v[other] == v[position] for v in kept)
+        )
+        home.append(next(alike, len(stay)))
+        if home[-1] == len(stay):
             stay.append(position)
-        else:
-            home['params'].extend(group['params'])
+    if len(stay) == len(groups):
+        return
+    _JOINED[optimizer] = _Groups(home, [len(group['params']) for group in groups])
+    for scheduler, key, values in _per_group(schedulers, len(groups)):
+        scheduler[key] = [values[i] for i in stay] + values[len(groups) :]
+    for position, group in enumerate(groups):
+        if stay[home[position]] != position:
+            groups[stay[home[position]]]['params'].extend(group['params'])
     groups[:] = [groups[i] for i in stay]
-    return stay
 
 
-def join_old_groups(checkpoint: Mapping[str, Any], wrappers: Mapping[str, OptimWrapper]) -> None:
-    """Joins the groups of a checkpoint of before they were joined, in place.
-
-    What schedulers keep of each group goes with them.
+def put_apart(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Gives a checkpoint the groups that its optimizers had before they were joined.
 
     Args:
-        checkpoint: With optimizers and schedulers, checked to be such.
-        wrappers: The run's, by name; a single one has none.
+        runner: The run that writes it.
+        checkpoint: With the states of its optimizers, and of its schedulers if it has any.
     """
-    for name, wrapper in wrappers.items():
-        state = checkpoint['optimizer'][name] if name else checkpoint['optimizer']
-        groups, number = state['param_groups'], len(state['param_groups'])
-        if number <= len(wrapper.optimizer.param_groups):
+    for name, wrapper in named_wrappers(runner.optim_wrapper).items():
+        had = _JOINED.get(wrapper.optimizer)
+        if had is None:
             continue
-        stay = join_groups(groups)
-        schedulers: Any = checkpoint.get('param_schedulers') or []
-        for scheduler in schedulers[name] if name else schedulers:
-            for key in PER_GROUP & scheduler.keys():
-                values = scheduler[key]  # one more than groups where mmengine adds the config's
-                if isinstance(values, list) and len(values) >= number:
-                    scheduler[key] = [values[i] for i in stay] + values[number:]
+        state = checkpoint['optimizer'][name] if name else checkpoint['optimizer']
+        joined, number = state['param_groups'], max(had.home) + 1
+        sizes = [sum(s for i, s in zip(*had, strict=True) if i == home) for home in range(number)]
+        if [len(group['params']) for group in joined[:number]] != sizes:
+            continue  # somebody has changed them since
+        schedulers = list(_of_optimizer(checkpoint.get('param_schedulers'), name))
+        for scheduler, key, values in _per_group(schedulers, len(joined)):
+            scheduler[key] = [values[i] for i in had.home] + values[number:]
+        rest = [iter(group['params']) for group in joined]
+        groups = [
+            {**joined[i], 'params': list(itertools.islice(rest[i], size))}
+            for i, size in zip(had.home, had.sizes, strict=True)
+        ]
+        groups += joined[number:]  # that came later
+        order = {old: new for new, old in enumerate(i for group in groups for i in group['params'])}
+        state['param_groups'] = [
+            {**group, 'params': [order[i] for i in group['params']]} for group in groups
+        ]
+        state['state'] = {order.get(key, key): value for key, value in state['state'].items()}
+
+
+def _of_optimizer(schedulers: Any, name: str) -> list[Any]:
+    """The schedulers of one optimizer; those of several are given by their names."""
+    if isinstance(schedulers, Mapping):
+        schedulers = schedulers.get(name)
+    return list(schedulers or ())
+
+
+def _per_group(
+    schedulers: list[dict[str, Any]], number: int
+) -> Iterator[tuple[dict[str, Any], str, list[Any]]]:
+    """What schedulers keep of so many groups: whose, under which name, and the values."""
+    for scheduler in schedulers:
+        for key in PER_GROUP:
+            values = scheduler.get(key)
+            if isinstance(values, list) and len(values) >= number:
+                yield scheduler, key, values
 
 
 def _are_alike(one: Group, other: Group) -> bool:
@@ -75,6 +138,8 @@ def _are_alike(one: Group, other: Group) -> bool:
 
 def _is_same(one: Any, other: Any) -> bool:
     """Two tensors (a rate that a graph reads) are two settings, whatever their values."""
+    if isinstance(one, tuple | list) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_is_same, one, other))
     if isinstance(one, _PLAIN) and type(one) is type(other):
         return bool(one == other)
     return one is other

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -186,24 +188,21 @@ def test_an_optimizer_with_state_at_once_saves_and_resumes(tmp_path, kind):
     assert_same(weights(toy.train(config('cut', resume=True))), weights(whole))
 
 
-def test_parameters_that_are_treated_alike_are_stepped_together(runner):
-    _, wrapper = built(
-        runner, 'cdra', dict(optimizer=dict(type='AdamW', lr=1e-2), paramwise_cfg=PARAMWISE)
-    )
-    groups = wrapper.optimizer.param_groups
-    settings = [{k: v for k, v in group.items() if k != 'params'} for group in groups]
-    assert len(groups) > 1 and sum(len(group['params']) for group in groups) > 2 * len(groups)
-    assert all(one != other for i, one in enumerate(settings) for other in settings[:i])
-
-
 def test_groups_whose_settings_cannot_be_compared_stay_apart():
-    def group(number, **settings):
-        return dict(params=[number], **settings)
+    def joined(*settings):
+        parameters = [torch.nn.Parameter(torch.ones(1)) for _ in settings]
+        groups = [dict(params=[p], **s) for p, s in zip(parameters, settings, strict=True)]
+        optimizer = SGD(groups, lr=0.1)
+        runner = SimpleNamespace(optim_wrapper=OptimWrapper(optimizer), param_schedulers=None)
+        join_groups(runner)
+        join_groups(runner)  # once is enough
+        held = [[id(p) for p in group['params']] for group in optimizer.param_groups]
+        return [[[id(p) for p in parameters].index(i) for i in ids] for ids in held]
 
     rate = torch.tensor(0.1)
-    groups = [group(0, lr=rate), group(1, lr=torch.tensor(0.1)), group(2, lr=rate)]
-    assert join_groups(groups) == [0, 1] and [g['params'] for g in groups] == [[0, 2], [1]]
-    groups = [group(0, lr=0.1), group(1, lr=0.1, decay=0.0), group(2, lr=True), group(3, lr=1)]
-    assert join_groups(groups) == [0, 1, 2, 3]
-    groups = [group(0, names=['a']), group(1, names=['b']), group(2, names=['a'])]
-    assert join_groups(groups) == [0, 1]
+    assert joined(dict(lr=rate), dict(lr=torch.tensor(0.1)), dict(lr=rate)) == [[0, 2], [1]]
+    assert joined(dict(lr=0.1), dict(lr=0.1, own=0.0), dict(lr=0.1)) == [[0, 2], [1]]
+    assert joined(dict(lr=1), dict(lr=True), dict(lr=1.0)) == [[0], [1], [2]]
+    assert joined(dict(names=['a']), dict(names=['b']), dict(names=['a'])) == [[0, 2], [1]]
+    pair = torch.ones(2), torch.ones(2)
+    assert joined(dict(betas=pair), dict(betas=(*pair[:1], torch.ones(2)))) == [[0], [1]]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from functools import partial
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
 from mmseg.models import EncoderDecoder
 
@@ -91,12 +93,10 @@ def resume(build, folder, iteration, **options):
     return toy.train(cfg)
 
 
-def assert_exact(build, folder, iterations, change=None, **options):
+def assert_exact(build, folder, iterations, **options):
     """Resumes a run at iterations of it, and compares everything that training has changed."""
     whole = toy.train(build(folder, 'whole', **options))
     for iteration in iterations:
-        if change is not None:
-            change(folder / f'whole/iter_{iteration}.pth')
         resumed = resume(build, folder, iteration, **options)
         assert resumed.iter == whole.iter == 6
         cut = torch.load(folder / f'whole/iter_{iteration}.pth', weights_only=False)
@@ -187,36 +187,61 @@ def test_a_resumed_loss_scale_is_the_one_that_was_reached(tmp_path, amp_on_cpu):
     assert any(b < a for a, b in steps) and any(b > a for a, b in steps), scales
 
 
-def put_apart(path):
-    """Makes a checkpoint one of before groups were joined: each parameter has its own."""
-    checkpoint = torch.load(path, weights_only=False)
-    groups = checkpoint['optimizer']['param_groups']
-    count = max(len(group['params']) for group in groups)
-    apart = [
-        ({**group, 'params': [group['params'][i]]}, index)
-        for i in range(count)  # groups took turns, as their modules do
-        for index, group in enumerate(groups)
-        if i < len(group['params'])
-    ]
-    for scheduler in checkpoint['param_schedulers']:
-        for key in ('base_values', '_last_value'):
-            values = scheduler[key]
-            assert len(values) == len(groups) + 1 > 2  # the last is mmengine's own
-            scheduler[key] = [*(values[index] for _, index in apart), values[-1]]
-    groups[:] = [group for group, _ in apart]
-    torch.save(checkpoint, path)
-
-
-def test_resume_is_exact_from_a_checkpoint_with_a_group_for_each_parameter(tmp_path):
-    wrapper = dict(
+JOINED = dict(
+    optim_wrapper=dict(
         type='OptimWrapper',
         optimizer=ADAMW,
         paramwise_cfg=dict(custom_keys={'decode_head': dict(lr_mult=10.0)}),
-    )
+        clip_grad=dict(max_norm=0.1),
+    ),
     # It takes the rates that it began with from what it keeps of each group.
-    restart = dict(type='CosineRestartLR', periods=[4, 4], restart_weights=[1, 1], eta_min=0)
-    options = dict(optim_wrapper=wrapper, param_scheduler=dict(**restart, by_epoch=False))
-    assert_exact(config, tmp_path, (3,), change=put_apart, **options)
+    param_scheduler=dict(
+        type='CosineRestartLR', periods=[4, 4], restart_weights=[1, 1], eta_min=0, by_epoch=False
+    ),
+)
+
+
+@HOOKS.register_module(force=True)
+class Groups(Hook):
+    """Notes the rates and sizes of the optimizer's groups in each iteration."""
+
+    seen = ()
+
+    def after_train_iter(self, runner, *_, **__):
+        groups = runner.optim_wrapper.optimizer.param_groups
+        Groups.seen = [*Groups.seen, [(g['lr'], len(g['params'])) for g in groups]]
+
+
+def test_resume_with_joined_groups_is_exact(tmp_path):
+    """While it trains; its checkpoints have a group for each parameter, as mmengine makes them."""
+    Groups.seen = []
+    options = dict(**JOINED, custom_hooks=[dict(type='Groups')])
+    whole = assert_exact(config, tmp_path, (3,), **options)
+    sizes = {tuple(size for _, size in groups) for groups in Groups.seen}
+    assert len(sizes) == 1 and len(sizes.pop()) == 2
+    assert Groups.seen[3:6] == Groups.seen[6:], 'the same rates after the resume'
+    saved = torch.load(tmp_path / 'whole/iter_3.pth', weights_only=False)
+    groups, schedulers = saved['optimizer']['param_groups'], saved['param_schedulers']
+    assert [g['params'] for g in groups] == [[i] for i in range(len(groups))]
+    assert set(saved['optimizer']['state']) == set(range(len(groups)))
+    trained = {name: p for name, p in whole.model.named_parameters() if p.requires_grad}
+    rates = [10 * ADAMW['lr'] if 'decode_head' in name else ADAMW['lr'] for name in trained]
+    assert [group['initial_lr'] for group in groups] == pytest.approx(rates)
+    assert schedulers[0]['base_values'] == pytest.approx([*rates, ADAMW['lr']])
+    shapes = [saved['optimizer']['state'][i]['exp_avg'].shape for i in range(len(groups))]
+    assert shapes == [parameter.shape for parameter in trained.values()]
+
+
+def test_groups_may_be_told_apart_differently_when_a_run_is_resumed(tmp_path):
+    """The settings of the checkpoint hold, for each parameter."""
+    toy.train(config(tmp_path, 'whole', **JOINED))
+    other = copy.deepcopy(JOINED)
+    other['optim_wrapper']['paramwise_cfg']['custom_keys']['decode_head']['lr_mult'] = 1.0
+    Groups.seen = []
+    resume(config, tmp_path, 3, **other, custom_hooks=[dict(type='Groups')])
+    assert len(Groups.seen) == 3 and all(len(groups) == 2 for groups in Groups.seen)
+    for (low, _), (high, _) in Groups.seen:
+        assert high == pytest.approx(10 * low)
 
 
 def test_resume_within_an_epoch_goes_on_where_it_was(tmp_path):

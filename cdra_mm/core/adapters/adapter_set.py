@@ -115,7 +115,8 @@ class AdapterSet(nn.Module):
         known = self._placed.get(parameter)
         # Moved to another device, or loaded, an index is another tensor.
         if known is None or not _are_same(known[0], indices):
-            places = place_entries([adapter.flat for adapter in entries], width)
+            with torch.inference_mode(False):  # a later step trains by them
+                places = place_entries([adapter.flat for adapter in entries], width)
             known = self._placed[parameter] = indices, places
         return known[1]
 

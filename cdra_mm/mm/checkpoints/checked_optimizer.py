@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from cdra_mm.errors import CheckpointError
 
 from ..optimizer_parameters import named_optimizers, named_wrappers
-from ..parameter_groups import join_old_groups
 from .kinds_of_values import compare, damaged, is_count, is_number, require
 
 __all__ = ['check_optimizer', 'note_optimizer']
@@ -40,8 +39,6 @@ def note_optimizer(wrapper: Any, meta: MutableMapping[str, Any]) -> None:
 def check_optimizer(checkpoint: Mapping[str, Any], wrapper: Any) -> None:
     """Refuses the state of another optimizer, and tells which settings are the old ones.
 
-    Groups of a checkpoint of before they were joined become those of the run, in place.
-
     Raises:
         CheckpointError: If an optimizer is of another type, has other groups, or an entry of
             another type or shape than the optimizer keeps; names the first.
@@ -53,7 +50,6 @@ def check_optimizer(checkpoint: Mapping[str, Any], wrapper: Any) -> None:
         optimizer: Optimizer = part.optimizer
         groups = _groups(state, what)
         _check_type(noted.get(name), groups, optimizer)
-        join_old_groups(checkpoint, {name: part})
         _check_sizes(groups, optimizer, what)
         for given, own in zip(groups, optimizer.param_groups, strict=True):
             compare(given, {k: v for k, v in own.items() if k != 'params'}, what)
@@ -89,7 +85,7 @@ def _parts(given: Any, wrapper: Any) -> Iterator[tuple[str, Any, Mapping[str, An
         yield name, part, state, what
 
 
-def _groups(state: Mapping[str, Any], what: str) -> list[MutableMapping[str, Any]]:
+def _groups(state: Mapping[str, Any], what: str) -> list[Mapping[str, Any]]:
     groups = state.get('param_groups')
     require(isinstance(groups, list), f'param_groups of {what}', groups)
     assert isinstance(groups, list)
@@ -101,7 +97,7 @@ def _groups(state: Mapping[str, Any], what: str) -> list[MutableMapping[str, Any
     return groups
 
 
-def _check_type(noted: Any, groups: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> None:
+def _check_type(noted: Any, groups: list[Mapping[str, Any]], optimizer: Optimizer) -> None:
     """Refuses the groups of another optimizer, where nothing is noted by their own settings."""
     own, given = type(optimizer).__name__, noted
     settings = set(groups[0] if groups else {}) - COMMON
@@ -115,7 +111,7 @@ def _check_type(noted: Any, groups: Sequence[Mapping[str, Any]], optimizer: Opti
         )
 
 
-def _check_sizes(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer, what: str) -> None:
+def _check_sizes(groups: list[Mapping[str, Any]], optimizer: Optimizer, what: str) -> None:
     """Refuses groups of other sizes than the run's."""
     given, own = (
         [len(group['params']) for group in held] for held in (groups, optimizer.param_groups)

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from cdra_mm.core.model.own_state import base_buffers
 
 from ..backbone import PREFIX, find_backbone
+from ..parameter_groups import put_apart
 from ..rebuild import plain_model
 from .checked_optimizer import note_optimizer
 from .midway import MIDWAY_KEY, midway_state
@@ -45,6 +46,7 @@ class SlimCheckpointHook(Hook):
         """Leaves the named base out and puts the record in, also in an EMA's state."""
         if 'optimizer' in checkpoint:  # it can be resumed
             note_optimizer(runner.optim_wrapper, checkpoint['meta'])
+            put_apart(runner, checkpoint)
             midway = midway_state(runner, checkpoint['meta']['epoch'], self._epoch_iters)
             if midway:
                 checkpoint[MIDWAY_KEY] = midway

@@ -277,3 +277,13 @@ def test_single_entries_compile_into_one_graph(kinds):
     torch.testing.assert_close(
         torch.autograd.grad(found.sum(), values), torch.autograd.grad(wanted.sum(), values)
     )
+
+
+def test_a_step_may_follow_an_evaluation_in_inference_mode():
+    _, model = adapted(mixed_plan())
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = model(x)
+    found = model(x)
+    found.sum().backward()
+    torch.testing.assert_close(found, expected)
