@@ -138,7 +138,9 @@ class AdapterGrowth:
 
 
 def _read(values: dict[str, Tensor]) -> dict[str, float]:
-    numbers: list[float] = torch.stack(list(values.values())).tolist() if values else []
+    if not values:
+        return {}
+    numbers: list[float] = torch.stack(_together(list(values.values()))).tolist()
     return dict(zip(values, numbers, strict=True))
 
 
@@ -146,6 +148,11 @@ def _on_cpu(tensors: list[Tensor]) -> list[Tensor]:
     """The same on the CPU, by one copy."""
     if not tensors:
         return []
-    flat = torch.cat([tensor.detach().flatten() for tensor in tensors]).cpu()
+    flat = torch.cat(_together([tensor.detach().flatten() for tensor in tensors])).cpu()
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _together(tensors: list[Tensor]) -> list[Tensor]:
+    """The same on one device: a backbone may lie on several."""
+    return [tensor.to(tensors[0].device) for tensor in tensors]
