@@ -190,8 +190,9 @@ def test_a_resumed_loss_scale_is_the_one_that_was_reached(tmp_path, amp_on_cpu):
 JOINED = dict(
     optim_wrapper=dict(
         type='OptimWrapper',
-        optimizer=ADAMW,
-        paramwise_cfg=dict(custom_keys={'decode_head': dict(lr_mult=10.0)}),
+        optimizer=dict(ADAMW, weight_decay=0.05),
+        # Groups lie between each other: norms between matrices, heads behind both.
+        paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'decode_head': dict(lr_mult=10.0)}),
         clip_grad=dict(max_norm=0.1),
     ),
     # It takes the rates that it began with from what it keeps of each group.
@@ -218,7 +219,7 @@ def test_resume_with_joined_groups_is_exact(tmp_path):
     options = dict(**JOINED, custom_hooks=[dict(type='Groups')])
     whole = assert_exact(config, tmp_path, (3,), **options)
     sizes = {tuple(size for _, size in groups) for groups in Groups.seen}
-    assert len(sizes) == 1 and len(sizes.pop()) == 2
+    assert len(sizes) == 1 and len(sizes.pop()) == 3
     assert Groups.seen[3:6] == Groups.seen[6:], 'the same rates after the resume'
     saved = torch.load(tmp_path / 'whole/iter_3.pth', weights_only=False)
     groups, schedulers = saved['optimizer']['param_groups'], saved['param_schedulers']
@@ -239,8 +240,8 @@ def test_groups_may_be_told_apart_differently_when_a_run_is_resumed(tmp_path):
     other['optim_wrapper']['paramwise_cfg']['custom_keys']['decode_head']['lr_mult'] = 1.0
     Groups.seen = []
     resume(config, tmp_path, 3, **other, custom_hooks=[dict(type='Groups')])
-    assert len(Groups.seen) == 3 and all(len(groups) == 2 for groups in Groups.seen)
-    for (low, _), (high, _) in Groups.seen:
+    assert len(Groups.seen) == 3 and all(len(groups) == 3 for groups in Groups.seen)
+    for (low, _), _, (high, _) in Groups.seen:
         assert high == pytest.approx(10 * low)
 
 
