@@ -197,7 +197,7 @@ JOINED = dict(
     ),
     # It takes the rates that it began with from what it keeps of each group.
     param_scheduler=dict(
-        type='CosineRestartLR', periods=[4, 4], restart_weights=[1, 1], eta_min=0, by_epoch=False
+        type='CosineRestartLR', periods=[4, 4], restart_weights=[1, 0.5], eta_min=0, by_epoch=False
     ),
 )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cdra_mm.errors import CheckpointError
@@ -42,9 +43,10 @@ def same_kind(given: Any, own: Any) -> bool:
     if isinstance(own, list | tuple):
         if not isinstance(given, list | tuple):
             return False
-        if isinstance(own, tuple) and len(given) != len(own):
-            return False
-        return all(same_kind(value, own[0]) for value in given) if own else True
+        if isinstance(own, tuple):
+            return len(given) == len(own) and all(map(same_kind, given, own))
+        # A list may have become longer or shorter; 1 and 0.5 in it are of two kinds.
+        return not own or all(any(same_kind(value, one) for one in own) for value in given)
     return not callable(own)
 
 
@@ -60,7 +62,7 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool):
         return False
     try:
-        return math.isfinite(value) or isinstance(value, float)
+        return math.isfinite(value) or isinstance(value, float | np.floating)
     except (TypeError, ValueError, OverflowError):
         return False
 
