@@ -9,10 +9,8 @@ Here a launch itself takes next to nothing; --launch adds what a driver takes fo
 from __future__ import annotations
 
 import argparse
-import gc
-import statistics
-import time
 from collections.abc import Callable
+from statistics import median
 from unittest import mock
 
 import torch
@@ -22,6 +20,7 @@ from cdra_mm.benchmark.case import Case, build_vit
 from cdra_mm.benchmark.compared_models import REFERENCE
 from cdra_mm.benchmark.peers import quiet
 from cdra_mm.benchmark.step import Step, step_builders
+from cdra_mm.benchmark.timing import measure, paired_ratio
 from cdra_mm.columns import aligned
 from cdra_mm.core.adapters.block_ops import kernels_run
 
@@ -63,22 +62,16 @@ def main() -> None:
 
 
 def show(steps: dict[str, Step], rounds: int, launch: float) -> None:
-    """Counts and median times, all candidates in turn."""
-    begins = {name: _counted(step) for name, step in steps.items()}
-    gc.collect()
-    gc.disable()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begin + launch * 1e-6 * begins[name][0])
+    """Counts and times of all candidates."""
+    found = {name: _counted(step) for name, step in steps.items()}
+    # The device has nothing to do: the host's clock, not the events of a GPU.
+    timed = measure(steps, device='cpu', repeats=rounds, warmup=0).seconds
+    seconds = {n: [one + launch * 1e-6 * found[n][0] for one in own] for n, own in timed.items()}
     rows: list[list[str]] = []
     for name, own in seconds.items():
-        ratios = [a / b for a, b in zip(own, seconds[REFERENCE], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        shown = f'{1e3 * statistics.median(own):.1f}', f'{middle:.2f} ({low:.2f} to {high:.2f})'
-        rows.append([name, *shown, *map(str, begins[name])])
+        ratio = paired_ratio(own, seconds[REFERENCE])
+        over = f'{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})'
+        rows.append([name, f'{1e3 * median(own):.1f}', over, *map(str, found[name])])
     head = ['', 'ms', 'x frozen limit (quartiles)', 'launches', 'graphs', 'waits']
     print(aligned(head, rows))
 
