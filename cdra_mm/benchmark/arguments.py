@@ -15,7 +15,6 @@ BENCHMARKS = (
     'scores',
     'step',
     'launches',
-    'host',
     'memory',
     'bases',
     'strategies',

@@ -23,7 +23,6 @@ from .arguments import BENCHMARKS, DEFAULTS, ENTRIES, MODELS, PEER_NAMES, neares
 from .base_types import compare_bases
 from .case import Case, build_vit, check_vit
 from .growth import Point, compare_growth, points
-from .host_time import compare_host
 from .inference import compare_inference
 from .launches import compare_launches
 from .planning_time import compare_planning
@@ -171,7 +170,6 @@ COMPARED: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     'scores': (compare_scores, ('peers',)),
     'step': (compare_steps, ('blocks', 'peers')),
     'launches': (compare_launches, ('blocks', 'peers')),
-    'host': (compare_host, ('blocks', 'peers')),
     'memory': (compare_memory, ('blocks', 'peers')),
     'bases': (compare_bases, ('blocks',)),
     'strategies': (compare_strategies, ('blocks',)),

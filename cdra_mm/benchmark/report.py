@@ -168,12 +168,6 @@ COLUMNS: dict[str, list[Column]] = {
         ('x frozen limit', _ratio('ratio_vs_frozen_limit')),
         ('x full', _ratio('ratio_vs_full')),
     ],
-    'host': [
-        TIME,
-        ('x frozen limit (quartiles)', _ratio('ratio_vs_frozen_limit')),
-        ('x peft LoRA (quartiles)', _ratio('ratio_vs_peft_lora')),
-        ('x full (quartiles)', _ratio('ratio_vs_full')),
-    ],
     'memory': [
         ('weights, MiB', _number('weight_bytes', ',.0f', 1 / MIB)),
         ('AdamW', _number('optimizer_bytes', ',.0f', 1 / MIB)),
