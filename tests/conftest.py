@@ -18,6 +18,8 @@ pytest_plugins = ['tests.durations']
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
+# Whether the adapted product runs in C++ must not hang on when a compiler ends.
+os.environ.setdefault('CDRA_NATIVE', '0')
 settings.register_profile(
     'cdra',
     deadline=None,

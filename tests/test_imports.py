@@ -31,6 +31,7 @@ FLOORS = {
     'core.flat_layout': 2,
     'core.once_differentiable': 2,
     'core.triton_support': 2,
+    'core.native': 2,
     'core.model': 3,
     'core.scoring': 4,
     'core.planning': 4,

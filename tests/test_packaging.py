@@ -140,6 +140,7 @@ def test_wheel_holds_what_an_installed_user_can_use(wheel, repository):
     assert {name for name in names if name.endswith('.py')} == expected
     assert 'cdra_mm/.mim/configs/cdra/demo.py' in expected
     assert {'cdra_mm/py.typed', 'cdra_mm/.mim/model-index.yml'} <= names
+    assert 'cdra_mm/core/native/copied_linear.cpp' in names
     assert [name for name in names if 'class_names' in name and name.endswith('.txt')]
     for folder in ('configs', 'tools'):  # no copy lies in the repository
         assert (repository / 'cdra_mm/.mim' / folder).is_symlink()

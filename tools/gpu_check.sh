@@ -31,6 +31,7 @@ squares='(adds_the_squares and (ragged or uneven or whole_and_cut))'
 timeout -k 2 "$for_tests" \
   "$python" -m pytest --noconftest -c /dev/null --rootdir=. -p no:cacheprovider -q \
   tests/core/adapters/test_block_kernels.py \
+  tests/core/adapters/test_native_on_gpu.py \
   tests/core/scoring/test_square_kernel.py \
   -k "not in_the_interpreter and (not square_kernel or bit_for_bit or $squares)" \
   2>&1 | tee "$folder/tests.txt"

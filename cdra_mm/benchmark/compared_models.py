@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cdra_mm.core import Plan, find_targets
 from cdra_mm.core.adapters.copied_weights import choose_product
+from cdra_mm.core.adapters.native_linear import NATIVE
 from cdra_mm.sizing.block_sizes import adapt
 
 __all__ = [
@@ -89,6 +90,7 @@ def full(model: nn.Module) -> nn.Module:
 
 def ours(model: nn.Module, plan: Plan, seed: int = 0, product: str = 'auto') -> nn.Module:
     """Compact adapters of a plan; `product` as in `choose_product`."""
+    NATIVE.build_now()
     model = adapt(model, plan, seed=seed)
     choose_product(model, product)
     return model

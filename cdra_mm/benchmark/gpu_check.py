@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from cdra_mm.core.adapters.native_linear import NATIVE
+
 from .candidates import error_line
 from .case import Case, build_vit
 from .gpu_goals import SCORED, STEPS, verdicts
@@ -144,6 +146,10 @@ def main(arguments: list[str] | None = None, *, case: Case | None = None) -> int
     results = Results(given.json, vars(given), case.device)
     print(machine_line(results.content['machine']), flush=True)
     rows: list[tuple[str, str]] = [('kernel tests', STATUS.get(given.tests, 'FAILED'))]
+    without = NATIVE.build_now()
+    product = f'in Python: {without}' if without else 'in C++'
+    rows.append(('adapted product', product))
+    results.content['adapted product'] = product
     failed = bool(given.tests)
     for part in parts(case):
         left = begin + given.seconds - time.monotonic()

@@ -200,6 +200,8 @@ def graphs(folder: Path) -> dict[str, Any]:
 
     from cdra_mm.core.adapters.block_ops import kernels_run
     from cdra_mm.core.adapters.copied_weights import choose_product
+    from cdra_mm.core.adapters.native_linear import NATIVE
+    from tests.core.adapters.native import native
     from tests.core.problems import adapted
     from tests.models import images
 
@@ -231,7 +233,10 @@ def graphs(folder: Path) -> dict[str, Any]:
 
     found = {'compiled': counts_of(step_of(compiled=True), 5)}
     step = step_of(compiled=False)
-    found['eager'] = counts_of(step, 2)
+    with native(False):
+        found['in Python'] = counts_of(step, 2)
+    found['eager'] = counts_of(step, 3)
+    found['taken'] = NATIVE.take(torch.device('cuda', 0), kept=False) is not None
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()

@@ -104,8 +104,19 @@ def test_optimizer_launches_do_not_grow_with_its_parameters(found):
     assert 0 < larger['optimizing'] == smaller['optimizing']
 
 
+def graphs(found) -> Any:
+    """With the product in C++, whose compiler is waited for."""
+    return found('graphs', CDRA_NATIVE='1')
+
+
+def test_products_in_cpp_launch_what_those_in_python_do(found):
+    steps = graphs(found)
+    assert steps['taken']
+    assert steps['eager'][-1] == steps['in Python'][-1]
+
+
 def test_step_is_captured_as_a_cuda_graph(found):
-    steps = found('graphs')
+    steps = graphs(found)
     eager = steps['eager'][-1]
     assert eager['launches'] > 50 and eager['gemms'] > 10
     assert eager['waits'] == eager['to_device'] == 0  # else it could not be captured
@@ -116,7 +127,7 @@ def test_step_is_captured_as_a_cuda_graph(found):
 
 def test_compiled_step_replays_graphs(found):
     """One of the forward, one of the backward; the optimizer and the loss are launched apart."""
-    steps = found('graphs')
+    steps = graphs(found)
     for replayed in steps['compiled'][-2:]:
         assert replayed['graph_launches'] == 2
         assert replayed['launches'] < 20

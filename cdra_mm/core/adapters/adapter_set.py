@@ -76,6 +76,16 @@ class AdapterSet(nn.Module):
         """The low-rank adapters of a parameter that has a `layer_of_copy`."""
         return self._joined[parameter].adapters
 
+    def has_blocks(self, parameter: str) -> bool:
+        """Whether a parameter has a `layer_of_copy`, if nothing speaks against it just now."""
+        return parameter in self._joined
+
+    def entries_of(self, parameter: str) -> list[Any]:
+        """Where its blocks are noted, see `layers_to_copy.Found`; `join` makes other ones."""
+        joined = self._joined
+        blocks = [joined, parameter, joined[parameter]] if parameter in joined else []
+        return [self.__dict__, '_joined', joined, *blocks]
+
     def layer_of_copy(self, parameter: str, weight: Tensor, bias: Tensor | None) -> Layer | None:
         """What a copy of a weight would be made of.
 

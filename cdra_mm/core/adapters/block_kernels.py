@@ -8,7 +8,8 @@ Importing this needs Triton; `block_ops` does so when there is a GPU.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from typing import cast
 
 import torch
 import triton
@@ -16,12 +17,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..flat_layout import begins_of
-from .kernel_tables import table_of
+from .kernel_tables import keep_launch, launch_of, table_of
+from .native_linear import NATIVE
 
 __all__ = ['check_kernels', 'write_blocks', 'write_factor_gradients']
 
 TILE = 64  # rows and columns of a tile
 RANKS = 16  # ranks that one product takes at a time: the least that tl.dot does
+# From Triton 3.3 on a compiled kernel is called with all arguments, constants too.
+KEEPS_LAUNCHES = tuple(map(int, triton.__version__.split('.')[:2])) >= (3, 3)
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -81,11 +85,7 @@ def write_blocks(
     """
     if not factors:
         return
-    key = (
-        'write', *(t.data_ptr() for t in weights), *(t.data_ptr() for t in factors),
-        *(t.data_ptr() for t in indices), *(w.shape for w in weights),
-        *(f.shape for f in factors), *counts, *scales,
-    )  # fmt: skip
+    key = 'write', _look_of([*weights, *factors, *indices]), *counts, *scales
     table = table_of(key, _tiles(weights, factors, indices, counts, scales), flat.device)
     weight = _TL[weights[0].dtype]
     with torch.cuda.device_of(flat):  # Triton launches on the current device
@@ -112,6 +112,14 @@ def _tiles(
                 for c in range(0, width, TILE):
                     yield [*pointers, *sizes, r, c, _bits(scales[i])]
         block += count
+
+
+def _look_of(tensors: Sequence[Tensor]) -> Hashable:
+    """Where the memory of each begins, and its sizes."""
+    native = NATIVE.there()
+    if native is not None:
+        return cast(bytes, native.look_of(list(tensors)))
+    return tuple([(tensor.data_ptr(), tensor.shape) for tensor in tensors])
 
 
 @triton.jit
@@ -179,13 +187,19 @@ def write_factor_gradients(
         factors: fp32, contiguous.
         scales: See `block_ops.factor_gradients`.
     """
-    addresses = [factor.data_ptr() for factor in factors]
-    shapes = [factor.shape for factor in factors]
-    key = 'factors', *addresses, *shapes, *places, *scales
+    key = 'factors', _look_of(factors), *places, *scales
+    launch = launch_of(key, flat, gradient)
+    if launch is not None:
+        launch(flat, gradient)
+        return
     table = table_of(key, _strips(places, factors, scales), flat.device)
     number, fields = table.shape
     with torch.cuda.device_of(flat):
-        _factor_tiles[(number,)](flat, gradient, table, FIELDS=fields, TILE=TILE, RANKS=RANKS)
+        compiled = _factor_tiles[(number,)](
+            flat, gradient, table, FIELDS=fields, TILE=TILE, RANKS=RANKS
+        )
+    if KEEPS_LAUNCHES and compiled is not None:  # the interpreter compiles none
+        keep_launch(key, (flat, gradient), compiled, table, fields, TILE, RANKS)
 
 
 def _strips(

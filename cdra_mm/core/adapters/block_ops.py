@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..flat_layout import known_layout, layout_of
 from ..triton_support import KERNEL_DTYPES, failure_of, missing_for_kernels
 
-__all__ = ['adapted_copies', 'factor_gradients', 'kernels_run']
+__all__ = ['adapted_copies', 'factor_gradients', 'kernels_run', 'write_factor_gradients']
 
 
 _LIBRARY = torch.library.Library('cdra_mm', 'FRAGMENT')  # type: ignore[no-untyped-call]
@@ -159,11 +159,30 @@ def _take_gradients(
             return _take_gradients(gradient, places, factors, scales)
     layout = known_layout(_shapes(factors))
     flat = factors[0].new_empty(layout.length)
-    grads = layout.parts(flat)
-    gradient = gradient.contiguous()
+    write_factor_gradients(flat, gradient.contiguous(), places, factors, scales)
+    return flat, layout.parts(flat)
+
+
+def write_factor_gradients(
+    flat: Tensor,
+    gradient: Tensor,
+    places: Sequence[int],
+    factors: Sequence[Tensor],
+    scales: Sequence[float],
+) -> None:
+    """`factor_gradients` into a flat tensor, as `flat_layout` lays them out.
+
+    Args:
+        flat: Of the factors' type.
+        gradient: See `factor_gradients`; contiguous.
+        places: Likewise.
+        factors: Likewise.
+        scales: Likewise.
+    """
     if _take_kernels((gradient,), (gradient,), factors, gradient.dtype):
         _kernels().write_factor_gradients(flat, gradient, places, factors, scales)
-        return flat, grads
+        return
+    grads = known_layout(_shapes(factors)).parts(flat)
     for i, scale in enumerate(scales):
         down, up = (factor.to(flat.dtype) for factor in factors[2 * i : 2 * i + 2])
         begin, stride = places[2 * i : 2 * i + 2]
@@ -174,7 +193,6 @@ def _take_gradients(
             torch.mm(a, b, out=out)
             if scale != 1:
                 out.mul_(scale)
-    return flat, grads
 
 
 @torch.library.register_fake('cdra_mm::adapted_copies', lib=_LIBRARY)

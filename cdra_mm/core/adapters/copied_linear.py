@@ -17,7 +17,7 @@ a large one's products are those of `compact_linear`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,8 +29,9 @@ from .block_ops import factor_gradients
 from .compact_linear import autocast_type, scaled, through_block
 from .joint_blocks import JointBlocks
 from .layer_copy import Copy, Layer, copy_layers, is_remade
+from .native_linear import NATIVE
 
-__all__ = ['copied_linear']
+__all__ = ['copied_linear', 'multiply_by_copy']
 
 # Beyond it a block's gradient, |R| |C| products a token, costs more than the four skinny products
 # through its factors. By arithmetic for an H100 (both are then about 20 us for 6,000 tokens), not
@@ -58,8 +59,20 @@ def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
         x = x.to(under_autocast)
     elif x.dtype != layer.weight.dtype:
         return F.linear(x, layer.weight, layer.bias)  # which refuses it
+    return multiply_by_copy(x, layer, copy or copy_layers([layer], x.dtype)[0])
+
+
+def multiply_by_copy(x: Tensor, layer: Layer, copy: Copy) -> Tensor:
+    """`copied_linear` of an input in the type of the copy."""
     weight, bias, joint, factors = layer
-    copy = copy or copy_layers([layer], x.dtype)[0]
+    if not torch.compiler.is_compiling():
+        native = NATIVE.take(x.device, copy.kept)
+        if native is not None and not is_remade(weight, x.dtype):
+            made = native.copied_linear(
+                x, copy.weight, copy.bias, bias, joint, factors, copy.kept, weight
+            )
+            if made is not None:
+                return cast(Tensor, made)
     trained = torch.is_grad_enabled() and any([factor.requires_grad for factor in factors])
     if torch.compiler.is_compiling():
         joint = tuple(joint)  # type: ignore[assignment]  # it takes no other of tensors
@@ -181,3 +194,6 @@ def _through(d: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> li
     d_hidden = d @ scaled(up, scale).to(d.dtype)
     hidden = scaled(F.linear(x, down.to(d.dtype)), scale)
     return [(d_hidden.t() @ x).to(down.dtype), (d.t() @ hidden).to(up.dtype)]
+
+
+NATIVE.tell(LARGEST_BLOCK, WASTED_PRODUCTS, _gradients)

@@ -15,28 +15,24 @@ forwards (`kept_copies`).
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cdra_mm.errors import ConfigError
 
-from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
-from .compact_linear import autocast_type
 from .kept_copies import KeptCopies, bytes_kept, can_keep
-from .layer_copy import (
-    Layer,
-    MadeCopy,
-    copy_layers,
-    is_remade,
-    may_keep_copy,
-    sources_of,
-    takes_copy,
-    versions_of,
+from .layer_copy import Copy, Layer, MadeCopy, copy_layers, may_keep_copy, takes_copy, versions_of
+from .layers_to_copy import (
+    Found,
+    Groups,
+    carriers,
+    find_layers_to_copy,
+    forget_layers,
+    known_carriers,
 )
 
 __all__ = [
@@ -54,7 +50,6 @@ __all__ = [
 ]
 
 PRODUCTS = ('auto', 'copied', 'factored', 'kept')
-_CARRIERS = '_cdra_carriers'
 _PRODUCT = '_cdra_product'
 # Bytes of what is kept, and the share of the copies' entries that each step writes; beyond them a
 # second model in memory, or the writing, costs more than it saves: docs/performance.md.
@@ -97,14 +92,9 @@ def product_of(model: nn.Module) -> str:
     return cast(str, model.__dict__.get(_PRODUCT, 'auto'))
 
 
-def carriers(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model that carry adapters."""
-    return [module for module in model.modules() if hasattr(type(module), 'base_class')]
-
-
 def attach_copies(model: nn.Module) -> None:
     """Makes the copies of a model in each of its forwards, from now on; once is enough."""
-    model.__dict__.pop(_CARRIERS, None)  # there may be others now
+    forget_layers(model)  # there may be others now
     if _make_copies not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_make_copies)
         model.register_forward_hook(_drop_copies, always_call=True)
@@ -118,7 +108,7 @@ def detach_copies(model: nn.Module) -> None:
 
 def detach_from(module: nn.Module) -> None:
     """Undoes `attach_copies` in one module."""
-    module.__dict__.pop(_CARRIERS, None)
+    forget_layers(module)
     let_go(module)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, hook in hooks.items() if hook in (_make_copies, _drop_copies)]:
@@ -139,80 +129,33 @@ def is_worth_keeping(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
     return few and dtype.itemsize >= 4 and bytes_kept(layers, dtype) <= LARGEST_KEPT
 
 
-class _Found(NamedTuple):
-    """A layer whose product may go through a copy."""
-
-    module: nn.Module
-    bias_name: str
-    adapters: AdapterSet
-    name: str
-    layer: Layer  # without its bias
-
-
 def _make_copies(model: nn.Module, _: Any) -> None:
     if not any(hook is _drop_copies for hook in model._forward_hooks.values()):
         return  # someone has removed it: copies would be kept after the forward
-    groups: defaultdict[Any, list[_Found]] = defaultdict(list)
-    types: dict[torch.device, torch.dtype | None] = {}  # of autocast
-    for found in _layers(model):
-        weight = found.layer.weight
-        if weight.device not in types:
-            types[weight.device] = autocast_type(weight)
-        dtype = types[weight.device] or weight.dtype
-        if not is_remade(weight, dtype):
-            key = found.adapters.product, weight.device, weight.dtype, dtype
-            groups[key].append(found)
+    groups, native = find_layers_to_copy(model)
     if _keep(model, groups):
         return
     for (product, *_, dtype), group in groups.items():
         if takes_copy(product, group[0].layer.weight):
-            layers = [_with_bias(found) for found in group]
-            for found, layer, copy in zip(group, layers, copy_layers(layers, dtype), strict=True):
-                sources, adapters = sources_of(layer), found.adapters.blocks_of(found.name)
-                made = MadeCopy(copy, layer, adapters, sources, versions_of(sources))
-                found.adapters.copies[found.name] = made
+            copies = copy_layers([found.layer for found in group], dtype)
+            for found, copy in zip(group, copies, strict=True):
+                found.adapters.copies[found.name] = _made(found, copy, native)
+
+
+def _made(found: Found, copy: Copy, native: Any) -> MadeCopy:
+    _, _, layer, blocks, sources, entries = found
+    if native and entries:
+        return MadeCopy(copy, layer, blocks, sources, entries, native.state_of(sources, True))
+    return MadeCopy(copy, layer, blocks, sources, entries, versions_of(sources))
 
 
 def _drop_copies(model: nn.Module, *_: Any) -> None:
-    for module in model.__dict__.get(_CARRIERS, ()):
+    for module in known_carriers(model):
         if hasattr(type(module), 'base_class'):
             cast(AdapterSet, module.cdra).copies.clear()
 
 
-def _layers(model: nn.Module) -> Iterator[_Found]:
-    known = model.__dict__.get(_CARRIERS)
-    if known is None:
-        known = carriers(model)
-        setattr(model, _CARRIERS, known)  # not into its dict: torch 2.6 could not trace that
-    for module in known:
-        if not hasattr(type(module), 'base_class'):
-            continue  # its adapters were removed
-        adapters = cast(AdapterSet, module.cdra)
-        for name, bias_name in cast(Any, type(module)).products:
-            weight = cast('Tensor | None', module._parameters.get(name))
-            if weight is None or is_sharded(weight):  # whole in its own layer's forward only
-                continue
-            product = adapters.product
-            if not (takes_copy(product, weight) or may_keep_copy(product, weight)):
-                continue
-            layer = adapters.layer_of_copy(name, weight, None)
-            if layer is not None:
-                yield _Found(module, bias_name, adapters, name, layer)
-
-
-def _with_bias(found: _Found) -> Layer:
-    weight, _, joint, factors = found.layer
-    return Layer(weight, _bias_to_copy(found), joint, factors)  # torch 2.6 traces no `_replace`
-
-
-def _bias_to_copy(found: _Found) -> Tensor | None:
-    """The layer's own; one with adapters is computed, and cast, where it is used."""
-    _, computed, _ = cast(Any, type(found.module)).made_of
-    own = found.bias_name not in computed
-    return cast('Tensor | None', getattr(found.module, found.bias_name)) if own else None
-
-
-def _keep(model: nn.Module, groups: dict[Any, list[_Found]]) -> bool:
+def _keep(model: nn.Module, groups: Groups) -> bool:
     """Whether all layers have kept copies now; those that there were are let go where not."""
     if torch.compiler.is_compiling():
         return False

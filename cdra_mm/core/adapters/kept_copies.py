@@ -19,11 +19,13 @@ import math
 import weakref
 from collections.abc import Sequence
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .layer_copy import Copy, Layer, versions_of
+from .native_linear import NATIVE
 
 __all__ = ['KeptCopies', 'bytes_kept', 'can_keep']
 
@@ -111,7 +113,8 @@ class KeptCopies:
         """
         with torch.inference_mode(False), torch.no_grad():
             written = self._written
-            if written and all(map(_are_equal, (layer.factors for layer in layers), written)):
+            factors = [factor for layer in layers for factor in layer.factors]
+            if written and _are_equal(factors, [one for layer in written for one in layer]):
                 return
             self._written = None  # what follows may be interrupted
             if self._lent:  # a graph needs those that there are
@@ -210,8 +213,12 @@ def _blocks_in(values: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def _are_equal(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+def _are_equal(tensors: list[Tensor], others: list[Tensor]) -> bool:
     """Whether tensors have the same types, shapes and values."""
+    native = NATIVE.take(tensors[0].device, kept=True)
+    same = None if native is None else native.same_values(tensors, others)
+    if same is not None:
+        return cast(bool, same)
     return all(
         one.dtype == other.dtype and torch.equal(one, other)
         for one, other in zip(tensors, others, strict=True)

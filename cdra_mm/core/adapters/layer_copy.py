@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..model.row_int8 import is_int8
 from .block_ops import adapted_copies
 from .joint_blocks import JointBlocks
+from .native_linear import NATIVE
 
 if TYPE_CHECKING:
     from .low_rank import LowRank
@@ -21,6 +22,7 @@ __all__ = [
     'MadeCopy',
     'copy_layers',
     'is_remade',
+    'is_traced',
     'may_keep_copy',
     'sources_of',
     'takes_copy',
@@ -75,14 +77,30 @@ class MadeCopy(NamedTuple):
         layer: What it was made of; without a bias that is itself computed.
         adapters: Those that have the layer's factors, in their order.
         sources: `sources_of` the layer.
-        versions: How often each had been written to in place then.
+        entries: See `layers_to_copy.Found`.
+        state: How often each source had been written to in place then; by the module in C++, types
+            and devices too.
     """
 
     copy: Copy
     layer: Layer
     adapters: list[LowRank]
     sources: list[Tensor]
-    versions: list[int]
+    entries: list[Any]
+    state: list[int] | bytes
+
+    def serves_still(self, native: Any, dtype: torch.dtype) -> bool:
+        """Whether the layer can be multiplied in a type by the copy, as `serves`, told by C++.
+
+        Args:
+            native: The module by which the copy was made.
+            dtype: The type.
+        """
+        copy = self.copy.weight
+        if copy.dtype != dtype or (copy.is_inference() and not torch.is_inference_mode_enabled()):
+            return False
+        same = native.holds(self.entries) and native.state_of(self.sources, True) == self.state
+        return cast(bool, same)
 
     def serves(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
         """Whether the layer as it is now can be multiplied in a type by the copy.
@@ -90,6 +108,8 @@ class MadeCopy(NamedTuple):
         Not where its tensors have been replaced or written to since: by ``functional_call``
         within the model's forward, or after one that was interrupted and could not clean up.
         """
+        if isinstance(self.state, bytes):
+            return self.serves_still(NATIVE.there(), dtype)
         copy, layer = self.copy.weight, self.layer
         if weight is not layer.weight or (layer.bias is not None and bias is not layer.bias):
             return False
@@ -106,7 +126,7 @@ class MadeCopy(NamedTuple):
             return True
         if copy.is_inference() and not torch.is_inference_mode_enabled():
             return False  # autograd would not take it
-        return self.versions == versions_of(self.sources)
+        return self.state == versions_of(self.sources)
 
 
 def versions_of(tensors: Sequence[Tensor]) -> list[int]:
@@ -160,11 +180,16 @@ def may_keep_copy(product: str, weight: Tensor) -> bool:
     Not by a program that torch makes of a forward: it would not see that the copy is written.
     """
     asked = product in ('auto', 'kept') and weight.device.type == 'cpu'
-    return asked and not torch.compiler.is_compiling() and not _is_exporting()
+    return asked and not is_traced()
 
 
 def _is_exporting() -> bool:
     return bool(_ask_exporting and _ask_exporting())
+
+
+def is_traced() -> bool:
+    """Whether torch makes a program of what runs."""
+    return torch.compiler.is_compiling() or _is_exporting()
 
 
 def is_remade(weight: Tensor, dtype: torch.dtype) -> bool:

@@ -25,11 +25,12 @@ from ..model.sharded import is_sharded
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .adapter_set import AdapterSet
 from .compact_linear import autocast_type, compact_linear
-from .copied_linear import copied_linear
+from .copied_linear import copied_linear, multiply_by_copy
 from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
 from .layer_copy import Layer, may_keep_copy, takes_copy
 from .low_rank import LowRank
+from .native_linear import NATIVE
 
 __all__ = [
     'PLAIN_LINEAR',
@@ -165,6 +166,17 @@ def _effective_parameter(name: str) -> property:
 
 
 def _linear_forward(module: nn.Module, x: Tensor) -> Tensor:
+    native = NATIVE.there()
+    if native is not None and not torch.compiler.is_compiling():
+        made = cast(AdapterSet, module._modules['cdra']).copies.get('weight')
+        if made is not None and isinstance(made.state, bytes):
+            under_autocast = autocast_type(x)
+            if made.serves_still(native, under_autocast or x.dtype):
+                x = x if under_autocast is None else x.to(under_autocast)
+                layer = made.layer
+                if layer.bias is None:  # there is none, or it is computed
+                    layer = layer._replace(bias=cast('Tensor | None', module.bias))
+                return multiply_by_copy(x, layer, made.copy)
     return _adapted_product(module, 'weight', x, cast('Tensor | None', module.bias))
 
 
@@ -183,11 +195,14 @@ def _adapted_call(plain: Callable[..., Any]) -> Callable[..., Any]:
 def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear(x, module.<name>, bias)`` without making the effective weight's gradient."""
     weight = cast(Tensor, module._parameters[name])
-    carried = cast(AdapterSet, module.cdra)
+    carried = cast(AdapterSet, module._modules['cdra'])  # what `nn.Module.__getattr__` finds late
+    made = carried.copies.get(name)
+    if made is not None:
+        under_autocast = autocast_type(x)
+        if made.serves(weight, bias, under_autocast or x.dtype):
+            x = x if under_autocast is None else x.to(under_autocast)
+            return multiply_by_copy(x, Layer(weight, bias, *made.layer[2:]), made.copy)
     through_copy = takes_copy(carried.product, weight)
-    made = carried.copies.get(name) if through_copy else None
-    if made is not None and made.serves(weight, bias, autocast_type(x) or x.dtype):
-        return copied_linear(x, Layer(weight, bias, *made.layer[2:]), made.copy)
     if through_copy or (may_keep_copy(carried.product, weight) and name in carried.kept_copies):
         layer = carried.layer_of_copy(name, weight, bias)
         if layer is not None:

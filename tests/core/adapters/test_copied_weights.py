@@ -74,7 +74,7 @@ def trained(model):
 
 def is_copied(y):
     """Whether a product through a copy is in the graph of a tensor."""
-    return any('_CopiedLinear' in node.name() for node in nodes_of(y))
+    return any('CopiedLinear' in node.name() for node in nodes_of(y))
 
 
 @pytest.mark.parametrize('kind', MODELS)

@@ -1,0 +1,212 @@
+"""The layers of a model whose products may go through copies, looked for before each forward.
+
+Whatever a search looked at is noted, so that the next one only compares, in C++ where that is there
+(`native_linear`): for a model of 48 layers the search takes the host a tenth of a frozen step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..model.sharded import is_sharded
+from .adapter_set import AdapterSet
+from .compact_linear import autocast_type
+from .layer_copy import Layer, is_remade, is_traced, may_keep_copy, sources_of, takes_copy
+from .low_rank import LowRank
+from .native_linear import NATIVE
+
+__all__ = ['Found', 'Groups', 'carriers', 'find_layers_to_copy', 'forget_layers', 'known_carriers']
+
+_CARRIERS = '_cdra_carriers'
+_SEARCH = '_cdra_search'
+
+
+class Found(NamedTuple):
+    """A layer whose product may go through a copy.
+
+    Attributes:
+        adapters: Those of its module.
+        name: Its weight's there.
+        layer: What the copy is made of; without a bias that is itself computed.
+        blocks: Its low-rank adapters.
+        sources: `sources_of` the layer.
+        entries: All by which it was found: ``dictionary, key, value, ...``. While each dictionary
+            has its value under its key, and the sources their types and devices, a search would
+            find the same. Empty where that cannot be said so.
+    """
+
+    adapters: AdapterSet
+    name: str
+    layer: Layer
+    blocks: list[LowRank]
+    sources: list[Tensor]
+    entries: list[Any]
+
+
+# By the layers' product (`choose_product`), device, type, and the type that is computed in.
+Groups = dict[tuple[str, torch.device, torch.dtype, torch.dtype], list[Found]]
+
+
+class _Search(NamedTuple):
+    """What a search found, and what it looked at.
+
+    Attributes:
+        groups: What was found.
+        entries: Those of all layers.
+        sources: Likewise.
+        state: Types and devices of the sources then.
+        autocast: A weight on each device, and the type in which autocast multiplied there.
+    """
+
+    groups: Groups
+    entries: list[Any]
+    sources: list[Tensor]
+    state: bytes
+    autocast: list[tuple[Tensor, torch.dtype | None]]
+
+    def holds(self, native: Any) -> bool:
+        """Whether a search would find the same now."""
+        return (
+            native.holds(self.entries)
+            and native.state_of(self.sources, False) == self.state
+            and all(autocast_type(weight) == dtype for weight, dtype in self.autocast)
+        )
+
+    def __reduce__(self) -> Any:
+        """None: a copy of a model looks for itself."""
+        return type(None), ()
+
+
+def carriers(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that carry adapters."""
+    return [module for module in model.modules() if hasattr(type(module), 'base_class')]
+
+
+def known_carriers(model: nn.Module) -> list[nn.Module]:
+    """Those that the last search of a model went through."""
+    return cast('list[nn.Module]', model.__dict__.get(_CARRIERS, []))
+
+
+def forget_layers(model: nn.Module) -> None:
+    """Makes the next search of a model look at all of it."""
+    model.__dict__.pop(_CARRIERS, None)
+    model.__dict__.pop(_SEARCH, None)
+
+
+def find_layers_to_copy(model: nn.Module) -> tuple[Groups, Any]:
+    """The layers of a model, and the module in C++ where it is there.
+
+    Those that are made anew in the backward (`is_remade`) are left out.
+    """
+    if is_traced():
+        return _searched(model).groups, None
+    search = cast('_Search | None', model.__dict__.get(_SEARCH))
+    native = NATIVE.there()
+    if search is not None and native is not None and search.holds(native):
+        return search.groups, native
+    model.__dict__.pop(_SEARCH, None)
+    search = _searched(model)
+    if native is not None and search.entries:
+        state = native.state_of(search.sources, False)
+        model.__dict__[_SEARCH] = search._replace(state=state)
+    return search.groups, native
+
+
+def _searched(model: nn.Module) -> _Search:
+    """A search without its state; without entries where they do not say all."""
+    groups: defaultdict[Any, list[Found]] = defaultdict(list)
+    types: dict[torch.device, tuple[Tensor, torch.dtype | None]] = {}
+    entries: list[Any] = []
+    sources: list[Tensor] = []
+    whole = not is_traced()
+    for found, looked_at in _layers(model):
+        whole = whole and bool(looked_at)
+        entries += looked_at
+        if found is None:
+            continue
+        weight = found.layer.weight
+        sources += found.sources
+        if weight.device not in types:
+            types[weight.device] = weight, autocast_type(weight)
+        dtype = types[weight.device][1] or weight.dtype
+        if not is_remade(weight, dtype):
+            key = found.adapters.product, weight.device, weight.dtype, dtype
+            groups[key].append(found)
+    return _Search(groups, entries if whole else [], sources, b'', list(types.values()))
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[Found | None, list[Any]]]:
+    """Each layer, None for one that takes no copy now, and by which entries that was found."""
+    known = model.__dict__.get(_CARRIERS)
+    if known is None:
+        known = carriers(model)
+        setattr(model, _CARRIERS, known)  # not into its dict: torch 2.6 could not trace that
+    for module in known:
+        if not hasattr(type(module), 'base_class'):
+            continue  # its adapters were removed
+        for name, bias_name in cast(Any, type(module)).products:
+            found = _found(module, name, bias_name)
+            adapters = cast(AdapterSet, module.cdra)
+            if found is not None:
+                yield found, found.entries
+            elif adapters.has_blocks(name):
+                yield None, []
+            else:
+                yield None, [module._modules, 'cdra', adapters, *adapters.entries_of(name)]
+
+
+def _found(module: nn.Module, name: str, bias_name: str) -> Found | None:
+    adapters = cast(AdapterSet, module.cdra)
+    weight = cast('Tensor | None', module._parameters.get(name))
+    if weight is None or is_sharded(weight):  # whole in its own layer's forward only
+        return None
+    product = adapters.product
+    if not (takes_copy(product, weight) or may_keep_copy(product, weight)):
+        return None
+    # One with adapters is computed, and cast, where it is used.
+    _, computed, _ = cast(Any, type(module)).made_of
+    own = bias_name not in computed
+    bias = cast('Tensor | None', getattr(module, bias_name)) if own else None
+    layer = adapters.layer_of_copy(name, weight, bias)
+    if layer is None:
+        return None
+    blocks = adapters.blocks_of(name)
+    sources = sources_of(layer)
+    entries = [] if is_traced() else _entries(module, name, bias_name if own else '', layer, blocks)
+    return Found(adapters, name, layer, blocks, sources, entries)
+
+
+def _entries(
+    module: nn.Module, name: str, bias_name: str, layer: Layer, blocks: list[LowRank]
+) -> list[Any]:
+    """See `Found`; no bias has a name where it is computed."""
+    adapters = cast(AdapterSet, module.cdra)
+    own = adapters.__dict__
+    entries = [
+        *(module._modules, 'cdra', adapters),
+        *(module._parameters, name, layer.weight),
+        *(own, 'product', own['product']),
+        *adapters.entries_of(name),
+    ]
+    if bias_name:
+        if module._parameters.get(bias_name, adapters) is not layer.bias:
+            return []
+        entries += module._parameters, bias_name, layer.bias
+    factors = iter(layer.factors)
+    for block in blocks:
+        for factor in ('down', 'up'):
+            value = next(factors)
+            if block._parameters.get(factor) is not value:
+                return []  # computed by another module (`torch.nn.utils.parametrize`)
+            entries += block._parameters, factor, value
+        settings = block.__dict__
+        entries += settings, 'merged', settings['merged']
+        entries += settings, 'dropout', settings['dropout']
+        if block.dropout:
+            entries += settings, 'training', settings['training']
+    return entries
