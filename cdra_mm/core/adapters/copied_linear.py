@@ -98,7 +98,10 @@ class _CopiedLinear(torch.autograd.Function):
         if trained or remade:
             saved += factors
         ctx.save_for_backward(*saved)
-        return F.linear(x, copy, bias_copy)
+        y = F.linear(x, copy, bias_copy)
+        # Of an input of three dimensions it is a view of what was made here, and autograd would
+        # let nobody write to it: mmcv's feed-forward networks have ReLU(inplace=True).
+        return y if torch.compiler.is_compiling() else y.data
 
     @staticmethod
     @once_differentiable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from cdra_mm.core.adapters import copied_linear
 from cdra_mm.core.adapters.copied_weights import carriers, choose_product
@@ -67,6 +68,18 @@ def test_layer_that_a_forward_takes_twice(product):
         return gradients(model)
 
     of_both(product, twice)
+
+
+@both
+def test_activation_that_writes_to_its_input(product):
+    """As mmcv's feed-forward networks have by default."""
+
+    def in_place(model):
+        for block in model.blocks:
+            block.mlp.act = nn.ReLU(inplace=True)
+        return gradients(model)
+
+    of_both(product, in_place)
 
 
 @both

@@ -139,6 +139,16 @@ def test_model_is_the_same_to_the_bit(product, autocast):
     assert all(map(torch.equal, found, wanted))
 
 
+def test_output_may_be_written_to():
+    def run():
+        layer = one()
+        torch.relu_(layer()).sum().backward()
+        return [t.grad for t in layer.learning]
+
+    wanted, found = in_both(run)
+    assert all(map(torch.equal, found, wanted))
+
+
 def test_no_graph_without_gradients():
     def run():
         with torch.no_grad():
