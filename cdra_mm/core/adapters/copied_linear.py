@@ -74,10 +74,12 @@ def multiply_by_copy(x: Tensor, layer: Layer, copy: Copy) -> Tensor:
             if made is not None:
                 return cast(Tensor, made)
     trained = torch.is_grad_enabled() and any([factor.requires_grad for factor in factors])
-    if torch.compiler.is_compiling():
-        joint = tuple(joint)  # type: ignore[assignment]  # it takes no other of tensors
-    y: Tensor = _CopiedLinear.apply(x, weight, bias, (*copy, trained), joint, *factors)
-    return y
+    if not torch.compiler.is_compiling():
+        return cast(Tensor, _CopiedLinear.apply(x, weight, bias, (*copy, trained), joint, *factors))
+    # Traced it takes no other tuples of tensors; and a view, as it would give of an input of three
+    # dimensions, may not be written to.
+    y = _CopiedLinear.apply(_flat(x), weight, bias, (*copy, trained), tuple(joint), *factors)
+    return cast(Tensor, y.view(*x.shape[:-1], y.shape[-1]))
 
 
 class _CopiedLinear(torch.autograd.Function):
@@ -99,8 +101,8 @@ class _CopiedLinear(torch.autograd.Function):
             saved += factors
         ctx.save_for_backward(*saved)
         y = F.linear(x, copy, bias_copy)
-        # Of an input of three dimensions it is a view of what was made here, and autograd would
-        # let nobody write to it: mmcv's feed-forward networks have ReLU(inplace=True).
+        # Of an input of three dimensions it is a view of what was made here, to which autograd lets
+        # nobody write: mmcv's feed-forward networks have ReLU(inplace=True).
         return y if torch.compiler.is_compiling() else y.data
 
     @staticmethod

@@ -56,6 +56,20 @@ def test_compiled_copies_are_the_eager_ones(monkeypatch, wasted):
     )
 
 
+@pytest.mark.parametrize('product', ['copied', 'factored'])
+def test_compiled_activation_may_write_to_its_input(product):
+    _, model, _ = adapted('fused', dtype=torch.float32)
+    choose_product(model, product)
+    for block in model.blocks:
+        block.mlp.act = nn.ReLU(inplace=True)
+    twin = copy.deepcopy(model)
+    torch.compiler.reset()
+    compiled = torch.compile(nn.Sequential(twin), backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(
+        output_and_gradients(twin, compiled), output_and_gradients(model, model)
+    )
+
+
 @pytest.mark.parametrize('reentrant', [False, True])
 def test_checkpointed_model_has_the_same_gradients(reentrant):
     _, model, _ = adapted('fused', dtype=torch.float32)
