@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..flat_layout import begins_of
+from ..native import loaded_native
 from .kernel_tables import keep_launch, launch_of, table_of
-from .native_linear import NATIVE
 
 __all__ = ['check_kernels', 'write_blocks', 'write_factor_gradients']
 
@@ -116,7 +116,7 @@ def _tiles(
 
 def _look_of(tensors: Sequence[Tensor]) -> Hashable:
     """Where the memory of each begins, and its sizes."""
-    native = NATIVE.there()
+    native = loaded_native()
     if native is not None:
         return cast(bytes, native.look_of(list(tensors)))
     return tuple([(tensor.data_ptr(), tensor.shape) for tensor in tensors])

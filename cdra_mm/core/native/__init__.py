@@ -3,6 +3,6 @@
 `copied_linear.cpp` is the node of the graph of `core.adapters.copied_linear`.
 """
 
-from .building import Building, NativeError, built_file, is_built, load_native
+from .building import Building, NativeError, built_file, is_built, load_native, loaded_native
 
-__all__ = ['Building', 'NativeError', 'built_file', 'is_built', 'load_native']
+__all__ = ['Building', 'NativeError', 'built_file', 'is_built', 'load_native', 'loaded_native']

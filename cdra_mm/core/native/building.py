@@ -15,10 +15,11 @@ from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
-__all__ = ['Building', 'NativeError', 'built_file', 'is_built', 'load_native']
+__all__ = ['Building', 'NativeError', 'built_file', 'is_built', 'load_native', 'loaded_native']
 
 NAME = 'cdra_native'
 SOURCE = Path(__file__).with_name('copied_linear.cpp')
@@ -29,6 +30,9 @@ FLAGS = ('-O2', '-std=c++20', '-shared', '-fPIC', '-w')  # C++20 is what torch's
 END = 'end of cdra_native'
 MARKED = sys.platform != 'darwin'
 LINES = 5  # of a compiler's complaints, that are told
+
+
+_loaded: list[ModuleType] = []
 
 
 class NativeError(RuntimeError):
@@ -50,7 +54,13 @@ def load_native() -> ModuleType:
         loader.exec_module(module)
     except ImportError as error:
         raise NativeError(f'{path} cannot be loaded: {error}') from error
+    _loaded.append(module)
     return module
+
+
+def loaded_native() -> Any:
+    """What `load_native` gave last, None before."""
+    return _loaded[-1] if _loaded else None
 
 
 def is_built() -> bool:
