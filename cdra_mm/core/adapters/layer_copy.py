@@ -89,7 +89,7 @@ class MadeCopy(NamedTuple):
     entries: list[Any]
     state: list[int] | bytes
 
-    def serves_still(self, native: Any, dtype: torch.dtype) -> bool:
+    def _serves_still(self, native: Any, dtype: torch.dtype) -> bool:
         """Whether the layer can be multiplied in a type by the copy, as `serves`, told by C++.
 
         Args:
@@ -109,7 +109,7 @@ class MadeCopy(NamedTuple):
         within the model's forward, or after one that was interrupted and could not clean up.
         """
         if isinstance(self.state, bytes):
-            return self.serves_still(NATIVE.there(), dtype)
+            return self._serves_still(NATIVE.there(), dtype)
         copy, layer = self.copy.weight, self.layer
         if weight is not layer.weight or (layer.bias is not None and bias is not layer.bias):
             return False

@@ -30,7 +30,6 @@ from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
 from .layer_copy import Layer, may_keep_copy, takes_copy
 from .low_rank import LowRank
-from .native_linear import NATIVE
 
 __all__ = [
     'PLAIN_LINEAR',
@@ -166,17 +165,6 @@ def _effective_parameter(name: str) -> property:
 
 
 def _linear_forward(module: nn.Module, x: Tensor) -> Tensor:
-    native = NATIVE.there()
-    if native is not None and not torch.compiler.is_compiling():
-        made = cast(AdapterSet, module._modules['cdra']).copies.get('weight')
-        if made is not None and isinstance(made.state, bytes):
-            under_autocast = autocast_type(x)
-            if made.serves_still(native, under_autocast or x.dtype):
-                x = x if under_autocast is None else x.to(under_autocast)
-                layer = made.layer
-                if layer.bias is None:  # there is none, or it is computed
-                    layer = layer._replace(bias=cast('Tensor | None', module.bias))
-                return multiply_by_copy(x, layer, made.copy)
     return _adapted_product(module, 'weight', x, cast('Tensor | None', module.bias))
 
 

@@ -123,7 +123,7 @@ def _searched(model: nn.Module) -> _Search:
     types: dict[torch.device, tuple[Tensor, torch.dtype | None]] = {}
     entries: list[Any] = []
     sources: list[Tensor] = []
-    whole = not is_traced()
+    whole = True
     for found, looked_at in _layers(model):
         whole = whole and bool(looked_at)
         entries += looked_at

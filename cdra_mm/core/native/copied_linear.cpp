@@ -6,7 +6,6 @@
 //
 // Versions of torch differ in what holds a node of the graph: see `make_node`.
 
-#include <ATen/AccumulateType.h>
 #include <ATen/ATen.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/TracerMode.h>
@@ -188,6 +187,8 @@ PyObject* listed(const variable_list& tensors) {
   return list;
 }
 
+pybind11::object owned(PyObject* made) { return pybind11::reinterpret_steal<pybind11::object>(made); }
+
 [[noreturn]] void pass_on_error() {
   python_error error;
   error.persist();
@@ -201,9 +202,8 @@ variable_list gradients(
   for (const Tensor& factor : factors) plain = plain && factor.scalar_type() == at::kFloat;
   if (!plain) {
     pybind11::gil_scoped_acquire gil;
-    auto take = [](PyObject* made) { return pybind11::reinterpret_steal<pybind11::object>(made); };
-    const auto d = take(THPVariable_Wrap(dy_r)), x = take(THPVariable_Wrap(x_c)), all = take(listed(factors));
-    const auto found = take(PyObject_CallFunctionObjArgs(
+    const auto d = owned(THPVariable_Wrap(dy_r)), x = owned(THPVariable_Wrap(x_c)), all = owned(listed(factors));
+    const auto found = owned(PyObject_CallFunctionObjArgs(
         gradients_in_python, d.ptr(), x.ptr(), joint, all.ptr(), nullptr));
     if (!found) pass_on_error();
     variable_list out;
@@ -228,9 +228,8 @@ variable_list gradients(
   for (size_t i = 0; i < factors.size(); i++)
     out.push_back(every.as_strided(factors[i].sizes(), {factors[i].size(1), 1}, begins[i]));
   pybind11::gil_scoped_acquire gil;
-  auto take = [](PyObject* made) { return pybind11::reinterpret_steal<pybind11::object>(made); };
-  const auto to = take(THPVariable_Wrap(every)), from = take(THPVariable_Wrap(product)), all = take(listed(factors));
-  const auto done = take(PyObject_CallFunctionObjArgs(
+  const auto to = owned(THPVariable_Wrap(every)), from = owned(THPVariable_Wrap(product)), all = owned(listed(factors));
+  const auto done = owned(PyObject_CallFunctionObjArgs(
       gradients_of_product, to.ptr(), from.ptr(), joint, apart ? Py_True : Py_False, all.ptr(), nullptr));
   if (!done) pass_on_error();
   return out;
