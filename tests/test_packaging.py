@@ -15,6 +15,7 @@ pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
 from cdra_mm.core import ConfigError
+from cdra_mm.core.native.building import source_files
 from cdra_mm.mm import packages
 from cdra_mm.mm.host import runner_parts
 from tests.test_imports import imported, module_of
@@ -140,7 +141,7 @@ def test_wheel_holds_what_an_installed_user_can_use(wheel, repository):
     assert {name for name in names if name.endswith('.py')} == expected
     assert 'cdra_mm/.mim/configs/cdra/demo.py' in expected
     assert {'cdra_mm/py.typed', 'cdra_mm/.mim/model-index.yml'} <= names
-    assert 'cdra_mm/core/native/copied_linear.cpp' in names
+    assert {f'cdra_mm/core/native/{path.name}' for path in source_files()} <= names
     assert [name for name in names if 'class_names' in name and name.endswith('.txt')]
     for folder in ('configs', 'tools'):  # no copy lies in the repository
         assert (repository / 'cdra_mm/.mim' / folder).is_symlink()

@@ -122,8 +122,7 @@ def _round_(backbone: nn.Module, *, updates: bool) -> None:
 def _round_copies(backbone: nn.Module, _: Any) -> None:
     for module in carriers(backbone):
         for made in cast(Any, module).cdra.copies.values():
-            weight = made.copy.weight
-            weight.copy_(weight.bfloat16().float())
+            made.weight.copy_(made.weight.bfloat16().float())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -106,7 +106,7 @@ def test_weights_are_rounded_in_the_forward(vtab, updates):
 
     def note(*_):
         for module in carriers(model.backbone):
-            copies = [made.copy.weight for made in module.cdra.copies.values()]
+            copies = [made.weight for made in module.cdra.copies.values()]
             seen.extend(copies if updates else [module._parameters['weight']])
 
     model.backbone.norm.register_forward_pre_hook(note)

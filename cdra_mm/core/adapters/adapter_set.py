@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .entries import Entries, EntryPlaces, place_entries
 from .joint_blocks import JointBlocks, join_blocks
-from .layer_copy import Copy, Layer, MadeCopy, may_keep_copy
+from .layer_copy import Copy, Layer, may_keep_copy
 from .low_rank import LowRank
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class AdapterSet(nn.Module):
 
     Attributes:
         product: How its products are computed; see `copied_weights.choose_product`.
-        copies: The copies of the module's weights, while the model's forward runs.
+        copies: By parameter, while the model's forward runs: the copy of the weight and how to
+            multiply by it, a `MadeCopy` or what the module in C++ has in its place.
         kept_copies: By parameter: who keeps its copy between forwards, and its place there.
         borrowed: Adapters of another module whose parameter this one shares (a tied weight), by
             the name that the parameter has here. They are the other's children, not this one's:
@@ -44,7 +45,7 @@ class AdapterSet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.product = 'auto'
-        self.copies: dict[str, MadeCopy] = {}
+        self.copies: dict[str, Any] = {}
         self.kept_copies: dict[str, tuple[weakref.ref[KeptCopies], int]] = {}
         self.borrowed: dict[str, list[ParameterAdapter]] = {}
         self._joined: dict[str, _Joined] = {}

@@ -8,8 +8,8 @@ Importing this needs Triton; `block_ops` does so when there is a GPU.
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -17,15 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ..flat_layout import begins_of
-from ..native import loaded_native
-from .kernel_tables import keep_launch, launch_of, table_of
+from .kernel_tables import table_of
 
-__all__ = ['check_kernels', 'write_blocks', 'write_factor_gradients']
+__all__ = ['Launch', 'check_kernels', 'write_blocks', 'write_factor_gradients']
 
 TILE = 64  # rows and columns of a tile
 RANKS = 16  # ranks that one product takes at a time: the least that tl.dot does
 # From Triton 3.3 on a compiled kernel is called with all arguments, constants too.
-KEEPS_LAUNCHES = tuple(map(int, triton.__version__.split('.')[:2])) >= (3, 3)
+CALLS_COMPILED = tuple(map(int, triton.__version__.split('.')[:2])) >= (3, 3)
+# Launches a kernel again over the same table, given the addresses of what it was launched with: of
+# tensors of the same types, aligned to 16 bytes where those were.
+Launch = Callable[..., None]
+
 _TL = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -72,7 +75,7 @@ def write_blocks(
     indices: Sequence[Tensor],
     counts: Sequence[int],
     scales: Sequence[float],
-) -> None:
+) -> Launch | None:
     """Writes the blocks of `block_ops.adapted_copies` into its result, which holds plain copies.
 
     Args:
@@ -82,14 +85,20 @@ def write_blocks(
         indices: int64, contiguous.
         counts: See `block_ops.adapted_copies`.
         scales: Likewise.
+
+    Returns:
+        Its launch, by the address of `flat`.
     """
     if not factors:
-        return
+        return None
     key = 'write', _look_of([*weights, *factors, *indices]), *counts, *scales
     table = table_of(key, _tiles(weights, factors, indices, counts, scales), flat.device)
     weight = _TL[weights[0].dtype]
     with torch.cuda.device_of(flat):  # Triton launches on the current device
-        _write_tiles[(len(table),)](flat, table, FIELDS=table.shape[1], WEIGHT=weight, TILE=TILE)
+        compiled = _write_tiles[(len(table),)](
+            flat, table, FIELDS=table.shape[1], WEIGHT=weight, TILE=TILE
+        )
+    return _launch_again(compiled, table, table.shape[1], weight, TILE)
 
 
 def _tiles(
@@ -116,9 +125,6 @@ def _tiles(
 
 def _look_of(tensors: Sequence[Tensor]) -> Hashable:
     """Where the memory of each begins, and its sizes."""
-    native = loaded_native()
-    if native is not None:
-        return cast(bytes, native.look_of(list(tensors)))
     return tuple([(tensor.data_ptr(), tensor.shape) for tensor in tensors])
 
 
@@ -177,7 +183,8 @@ def write_factor_gradients(
     places: Sequence[int],
     factors: Sequence[Tensor],
     scales: Sequence[float],
-) -> None:
+    also: Sequence[int] = (),
+) -> Launch | None:
     """Writes the result of `block_ops.factor_gradients`.
 
     Args:
@@ -186,20 +193,27 @@ def write_factor_gradients(
         places: Likewise.
         factors: fp32, contiguous.
         scales: See `block_ops.factor_gradients`.
+        also: Other places, which a CUDA graph that is captured later may ask for: its table is
+            made now.
+
+    Returns:
+        Its launch, by the addresses of `flat` and `gradient`.
     """
-    key = 'factors', _look_of(factors), *places, *scales
-    launch = launch_of(key, flat, gradient)
-    if launch is not None:
-        launch(flat, gradient)
-        return
-    table = table_of(key, _strips(places, factors, scales), flat.device)
+    look = _look_of(factors)
+
+    def table_for(places: Sequence[int]) -> Tensor:
+        key = 'factors', look, *places, *scales
+        return table_of(key, _strips(places, factors, scales), flat.device)
+
+    table = table_for(places)
+    if also and not torch.cuda.is_current_stream_capturing():
+        table_for(also)
     number, fields = table.shape
     with torch.cuda.device_of(flat):
         compiled = _factor_tiles[(number,)](
             flat, gradient, table, FIELDS=fields, TILE=TILE, RANKS=RANKS
         )
-    if KEEPS_LAUNCHES and compiled is not None:  # the interpreter compiles none
-        keep_launch(key, (flat, gradient), compiled, table, fields, TILE, RANKS)
+    return _launch_again(compiled, table, fields, TILE, RANKS)
 
 
 def _strips(
@@ -216,6 +230,14 @@ def _strips(
             fields = of_up, other.data_ptr(), begins[2 * i + of_up], begin, long, free, rank
             for first in range(0, free, TILE):
                 yield [*fields, *strides, first, _bits(scale)]
+
+
+def _launch_again(compiled: Any, table: Tensor, *constants: Any) -> Launch | None:
+    """Triton's search for the compiled kernel takes as long again as the launch itself."""
+    if compiled is None or not CALLS_COMPILED:  # the interpreter compiles none
+        return None
+    run = compiled[(len(table), 1, 1)]
+    return lambda *addresses: run(*addresses, table, *constants)
 
 
 def _bits(value: float) -> int:

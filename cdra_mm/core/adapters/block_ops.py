@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from ..flat_layout import known_layout, layout_of
 from ..triton_support import KERNEL_DTYPES, failure_of, missing_for_kernels
 
-__all__ = ['adapted_copies', 'factor_gradients', 'kernels_run', 'write_factor_gradients']
+if TYPE_CHECKING:
+    from .block_kernels import Launch
+
+__all__ = [
+    'adapted_copies',
+    'factor_gradients',
+    'kernels_run',
+    'plainly',
+    'write_blocks',
+    'write_factor_gradients',
+]
 
 
 _LIBRARY = torch.library.Library('cdra_mm', 'FRAGMENT')  # type: ignore[no-untyped-call]
@@ -83,7 +93,11 @@ def _shapes(tensors: Sequence[Tensor]) -> tuple[torch.Size, ...]:
 
 
 def factor_gradients(
-    gradient: Tensor, places: Sequence[int], factors: Sequence[Tensor], scales: Sequence[float]
+    gradient: Tensor,
+    places: Sequence[int],
+    factors: Sequence[Tensor],
+    scales: Sequence[float],
+    also: Sequence[int] = (),
 ) -> list[Tensor]:
     """``scale up^T G`` and ``scale G down^T`` of each block, in the factors' type.
 
@@ -93,13 +107,15 @@ def factor_gradients(
             ``begin, stride, ...``
         factors: ``down [r, |C|], up [|R|, r]`` of each block in turn.
         scales: Factor of each block's update.
+        also: Where they may lie in a CUDA graph that is captured later.
 
     Returns:
         The gradients, in the order of `factors`, in the type of the first. They lie in one tensor,
         but a write to one is none to another (`Tensor._version`).
     """
     if _is_eager(gradient):
-        return [grad.data for grad in _take_gradients(gradient, places, factors, scales)[1]]
+        _, parts = _take_gradients(gradient, places, factors, scales, also)
+        return [part.data for part in parts]
     flat = torch.ops.cdra_mm.factor_gradients(gradient, places, factors, scales)
     return layout_of(_shapes(factors)).parts(flat)
 
@@ -121,17 +137,46 @@ def _make_copies(
 ) -> tuple[Tensor, list[Tensor]]:
     """The flat tensor, and its parts."""
     if _is_watched(weights[0].device):
-        with _plainly(weights[0].device):
+        with plainly(weights[0].device):
             return _make_copies(weights, plain, factors, indices, counts, scales, dtype)
     sources = [*weights, *plain]
     layout = known_layout(_shapes(sources))
     flat = sources[0].new_empty(layout.length, dtype=dtype)
     copies = layout.parts(flat)
     torch._foreach_copy_(copies, sources)
+    write_blocks(flat, copies, weights, factors, indices, counts, scales)
+    return flat, copies
+
+
+def write_blocks(
+    flat: Tensor,
+    copies: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    counts: Sequence[int],
+    scales: Sequence[float],
+) -> Launch | None:
+    """Writes the blocks of `adapted_copies` into copies that are as yet plain.
+
+    Args:
+        flat: All copies, as `flat_layout` lays them out.
+        copies: Its parts.
+        weights: See `adapted_copies`, as all that follow.
+        factors: ...
+        indices: ...
+        counts: ...
+        scales: ...
+
+    Returns:
+        The launch of the kernel, where one was taken; see `block_kernels.Launch`.
+    """
     contiguous = all([tensor.is_contiguous() for tensor in (*weights, *indices)])
-    if contiguous and _take_kernels((*weights, *indices), weights, factors, dtype):
-        _kernels().write_blocks(flat, weights, factors, indices, counts, scales)
-        return flat, copies
+    if contiguous and _take_kernels((*weights, *indices), weights, factors, flat.dtype):
+        return cast(
+            'Launch | None',
+            _kernels().write_blocks(flat, weights, factors, indices, counts, scales),
+        )
     first = 0
     for copy, weight, count in zip(copies, weights, counts, strict=False):
         for i in range(first, first + count):
@@ -139,9 +184,9 @@ def _make_copies(
             down, up = factors[2 * i], factors[2 * i + 1]
             copy[rows, cols] = torch.add(
                 weight[rows, cols], up @ down.to(up.dtype), alpha=scales[i]
-            ).to(dtype)
+            ).to(flat.dtype)
         first += count
-    return flat, copies
+    return None
 
 
 @torch.library.impl(_LIBRARY, 'factor_gradients', 'CompositeExplicitAutograd')
@@ -151,15 +196,19 @@ def _(*arguments: Any) -> Tensor:
 
 
 def _take_gradients(
-    gradient: Tensor, places: Sequence[int], factors: Sequence[Tensor], scales: Sequence[float]
+    gradient: Tensor,
+    places: Sequence[int],
+    factors: Sequence[Tensor],
+    scales: Sequence[float],
+    also: Sequence[int] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """The flat tensor, and its parts."""
     if _is_watched(gradient.device):
-        with _plainly(gradient.device):
-            return _take_gradients(gradient, places, factors, scales)
+        with plainly(gradient.device):
+            return _take_gradients(gradient, places, factors, scales, also)
     layout = known_layout(_shapes(factors))
     flat = factors[0].new_empty(layout.length)
-    write_factor_gradients(flat, gradient.contiguous(), places, factors, scales)
+    write_factor_gradients(flat, gradient.contiguous(), places, factors, scales, also)
     return flat, layout.parts(flat)
 
 
@@ -169,7 +218,8 @@ def write_factor_gradients(
     places: Sequence[int],
     factors: Sequence[Tensor],
     scales: Sequence[float],
-) -> None:
+    also: Sequence[int] = (),
+) -> Launch | None:
     """`factor_gradients` into a flat tensor, as `flat_layout` lays them out.
 
     Args:
@@ -178,10 +228,16 @@ def write_factor_gradients(
         places: Likewise.
         factors: Likewise.
         scales: Likewise.
+        also: Likewise.
+
+    Returns:
+        See `write_blocks`.
     """
     if _take_kernels((gradient,), (gradient,), factors, gradient.dtype):
-        _kernels().write_factor_gradients(flat, gradient, places, factors, scales)
-        return
+        return cast(
+            'Launch | None',
+            _kernels().write_factor_gradients(flat, gradient, places, factors, scales, also),
+        )
     grads = known_layout(_shapes(factors)).parts(flat)
     for i, scale in enumerate(scales):
         down, up = (factor.to(flat.dtype) for factor in factors[2 * i : 2 * i + 2])
@@ -193,6 +249,7 @@ def write_factor_gradients(
             torch.mm(a, b, out=out)
             if scale != 1:
                 out.mul_(scale)
+    return None
 
 
 @torch.library.register_fake('cdra_mm::adapted_copies', lib=_LIBRARY)
@@ -211,7 +268,7 @@ def _is_watched(device: torch.device) -> bool:
 
 
 @contextmanager
-def _plainly(device: torch.device) -> Iterator[None]:
+def plainly(device: torch.device) -> Iterator[None]:
     """Without gradients and autocast."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield

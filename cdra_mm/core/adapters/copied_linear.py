@@ -37,9 +37,12 @@ __all__ = ['copied_linear', 'multiply_by_copy']
 # through its factors. By arithmetic for an H100 (both are then about 20 us for 6,000 tokens), not
 # measured.
 LARGEST_BLOCK = 2**19
-# Products that are made in vain where the blocks of a fused layer are multiplied as one, over
-# what a launch of its own costs (about 2 us): tokens times entries outside of the blocks.
+# Products that are made in vain where the blocks of a fused layer are multiplied as one, over what
+# a launch of its own costs: tokens times entries outside of the blocks. In a program or a CUDA
+# graph that is about 2 us of the GPU; where the host launches one operation after another 16 us of
+# the host, as long as a GPU needs for eight times the products.
 WASTED_PRODUCTS = 5e8
+WASTED_EAGERLY = 8 * WASTED_PRODUCTS
 
 
 def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
@@ -142,10 +145,19 @@ def _gradients(
         return _through_factors(dy_r, x_c, joint, factors)
     if len(joint.scales) > 1:
         in_vain = dy_r.shape[1] * x_c.shape[1] - joint.size
-        if dy_r.shape[0] * in_vain > WASTED_PRODUCTS:
-            gradient, places = _products_apart(dy_r, x_c, joint), joint.places_apart
-            return factor_gradients(gradient, places, factors, joint.scales)
-    return factor_gradients(dy_r.t() @ x_c, joint.places, factors, joint.scales)
+        if dy_r.shape[0] * in_vain > (WASTED_EAGERLY if _is_eager(dy_r) else WASTED_PRODUCTS):
+            gradient = _products_apart(dy_r, x_c, joint)
+            return factor_gradients(
+                gradient, joint.places_apart, factors, joint.scales, joint.places
+            )
+    return factor_gradients(dy_r.t() @ x_c, joint.places, factors, joint.scales, joint.places_apart)
+
+
+def _is_eager(x: Tensor) -> bool:
+    """Whether the host launches each operation by itself."""
+    if torch.compiler.is_compiling():
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _products_apart(dy_r: Tensor, x_c: Tensor, joint: JointBlocks) -> Tensor:
@@ -201,4 +213,4 @@ def _through(d: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> li
     return [(d_hidden.t() @ x).to(down.dtype), (d.t() @ hidden).to(up.dtype)]
 
 
-NATIVE.tell(LARGEST_BLOCK, WASTED_PRODUCTS, _gradients)
+NATIVE.tell(LARGEST_BLOCK, WASTED_PRODUCTS, WASTED_EAGERLY, _gradients)

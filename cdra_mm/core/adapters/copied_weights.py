@@ -25,9 +25,8 @@ from cdra_mm.errors import ConfigError
 
 from .adapter_set import AdapterSet
 from .kept_copies import KeptCopies, bytes_kept, can_keep
-from .layer_copy import Copy, Layer, MadeCopy, copy_layers, may_keep_copy, takes_copy, versions_of
+from .layer_copy import Layer, may_keep_copy, takes_copy
 from .layers_to_copy import (
-    Found,
     Groups,
     carriers,
     find_layers_to_copy,
@@ -132,21 +131,13 @@ def is_worth_keeping(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
 def _make_copies(model: nn.Module, _: Any) -> None:
     if not any(hook is _drop_copies for hook in model._forward_hooks.values()):
         return  # someone has removed it: copies would be kept after the forward
-    groups, native = find_layers_to_copy(model)
+    groups = find_layers_to_copy(model)
     if _keep(model, groups):
         return
     for (product, *_, dtype), group in groups.items():
-        if takes_copy(product, group[0].layer.weight):
-            copies = copy_layers([found.layer for found in group], dtype)
-            for found, copy in zip(group, copies, strict=True):
-                found.adapters.copies[found.name] = _made(found, copy, native)
-
-
-def _made(found: Found, copy: Copy, native: Any) -> MadeCopy:
-    _, _, layer, blocks, sources, entries = found
-    if native and entries:
-        return MadeCopy(copy, layer, blocks, sources, entries, native.state_of(sources, True))
-    return MadeCopy(copy, layer, blocks, sources, entries, versions_of(sources))
+        if takes_copy(product, group.found[0].layer.weight):
+            for found, made in zip(group.found, group.copies(dtype), strict=True):
+                found.adapters.copies[found.name] = made
 
 
 def _drop_copies(model: nn.Module, *_: Any) -> None:
@@ -162,7 +153,7 @@ def _keep(model: nn.Module, groups: Groups) -> bool:
     kept = None
     if len(groups) == 1:
         ((product, *_, dtype), group), *_ = groups.items()
-        layers = [found.layer for found in group]
+        layers = [found.layer for found in group.found]
         if may_keep_copy(product, layers[0].weight) and can_keep(layers):
             kept = _KEPT.get(model)
             if kept is None or not kept.fit(layers, dtype):
@@ -174,7 +165,7 @@ def _keep(model: nn.Module, groups: Groups) -> bool:
     if _KEPT.get(model) is not kept:
         let_go(model)
         _KEPT[model], keeper = kept, weakref.ref(kept)
-        for i, found in enumerate(group):
+        for i, found in enumerate(group.found):
             found.adapters.kept_copies[found.name] = keeper, i
     kept.refresh(layers)
     return True

@@ -1,4 +1,4 @@
-"""Tables that the kernels of `block_kernels` read, in the GPU's memory, and their launches.
+"""Tables that the kernels of `block_kernels` read, in the GPU's memory.
 
 A table is made when tensors are seen for the first time and kept, so that a step copies nothing to
 the GPU, also while a CUDA graph is being captured.
@@ -7,21 +7,17 @@ the GPU, also while a CUDA graph is being captured.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ['keep_launch', 'launch_of', 'table_of']
+__all__ = ['table_of']
 
 KEPT_TABLES = 4096  # a few layers' at a time, or each layer's: some hundred for the largest ViT
 
-Launch = Callable[..., None]
-
 _tables: OrderedDict[Hashable, Tensor] = OrderedDict()
-_launches: OrderedDict[Hashable, Launch] = OrderedDict()
 _captured: dict[Hashable, Tensor] = {}  # a graph reads them as long as it lives
 
 
@@ -65,43 +61,3 @@ def _made_apart(rows: list[list[int]], device: torch.device) -> Tensor:
     """
     with ThreadPoolExecutor(1) as other:
         return other.submit(torch.tensor, rows, dtype=torch.int64, device=device).result()
-
-
-def launch_of(key: Hashable, *given: Tensor) -> Launch | None:
-    """The launch that was kept for a key and such tensors as are given, or None.
-
-    None while a CUDA graph is being captured: `table_of` keeps what the graph reads.
-    """
-    found = _launches.get((key, tuple(map(_look_of, given))))
-    if found is None or torch.cuda.is_current_stream_capturing():
-        return None
-    return found if torch.cuda.current_device() == given[0].get_device() else None
-
-
-def keep_launch(
-    key: Hashable, given: Sequence[Tensor], compiled: Any, table: Tensor, *constants: int
-) -> None:
-    """Keeps the launch of a kernel for `launch_of`; see there when it is not kept.
-
-    Triton looks at each call for the compiled kernel that fits, which takes as long again as the
-    launch itself.
-
-    Args:
-        key: All that the table is made of.
-        given: Its first arguments, which change from launch to launch.
-        compiled: What it returned when it was launched with them.
-        table: Its next argument; a program for each row.
-        constants: What it was compiled for, its last arguments.
-    """
-    if torch.cuda.is_current_stream_capturing():
-        return
-    run = compiled[(len(table), 1, 1)]
-    look = tuple(map(_look_of, given))
-    _launches[key, look] = lambda *given: run(*given, table, *constants)
-    while len(_launches) > KEPT_TABLES:
-        _launches.popitem(last=False)
-
-
-def _look_of(tensor: Tensor) -> tuple[torch.dtype, bool, int]:
-    """What a kernel is compiled for, and where it runs."""
-    return tensor.dtype, tensor.data_ptr() % 16 == 0, tensor.get_device()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,11 @@ from torch import Tensor, nn
 from ..model.row_int8 import is_int8
 from .block_ops import adapted_copies
 from .joint_blocks import JointBlocks
-from .native_linear import NATIVE
-
-if TYPE_CHECKING:
-    from .low_rank import LowRank
 
 __all__ = [
     'Copy',
     'Layer',
-    'MadeCopy',
+    'arguments_of',
     'copy_layers',
     'is_remade',
     'is_traced',
@@ -69,66 +65,6 @@ class Copy(NamedTuple):
     kept: bool = False
 
 
-class MadeCopy(NamedTuple):
-    """A copy that was made before it is used.
-
-    Attributes:
-        copy: The copy.
-        layer: What it was made of; without a bias that is itself computed.
-        adapters: Those that have the layer's factors, in their order.
-        sources: `sources_of` the layer.
-        entries: See `layers_to_copy.Found`.
-        state: How often each source had been written to in place then; by the module in C++, types
-            and devices too.
-    """
-
-    copy: Copy
-    layer: Layer
-    adapters: list[LowRank]
-    sources: list[Tensor]
-    entries: list[Any]
-    state: list[int] | bytes
-
-    def _serves_still(self, native: Any, dtype: torch.dtype) -> bool:
-        """Whether the layer can be multiplied in a type by the copy, as `serves`, told by C++.
-
-        Args:
-            native: The module by which the copy was made.
-            dtype: The type.
-        """
-        copy = self.copy.weight
-        if copy.dtype != dtype or (copy.is_inference() and not torch.is_inference_mode_enabled()):
-            return False
-        same = native.holds(self.entries) and native.state_of(self.sources, True) == self.state
-        return cast(bool, same)
-
-    def serves(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
-        """Whether the layer as it is now can be multiplied in a type by the copy.
-
-        Not where its tensors have been replaced or written to since: by ``functional_call``
-        within the model's forward, or after one that was interrupted and could not clean up.
-        """
-        if isinstance(self.state, bytes):
-            return self._serves_still(NATIVE.there(), dtype)
-        copy, layer = self.copy.weight, self.layer
-        if weight is not layer.weight or (layer.bias is not None and bias is not layer.bias):
-            return False
-        if copy.dtype != dtype or copy.device != weight.device:
-            return False
-        factors = iter(layer.factors)
-        for adapter in self.adapters:
-            down, up = adapter.factors
-            if down is not next(factors) or up is not next(factors):
-                return False
-            if adapter.merged or (adapter.dropout and adapter.training):
-                return False
-        if torch.compiler.is_compiling():  # what follows would not be traced
-            return True
-        if copy.is_inference() and not torch.is_inference_mode_enabled():
-            return False  # autograd would not take it
-        return self.state == versions_of(self.sources)
-
-
 def versions_of(tensors: Sequence[Tensor]) -> list[int]:
     """How often each tensor has been written to in place; nothing while that would be traced."""
     if torch.compiler.is_compiling():
@@ -147,21 +83,25 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
         dtype: Type of the copies.
     """
     biases = [layer.bias for layer in layers if layer.bias is not None]
+    weights, factors, indices, counts, scales = arguments_of(layers)
     with torch.no_grad():
-        copies = adapted_copies(
-            [layer.weight for layer in layers],
-            biases,
-            [factor for layer in layers for factor in layer.factors],
-            [index for layer in layers for index in layer.joint.indices],
-            [len(layer.joint.scales) for layer in layers],
-            [scale for layer in layers for scale in layer.joint.scales],
-            dtype,
-        )
+        copies = adapted_copies(weights, biases, factors, indices, counts, scales, dtype)
     rest = iter(copies[len(layers) :])
     return [
         Copy(copy, None if layer.bias is None else next(rest))
         for copy, layer in zip(copies[: len(layers)], layers, strict=True)
     ]
+
+
+def arguments_of(layers: Sequence[Layer]) -> tuple[Any, ...]:
+    """Weights, factors, indices, counts and scales of layers, see `block_ops.write_blocks`."""
+    return (
+        [layer.weight for layer in layers],
+        [factor for layer in layers for factor in layer.factors],
+        [index for layer in layers for index in layer.joint.indices],
+        [len(layer.joint.scales) for layer in layers],
+        [scale for layer in layers for scale in layer.joint.scales],
+    )
 
 
 def takes_copy(product: str, weight: Tensor) -> bool:

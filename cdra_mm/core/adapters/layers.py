@@ -25,11 +25,12 @@ from ..model.sharded import is_sharded
 from .adapter import Adapter, CallAdapter, ParameterAdapter
 from .adapter_set import AdapterSet
 from .compact_linear import autocast_type, compact_linear
-from .copied_linear import copied_linear, multiply_by_copy
+from .copied_linear import copied_linear
 from .copied_weights import attach_copies, product_of
 from .entries import Entries, entries_linear, pass_entries_gradient
-from .layer_copy import Layer, may_keep_copy, takes_copy
+from .layer_copy import may_keep_copy, takes_copy
 from .low_rank import LowRank
+from .made_copy import MadeCopy
 
 __all__ = [
     'PLAIN_LINEAR',
@@ -185,11 +186,11 @@ def _adapted_product(module: nn.Module, name: str, x: Tensor, bias: Tensor | Non
     weight = cast(Tensor, module._parameters[name])
     carried = cast(AdapterSet, module._modules['cdra'])  # what `nn.Module.__getattr__` finds late
     made = carried.copies.get(name)
-    if made is not None:
-        under_autocast = autocast_type(x)
-        if made.serves(weight, bias, under_autocast or x.dtype):
-            x = x if under_autocast is None else x.to(under_autocast)
-            return multiply_by_copy(x, Layer(weight, bias, *made.layer[2:]), made.copy)
+    # Torch could not trace what is made in C++.
+    if made is not None and (isinstance(made, MadeCopy) or not torch.compiler.is_compiling()):
+        y = made.multiply(x, weight, bias)
+        if y is not None:
+            return cast(Tensor, y)
     through_copy = takes_copy(carried.product, weight)
     if through_copy or (may_keep_copy(carried.product, weight) and name in carried.kept_copies):
         layer = carried.layer_of_copy(name, weight, bias)

@@ -16,11 +16,30 @@ from torch import Tensor, nn
 from ..model.sharded import is_sharded
 from .adapter_set import AdapterSet
 from .compact_linear import autocast_type
-from .layer_copy import Layer, is_remade, is_traced, may_keep_copy, sources_of, takes_copy
+from .layer_copy import (
+    Layer,
+    arguments_of,
+    copy_layers,
+    is_remade,
+    is_traced,
+    may_keep_copy,
+    sources_of,
+    takes_copy,
+    versions_of,
+)
 from .low_rank import LowRank
+from .made_copy import MadeCopy
 from .native_linear import NATIVE
 
-__all__ = ['Found', 'Groups', 'carriers', 'find_layers_to_copy', 'forget_layers', 'known_carriers']
+__all__ = [
+    'Found',
+    'Group',
+    'Groups',
+    'carriers',
+    'find_layers_to_copy',
+    'forget_layers',
+    'known_carriers',
+]
 
 _CARRIERS = '_cdra_carriers'
 _SEARCH = '_cdra_search'
@@ -48,8 +67,50 @@ class Found(NamedTuple):
     entries: list[Any]
 
 
+class Group(NamedTuple):
+    """Layers whose copies are made together.
+
+    Attributes:
+        found: At least one.
+        native: They in C++ (``Layers``), where that is there.
+    """
+
+    found: list[Found]
+    native: Any = None
+
+    def copies(self, dtype: torch.dtype) -> list[Any]:
+        """What each layer is multiplied by in a type, see `AdapterSet.copies`."""
+        made = self.native and self.native.copies(dtype)
+        if made is not None:
+            return cast('list[Any]', made)
+        copies = copy_layers([found.layer for found in self.found], dtype)
+        return [
+            MadeCopy(copy, found.layer, found.blocks, versions_of(found.sources))
+            for found, copy in zip(self.found, copies, strict=True)
+        ]
+
+    def in_native(self, native: Any) -> Group:
+        """The same with them in C++; not where a class of tensors may have its own operations.
+
+        Args:
+            native: The module.
+        """
+        layers = [found.layer for found in self.found]
+        weights, factors, indices, counts, scales = arguments_of(layers)
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        if not {type(t) for t in (*weights, *biases, *factors, *indices)} <= {Tensor, nn.Parameter}:
+            return self
+        each = [
+            (f.layer.weight, f.layer.bias, f.layer.factors, f.sources, f.entries)
+            for f in self.found
+        ]
+        joints = [layer.joint for layer in layers]
+        what = weights, factors, indices, counts, scales
+        return self._replace(native=native.Layers(each, joints, what))
+
+
 # By the layers' product (`choose_product`), device, type, and the type that is computed in.
-Groups = dict[tuple[str, torch.device, torch.dtype, torch.dtype], list[Found]]
+Groups = dict[tuple[str, torch.device, torch.dtype, torch.dtype], Group]
 
 
 class _Search(NamedTuple):
@@ -59,21 +120,21 @@ class _Search(NamedTuple):
         groups: What was found.
         entries: Those of all layers.
         sources: Likewise.
-        state: Types and devices of the sources then.
+        kinds: Types and devices of the sources then.
         autocast: A weight on each device, and the type in which autocast multiplied there.
     """
 
     groups: Groups
     entries: list[Any]
     sources: list[Tensor]
-    state: bytes
+    kinds: bytes
     autocast: list[tuple[Tensor, torch.dtype | None]]
 
     def holds(self, native: Any) -> bool:
         """Whether a search would find the same now."""
         return (
             native.holds(self.entries)
-            and native.state_of(self.sources, False) == self.state
+            and native.kinds_of(self.sources) == self.kinds
             and all(autocast_type(weight) == dtype for weight, dtype in self.autocast)
         )
 
@@ -98,28 +159,26 @@ def forget_layers(model: nn.Module) -> None:
     model.__dict__.pop(_SEARCH, None)
 
 
-def find_layers_to_copy(model: nn.Module) -> tuple[Groups, Any]:
-    """The layers of a model, and the module in C++ where it is there.
-
-    Those that are made anew in the backward (`is_remade`) are left out.
-    """
+def find_layers_to_copy(model: nn.Module) -> Groups:
+    """The layers of a model, but for those that are made anew in the backward (`is_remade`)."""
     if is_traced():
-        return _searched(model).groups, None
+        return _searched(model).groups
     search = cast('_Search | None', model.__dict__.get(_SEARCH))
     native = NATIVE.there()
     if search is not None and native is not None and search.holds(native):
-        return search.groups, native
+        return search.groups
     model.__dict__.pop(_SEARCH, None)
     search = _searched(model)
     if native is not None and search.entries:
-        state = native.state_of(search.sources, False)
-        model.__dict__[_SEARCH] = search._replace(state=state)
-    return search.groups, native
+        groups = {key: group.in_native(native) for key, group in search.groups.items()}
+        search = search._replace(groups=groups, kinds=native.kinds_of(search.sources))
+        model.__dict__[_SEARCH] = search
+    return search.groups
 
 
 def _searched(model: nn.Module) -> _Search:
-    """A search without its state; without entries where they do not say all."""
-    groups: defaultdict[Any, list[Found]] = defaultdict(list)
+    """A search without kinds; without entries where they do not say all."""
+    found_of: defaultdict[Any, list[Found]] = defaultdict(list)
     types: dict[torch.device, tuple[Tensor, torch.dtype | None]] = {}
     entries: list[Any] = []
     sources: list[Tensor] = []
@@ -136,7 +195,8 @@ def _searched(model: nn.Module) -> _Search:
         dtype = types[weight.device][1] or weight.dtype
         if not is_remade(weight, dtype):
             key = found.adapters.product, weight.device, weight.dtype, dtype
-            groups[key].append(found)
+            found_of[key].append(found)
+    groups = {key: Group(found) for key, found in found_of.items()}
     return _Search(groups, entries if whole else [], sources, b'', list(types.values()))
 
 

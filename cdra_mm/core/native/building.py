@@ -15,14 +15,13 @@ from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
-__all__ = ['Building', 'NativeError', 'built_file', 'is_built', 'load_native', 'loaded_native']
+__all__ = ['Building', 'NativeError', 'built_file', 'is_built', 'load_native', 'source_files']
 
 NAME = 'cdra_native'
-SOURCE = Path(__file__).with_name('copied_linear.cpp')
+SOURCE = Path(__file__).with_name('module.cpp')
 COMPILERS = ('c++', 'g++', 'clang++')
 FLAGS = ('-O2', '-std=c++20', '-shared', '-fPIC', '-w')  # C++20 is what torch's headers want
 # The last line of a file that is whole: to load a part of one ends the process. Not on macOS, where
@@ -30,9 +29,6 @@ FLAGS = ('-O2', '-std=c++20', '-shared', '-fPIC', '-w')  # C++20 is what torch's
 END = 'end of cdra_native'
 MARKED = sys.platform != 'darwin'
 LINES = 5  # of a compiler's complaints, that are told
-
-
-_loaded: list[ModuleType] = []
 
 
 class NativeError(RuntimeError):
@@ -54,13 +50,7 @@ def load_native() -> ModuleType:
         loader.exec_module(module)
     except ImportError as error:
         raise NativeError(f'{path} cannot be loaded: {error}') from error
-    _loaded.append(module)
     return module
-
-
-def loaded_native() -> Any:
-    """What `load_native` gave last, None before."""
-    return _loaded[-1] if _loaded else None
 
 
 def is_built() -> bool:
@@ -89,12 +79,12 @@ def built_file() -> Path:
         NativeError: If there is no such folder.
     """
     try:
-        source = SOURCE.read_text(encoding='utf-8')
+        sources = [path.read_text(encoding='utf-8') for path in source_files()]
         cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     except (OSError, RuntimeError) as error:  # a user may have no home
         raise NativeError(str(error)) from error
     made_of = [
-        source,
+        *sources,
         torch.__version__,
         str(torch._C._GLIBCXX_USE_CXX11_ABI),
         sys.version,
@@ -104,6 +94,11 @@ def built_file() -> Path:
     digest = hashlib.sha256('\0'.join(made_of).encode()).hexdigest()[:16]
     folder = os.environ.get('TORCH_EXTENSIONS_DIR') or Path(cache) / 'torch_extensions'
     return Path(folder).absolute() / 'cdra_mm' / digest / f'{NAME}.so'
+
+
+def source_files() -> list[Path]:
+    """`SOURCE`, and all that it includes of ours."""
+    return [SOURCE, *sorted(SOURCE.parent.glob('*.h'))]
 
 
 class Building:

@@ -28,14 +28,21 @@ def native(taken: bool) -> Iterator[Any]:
         NATIVE._next_look = 0.0
         module = before['_module']
         NATIVE._module = module if taken else None
-        bounds = copied_linear.LARGEST_BLOCK, copied_linear.WASTED_PRODUCTS
-        NATIVE.tell(*bounds, copied_linear._gradients)
+        tell_bounds()
         try:
             yield NATIVE.take(copied_linear.torch.device('cpu'), True)
         finally:
             module = NATIVE._module or module
             vars(NATIVE).update(before)
             NATIVE._module = module
-            NATIVE.tell(
-                copied_linear.LARGEST_BLOCK, copied_linear.WASTED_PRODUCTS, copied_linear._gradients
-            )
+            tell_bounds()
+
+
+def tell_bounds() -> None:
+    """Tells the module what a test may have changed."""
+    NATIVE.tell(
+        copied_linear.LARGEST_BLOCK,
+        copied_linear.WASTED_PRODUCTS,
+        copied_linear.WASTED_EAGERLY,
+        copied_linear._gradients,
+    )

@@ -46,6 +46,7 @@ def taking(strategy):
             largest, wasted = COPIED[strategy]
             patch.setattr(copied, 'LARGEST_BLOCK', largest)
             patch.setattr(copied, 'WASTED_PRODUCTS', wasted)
+            patch.setattr(copied, 'WASTED_EAGERLY', wasted)
             yield
             return
         if strategy in KEPT:

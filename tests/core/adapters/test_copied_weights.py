@@ -485,8 +485,8 @@ def test_copy_is_the_merged_weight_in_its_type(monkeypatch):
             if m in carriers(model) and 'weight' in m._parameters:
                 weight, dtype = m._parameters['weight'], torch.bfloat16
                 made = m.cdra.copies.get('weight')
-                if made and made.serves(weight, m.bias, dtype):
-                    held[name] = made.copy.weight
+                if made:
+                    held[name] = made.weight
                 layer = m.cdra.layer_of_copy('weight', weight, m.bias)
                 kept = layer and m.cdra.kept_copy_of('weight', layer, dtype)
                 if kept:

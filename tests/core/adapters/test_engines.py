@@ -46,6 +46,7 @@ def test_compiled_model_is_the_eager_one(monkeypatch, kind, many_tokens):
 def test_compiled_copies_are_the_eager_ones(monkeypatch, wasted):
     """The gradients of the blocks of q, k and v by a product each, or by one."""
     monkeypatch.setattr(copied_linear, 'WASTED_PRODUCTS', wasted)
+    monkeypatch.setattr(copied_linear, 'WASTED_EAGERLY', wasted)
     _, model, _ = adapted('fused', dtype=torch.float32)
     choose_product(model, 'copied')
     twin = copy.deepcopy(model)

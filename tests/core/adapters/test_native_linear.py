@@ -7,6 +7,7 @@ import gc
 import os
 import pickle
 import re
+import shutil
 import stat
 import sys
 import threading
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cdra_mm.core import ConfigError
 from cdra_mm.core.adapters import copied_linear as copied
 from cdra_mm.core.adapters import layers_to_copy, native_linear
-from cdra_mm.core.adapters.copied_weights import choose_product
+from cdra_mm.core.adapters.copied_weights import carriers, choose_product
 from cdra_mm.core.adapters.joint_blocks import JointBlocks, join_blocks
 from cdra_mm.core.adapters.kept_copies import KeptCopies
 from cdra_mm.core.adapters.layer_copy import Layer, copy_layers
@@ -304,22 +305,23 @@ def test_error_of_the_gradients_in_python_arrives():
         raise ZeroDivisionError('of my own')
 
     with native(True):
-        NATIVE.tell(0, 0, broken)
+        NATIVE.tell(0, 0, 0, broken)
         layer = one()
         with pytest.raises(ZeroDivisionError, match='of my own'):
             layer().sum().backward()
 
 
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def test_who_looks_at_operations_sees_them():
-    class Seen(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.names = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.names.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     def run():
         layer = one()
         with Seen() as mode:
@@ -329,6 +331,288 @@ def test_who_looks_at_operations_sees_them():
     python, compiled = in_both(run)
     assert compiled == python
     assert len(python) > 5
+
+
+def copying():
+    """A model whose products go through copies that each forward makes, and its images."""
+    _, model, _ = adapted('fused', dtype=torch.float32)
+    choose_product(model, 'copied')
+    return model, images(2, torch.float32)[0]
+
+
+def test_who_looks_at_a_forward_sees_all_of_it():
+    def run():
+        model, batch = copying()
+        model(batch)
+        with Seen() as mode:
+            model(batch).sum().backward()
+        return mode.names
+
+    python, compiled = in_both(run)
+    assert compiled == python
+    assert 'cdra_mm.adapted_copies.default' in python
+
+
+def within(model, context):
+    """Has one layer of a model run in a context of its own."""
+    layer = model.blocks[0].mlp.fc1
+    plain = layer.forward
+
+    def forward(x):
+        with context():
+            return plain(x)
+
+    layer.forward = forward
+    return model
+
+
+def test_who_looks_at_one_layer_sees_its_product():
+    """It makes a copy of its own then."""
+
+    def run():
+        model, batch = copying()
+        modes = []
+
+        def look():
+            modes.append(Seen())
+            return modes[-1]
+
+        y = within(model, look)(batch)
+        return modes[0].names, y.detach()
+
+    (seen, wanted), (also, found) = in_both(run)
+    assert set(seen) - set(also) == set()
+    assert 'aten.addmm.default' in also
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_layer_under_another_autocast(dtype):
+    """The copies are of the type of the model's."""
+
+    def other():
+        return torch.autocast('cpu', dtype, enabled=dtype is not torch.float32)
+
+    def run():
+        model, batch = copying()
+        within(model, other)
+        with torch.autocast('cpu', torch.bfloat16):
+            y = model(batch)
+        y.float().square().sum().backward()
+        return [y, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    python, compiled = in_both(run)
+    assert all(map(torch.equal, compiled, python))
+
+
+@pytest.mark.parametrize('which', ['weight', 'bias', 'up'])
+def test_parameter_with_operations_of_its_own(which):
+    class Twice(nn.Parameter):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func.__name__ != '__get__':
+                called.append(func.__name__)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    called = []
+
+    def run():
+        model, batch = copying()
+        layer = model.blocks[0].mlp.fc1
+        home = layer.cdra.get_submodule('weight') if which == 'up' else layer
+        plain = home._parameters[which]
+        home._parameters[which] = Twice(plain.detach(), plain.requires_grad)
+        model(batch)
+        called.clear()
+        y = model(batch)
+        return sorted(set(called)), y.detach()
+
+    python, compiled = in_both(run)
+    assert torch.equal(compiled[1], python[1])
+    assert python[0] and compiled[0] == python[0]
+
+
+@pytest.mark.parametrize('given', [None, [1.0], 'x'])
+def test_input_that_is_no_tensor_is_refused(given):
+    with native(True):
+        model, batch = copying()
+        layer = model.blocks[0].mlp.fc1
+        layer.register_forward_pre_hook(lambda *_: (given,))
+        with pytest.raises((AttributeError, TypeError)):
+            model(batch)
+
+
+def test_layer_that_learns_within_inference():
+    def run():
+        model, batch = copying()
+        layer, found = model.blocks[0].mlp.fc1, []
+        plain = layer.forward
+
+        def forward(x):
+            with torch.inference_mode(False), torch.enable_grad():
+                y = plain(x.clone())
+                y.square().sum().backward()
+                found.extend(p.grad for p in layer.parameters() if p.grad is not None)
+            return y.detach()
+
+        layer.forward = forward
+        with torch.inference_mode():
+            model(batch)
+        return found
+
+    python, compiled = in_both(run)
+    assert len(python) == 3  # of both factors and the bias
+    assert all(map(torch.equal, compiled, python))
+
+
+@pytest.mark.parametrize('learns', [False, True])
+def test_model_saves_the_same(learns):
+    def run():
+        model, batch = copying()
+        for p in model.parameters():
+            p.requires_grad_(p.requires_grad and learns)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: saved.append((t.shape, t.dtype)) or t, lambda t: t
+        ):
+            model(batch.requires_grad_())
+        return saved
+
+    python, compiled = in_both(run)
+    assert sorted(map(str, compiled)) == sorted(map(str, python))
+
+
+def test_compiled_block_of_an_eager_model():
+    """Torch cannot trace what the model's forward has made in C++ for its layers."""
+
+    def run():
+        torch._dynamo.reset()
+        model, batch = copying()
+        model.blocks[0] = torch.compile(model.blocks[0], backend='aot_eager', fullgraph=True)
+        model(batch).square().sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    python, compiled = in_both(run)
+    assert len(python) == len(compiled) > 20
+    torch.testing.assert_close(compiled, python)
+
+
+class Launches:
+    """Stands for a kernel: what was launched by Python, and what again."""
+
+    def __init__(self, monkeypatch, name):
+        self.prepared, self.again = [], []
+        self.capturing, self.error = False, None
+        monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: self.capturing)
+        write = getattr(native_linear, name)
+
+        def wrapped(flat, *given):
+            write(flat, *given)
+            self.prepared.append(flat.data_ptr())
+            return self.launch
+
+        monkeypatch.setattr(native_linear, name, wrapped)
+
+    def launch(self, *addresses):
+        assert all(isinstance(address, int) for address in addresses)
+        if self.error is not None:
+            raise self.error
+        self.again.append(addresses)
+
+    def of(self, run):
+        before = len(self.prepared), len(self.again)
+        run()
+        return len(self.prepared) - before[0], len(self.again) - before[1]
+
+
+def write_in_place(model):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0)
+
+
+def move_factor(model):
+    up = model.blocks[0].mlp.fc2.cdra.get_submodule('weight').up
+    up.data = up.data.clone()
+
+
+def turn_factor(model):
+    """Only how it lies in its memory is another."""
+    up = model.blocks[0].mlp.fc2.cdra.get_submodule('weight').up
+    up.data = up.data.as_strided(up.shape, (1, len(up)))
+
+
+@pytest.mark.parametrize('change', [write_in_place, move_factor, turn_factor])
+@pytest.mark.parametrize('name', ['_write_gradients', '_write_copies'])
+def test_kernel_is_launched_again_where_all_lies_as_it_did(name, change, monkeypatch):
+    launches = Launches(monkeypatch, name)
+    with native(True):
+        model, batch = copying()
+
+        def step():
+            model(batch).sum().backward()
+
+        number, again = launches.of(step)
+        assert number >= 1 and again == 0
+        assert launches.of(step) == (0, number)
+        change(model)
+        prepared = int(change is not write_in_place)  # of one layer, or of all that are made as one
+        assert launches.of(step) == (prepared, number - prepared)
+        assert launches.of(step) == (0, number)
+
+
+@pytest.mark.parametrize('name', ['_write_gradients', '_write_copies'])
+def test_kernel_is_not_launched_again_for_another_type(name, monkeypatch):
+    launches = Launches(monkeypatch, name)
+    with native(True):
+        model, batch = copying()
+
+        def step(dtype):
+            with torch.autocast('cpu', dtype):
+                y = model(batch)
+            y.float().sum().backward()
+
+        number, _ = launches.of(lambda: step(torch.bfloat16))
+        assert launches.of(lambda: step(torch.bfloat16)) == (0, number)
+        assert launches.of(lambda: step(torch.float16)) == (number, 0)
+
+
+@pytest.mark.parametrize('name', ['_write_gradients', '_write_copies'])
+def test_kernel_is_not_launched_again_into_a_graph(name, monkeypatch):
+    """Which needs what is kept for it where Python launches."""
+    launches = Launches(monkeypatch, name)
+    with native(True):
+        model, batch = copying()
+        number, _ = launches.of(lambda: model(batch).sum().backward())
+        launches.capturing = True
+        assert launches.of(lambda: model(batch).sum().backward()) == (number, 0)
+        launches.capturing = False
+        assert launches.of(lambda: model(batch).sum().backward()) == (0, number)
+
+
+@pytest.mark.parametrize('name', ['_write_gradients', '_write_copies'])
+def test_error_of_a_launch_arrives(name, monkeypatch):
+    launches = Launches(monkeypatch, name)
+    with native(True):
+        model, batch = copying()
+        model(batch).sum().backward()
+        launches.error = ZeroDivisionError('of the driver')
+        with pytest.raises(ZeroDivisionError, match='of the driver'):
+            model(batch).sum().backward()
+        assert not any(module.cdra.copies for module in carriers(model))
+
+
+def test_model_that_its_weights_know_is_let_go():
+    with native(True):
+        model, batch = copying()
+        model.blocks[0].mlp.fc1._parameters['weight'].owner = model
+        model.blocks[0].mlp.fc2.cdra.get_submodule('weight').up.owner = model
+        model(batch).sum().backward()
+        assert layers_to_copy._SEARCH in model.__dict__
+        gone = weakref.ref(model)
+        del model
+        gc.collect()
+        assert gone() is None
 
 
 def test_transforms_say_what_they_said():
@@ -380,7 +664,7 @@ def test_other_fields_are_refused():
     """And what was set up before is left as it was."""
     with native(True) as module:
         with pytest.raises(RuntimeError, match='fields of JointBlocks'):
-            module.set_up(JointBlocks._fields[::-1], 1, 1.0, 1, 1, lambda: 0, lambda: 0)
+            module.set_up(JointBlocks._fields[::-1], 1, 1.0, 1.0, 1, 1, *[lambda: 0] * 4)
         layer = one()
         layer().sum().backward()
         assert layer.factors[0].grad is not None
@@ -502,7 +786,7 @@ def compiler(machine, monkeypatch, script):
 
 def fresh():
     made = Native()
-    made.tell(1, 1.0, print)
+    made.tell(1, 1.0, 1.0, print)
     return made
 
 
@@ -662,9 +946,11 @@ def test_other_torch_or_source_is_another_file(monkeypatch, tmp_path):
     assert building.built_file() != before
     monkeypatch.undo()
     assert building.built_file() == before
-    other = tmp_path / 'copied_linear.cpp'
-    other.write_text('')
-    monkeypatch.setattr(building, 'SOURCE', other)
+    for path in building.source_files():
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(building, 'SOURCE', tmp_path / building.SOURCE.name)
+    assert building.built_file() == before
+    (tmp_path / 'node.h').write_text('')
     assert building.built_file() != before
 
 
