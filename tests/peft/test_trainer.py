@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -130,7 +132,15 @@ def train(folder, config, size):
 def test_two_processes_train_what_one_does(tmp_path):
     client = CLIENTS['timm ViT']
     config = config_of(client)
-    accelerate.debug_launcher(train, (tmp_path, config, 2), num_processes=2)
+    # It forks, from a process of its own: none that has compiled a model may, whose autograd has
+    # threads then.
+    given = train, (tmp_path, config, 2), 2
+    launcher = multiprocessing.get_context('spawn').Process(
+        target=accelerate.debug_launcher, args=given
+    )
+    launcher.start()
+    launcher.join()
+    assert launcher.exitcode == 0
     train(tmp_path, config, 4)
     one, two = (
         output(client, PeftModel.from_pretrained(client.build(), tmp_path / name))
