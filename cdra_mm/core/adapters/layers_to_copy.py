@@ -217,7 +217,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[Found | None, list[Any]]]:
             elif adapters.has_blocks(name):
                 yield None, []
             else:
-                yield None, [module._modules, 'cdra', adapters, *adapters.entries_of(name)]
+                yield None, [*_own(module, '_modules', 'cdra'), *adapters.entries_of(name)]
 
 
 def _found(module: nn.Module, name: str, bias_name: str) -> Found | None:
@@ -248,8 +248,8 @@ def _entries(
     adapters = cast(AdapterSet, module.cdra)
     own = adapters.__dict__
     entries = [
-        *(module._modules, 'cdra', adapters),
-        *(module._parameters, name, layer.weight),
+        *_own(module, '_modules', 'cdra'),
+        *_own(module, '_parameters', name),
         *(own, 'product', own['product']),
         *adapters.entries_of(name),
     ]
@@ -263,10 +263,16 @@ def _entries(
             value = next(factors)
             if block._parameters.get(factor) is not value:
                 return []  # computed by another module (`torch.nn.utils.parametrize`)
-            entries += block._parameters, factor, value
+            entries += _own(block, '_parameters', factor)
         settings = block.__dict__
         entries += settings, 'merged', settings['merged']
         entries += settings, 'dropout', settings['dropout']
         if block.dropout:
             entries += settings, 'training', settings['training']
     return entries
+
+
+def _own(module: nn.Module, kind: str, name: str) -> list[Any]:
+    """The entries of a module's parameter or child; `copy` and `pickle` set the dictionary too."""
+    held = module.__dict__[kind]
+    return [module.__dict__, kind, held, held, name, held[name]]

@@ -63,8 +63,9 @@ class KeptLaunch {
   // Launches it again by addresses; false where it was launched for something else, or while a CUDA
   // graph is being captured, which needs what `kernel_tables` keeps for it.
   bool again(const Numbers& look, const at::Device& device, std::initializer_list<int64_t> addresses) {
-    if (!launch_ || look != look_ || is_capturing()) return false;
-    const auto launch = launch_;  // it may be replaced meanwhile
+    if (!launch_ || look != look_) return false;
+    const auto launch = launch_;  // Python is asked below: another thread may replace it meanwhile
+    if (is_capturing()) return false;
     const auto given = owned(PyTuple_New(static_cast<Py_ssize_t>(addresses.size())));
     if (!given) pass_on_error();
     Py_ssize_t i = 0;

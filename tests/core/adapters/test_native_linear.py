@@ -590,6 +590,41 @@ def test_kernel_is_not_launched_again_into_a_graph(name, monkeypatch):
         assert launches.of(lambda: model(batch).sum().backward()) == (0, number)
 
 
+@pytest.mark.parametrize('kept', [True, False])
+def test_launch_that_another_thread_has_replaced(kept, monkeypatch):
+    """While Python is asked, others run: none of theirs is launched."""
+    model, batch = copying()
+    up = model.blocks[0].mlp.fc2.cdra.get_submodule('weight').up
+    plain, own = native_linear._write_copies, up.data
+    launched, others = [], []
+
+    def write(*given):
+        plain(*given)
+        address = up.data_ptr()
+        return (lambda *_: launched.append(address)) if kept or address == own.data_ptr() else None
+
+    def meanwhile():
+        up.data = own.clone()
+        with torch.no_grad():
+            model(batch)
+        up.data = own
+
+    def is_capturing():
+        if others:
+            thread = threading.Thread(target=others.pop())
+            thread.start()
+            thread.join()
+        return False
+
+    monkeypatch.setattr(native_linear, '_write_copies', write)
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', is_capturing)
+    with native(True):
+        model(batch)
+        others.append(meanwhile)
+        model(batch)
+    assert set(launched) <= {own.data_ptr()}
+
+
 @pytest.mark.parametrize('name', ['_write_gradients', '_write_copies'])
 def test_error_of_a_launch_arrives(name, monkeypatch):
     launches = Launches(monkeypatch, name)
@@ -1015,6 +1050,21 @@ def parametrize(model):
     torch.nn.utils.parametrize.register_parametrization(layer, 'up', Twice())
 
 
+def replace_state(model):
+    """As `copy` and `pickle` do: the dictionary of parameters is another."""
+    adapter = model.blocks[0].mlp.fc2.cdra.get_submodule('weight')
+    other = copy.deepcopy(adapter)
+    with torch.no_grad():
+        other.up.add_(1)
+    adapter.__setstate__(other.__dict__)
+
+
+def replace_dictionary(model):
+    layer = model.blocks[0].mlp.fc2
+    bias = nn.Parameter(torch.ones_like(layer.bias))
+    layer._parameters = {**layer._parameters, 'bias': bias}
+
+
 def replace_bias(model):
     model.blocks[0].mlp.fc2.bias = nn.Parameter(torch.ones_like(model.blocks[0].mlp.fc2.bias))
 
@@ -1039,7 +1089,8 @@ def choose_factored(model):
 
 CHANGES = [
     replace_factor, write_factor, load_assigned, merge_one, switch_off, drop_inputs, parametrize,
-    replace_bias, replace_weight, without_bias, to_double, choose_factored,
+    replace_bias, replace_weight, without_bias, to_double, choose_factored, replace_state,
+    replace_dictionary,
 ]  # fmt: skip
 
 
@@ -1076,7 +1127,16 @@ def test_changes_between_forwards_are_seen(product, change):
 
 
 @pytest.mark.parametrize(
-    'change', [replace_factor, write_factor, replace_bias, replace_weight, without_bias]
+    'change',
+    [
+        replace_factor,
+        write_factor,
+        replace_bias,
+        replace_weight,
+        without_bias,
+        replace_state,
+        replace_dictionary,
+    ],
 )
 @pytest.mark.parametrize('product', ['copied', 'kept'])
 def test_changes_within_a_forward_are_seen(product, change):
