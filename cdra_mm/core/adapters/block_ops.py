@@ -162,11 +162,11 @@ def write_blocks(
     Args:
         flat: All copies, as `flat_layout` lays them out.
         copies: Its parts.
-        weights: See `adapted_copies`, as all that follow.
-        factors: ...
-        indices: ...
-        counts: ...
-        scales: ...
+        weights: See `adapted_copies`.
+        factors: Likewise.
+        indices: Likewise.
+        counts: Likewise.
+        scales: Likewise.
 
     Returns:
         The launch of the kernel, where one was taken; see `block_kernels.Launch`.

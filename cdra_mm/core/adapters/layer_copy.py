@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +82,8 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
         layers: At least one.
         dtype: Type of the copies.
     """
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    weights, factors, indices, counts, scales = arguments_of(layers)
     with torch.no_grad():
-        copies = adapted_copies(weights, biases, factors, indices, counts, scales, dtype)
+        copies = adapted_copies(*arguments_of(layers), dtype)
     rest = iter(copies[len(layers) :])
     return [
         Copy(copy, None if layer.bias is None else next(rest))
@@ -93,10 +91,13 @@ def copy_layers(layers: Sequence[Layer], dtype: torch.dtype) -> list[Copy]:
     ]
 
 
-def arguments_of(layers: Sequence[Layer]) -> tuple[Any, ...]:
-    """Weights, factors, indices, counts and scales of layers, see `block_ops.write_blocks`."""
+def arguments_of(
+    layers: Sequence[Layer],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[int], list[float]]:
+    """What `block_ops.adapted_copies` is told of layers: weights, biases, factors and so on."""
     return (
         [layer.weight for layer in layers],
+        [layer.bias for layer in layers if layer.bias is not None],
         [factor for layer in layers for factor in layer.factors],
         [index for layer in layers for index in layer.joint.indices],
         [len(layer.joint.scales) for layer in layers],

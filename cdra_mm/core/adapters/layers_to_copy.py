@@ -96,16 +96,14 @@ class Group(NamedTuple):
             native: The module.
         """
         layers = [found.layer for found in self.found]
-        weights, factors, indices, counts, scales = arguments_of(layers)
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        if not {type(t) for t in (*weights, *biases, *factors, *indices)} <= {Tensor, nn.Parameter}:
+        what = arguments_of(layers)
+        if not {type(t) for tensors in what[:4] for t in tensors} <= {Tensor, nn.Parameter}:
             return self
         each = [
             (f.layer.weight, f.layer.bias, f.layer.factors, f.sources, f.entries)
             for f in self.found
         ]
         joints = [layer.joint for layer in layers]
-        what = weights, factors, indices, counts, scales
         return self._replace(native=native.Layers(each, joints, what))
 
 

@@ -166,8 +166,9 @@ def _write_gradients(
 
 
 def _write_copies(flat: Tensor, copies: Sequence[Tensor], what: tuple[Any, ...]) -> Any:
+    weights, _, *blocks = what
     with plainly(flat.device):
-        return write_blocks(flat, copies, *what)
+        return write_blocks(flat, copies, weights, *blocks)
 
 
 NATIVE = Native()

@@ -17,7 +17,7 @@ enum OfLayer { WEIGHT, BIAS, FACTORS, SOURCES, ENTRIES, OF_LAYER };  // no bias 
 struct Layers {
   PyObject_HEAD
   PyObject* each;  // a tuple for each layer
-  PyObject* what;  // arguments of `told.write_copies`: weights, factors, indices, ...
+  PyObject* what;  // see `layer_copy.arguments_of`: weights, biases, factors, indices, ...
   std::vector<std::shared_ptr<Blocks>>* blocks;
   KeptLaunch* kept;
 };
@@ -30,7 +30,6 @@ struct Product {
   Numbers* state;  // of the layer's sources, when the copy was made
 };
 
-PyTypeObject* layers_type = nullptr;
 PyTypeObject* product_type = nullptr;
 
 void forget(PyObject* object) {
@@ -131,14 +130,14 @@ PyObject* layers_copies(PyObject* self, PyObject* dtype) {
   if (!layers->each || is_watched()) Py_RETURN_NONE;
   const auto each = pybind11::reinterpret_borrow<pybind11::object>(layers->each);
   const auto what = pybind11::reinterpret_borrow<pybind11::object>(layers->what);
+  auto add = [&](variable_list& to, int i) {
+    for (Tensor& tensor : unpacked(PyTuple_GET_ITEM(what.ptr(), i))) to.push_back(std::move(tensor));
+  };
   variable_list copied = unpacked(PyTuple_GET_ITEM(what.ptr(), 0)), read = copied;
-  for (int i = 1; i < 3; i++)
-    for (Tensor& tensor : unpacked(PyTuple_GET_ITEM(what.ptr(), i))) read.push_back(std::move(tensor));
   const size_t number = copied.size();
-  for (size_t i = 0; i < number; i++) {
-    const Tensor bias = tensor_or_none(of_layer(each.ptr(), i, BIAS));
-    if (bias.defined()) copied.push_back(bias);
-  }
+  add(copied, 1);
+  add(read, 2);
+  add(read, 3);
   for (const variable_list* list : {&copied, &read})
     for (const Tensor& tensor : *list)
       if (!is_plain(tensor)) Py_RETURN_NONE;
@@ -257,8 +256,7 @@ bool add_types(PyObject* module) {
   product_type = reinterpret_cast<PyTypeObject*>(made);
   made = PyType_FromSpec(&layers_spec);
   if (!made) return false;
-  layers_type = reinterpret_cast<PyTypeObject*>(made);
-  return PyModule_AddObjectRef(module, "Layers", made) == 0;
+  return PyModule_AddObject(module, "Layers", made) == 0;  // which takes it
 }
 
 }  // namespace
