@@ -67,7 +67,10 @@ WITHOUT_TORCH = [
     'commands.data_prepare',
 ]
 # Loaded only where there is a GPU; torch brings Triton along there.
-CORE_ALSO = {'square_kernel.py': {'triton'}, 'block_kernels.py': {'triton'}}
+CORE_ALSO = dict.fromkeys(
+    ('square_kernel.py', 'block_kernels.py', 'gradient_kernels.py', 'kernel_launches.py'),
+    {'triton'},
+)
 
 
 def fresh(code, repository):

@@ -1,9 +1,9 @@
 """How many operations a training step launches, and scoring: what a GPU pays for, without one.
 
 Every operation that reaches the device's own kernels is one launch; those that only look at a
-tensor differently, or take memory, are none. An operation of ours is one: its kernel, though the
-copies of all weights are a few more. It is counted on a CPU, with the product of a GPU
-(`choose_product`); a GPU's own libraries may differ by a few.
+tensor differently, or take memory, are none. Of ours the gradients of a layer's factors are two;
+the copies of all weights count as one, though they are a few more. It is counted on a CPU, with
+the product of a GPU (`choose_product`); a GPU's own libraries may differ by a few.
 """
 
 from __future__ import annotations

@@ -35,3 +35,24 @@ def run_interpreted(file: str) -> None:
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert 'passed' in result.stdout
+
+
+def multiply_bfloat16_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter multiplies bfloat16 by its bits: it is given the same values in fp32."""
+    if not INTERPRETED:
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    plain = interpreter.InterpreterBuilder.create_dot
+
+    def widened(value):
+        if value.dtype.scalar != tl.bfloat16:
+            return value
+        data = (value.data.astype('uint32') << 16).view('float32')
+        return interpreter.TensorHandle(data, tl.float32)
+
+    def create_dot(self, a, b, *rest):
+        return plain(self, widened(a), widened(b), *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, 'create_dot', create_dot)

@@ -1,4 +1,4 @@
-"""Copies of weights with updates, and the gradients of factors, entry by entry in fp64."""
+"""Copies of weights with updates (Eq. 6), and gradients of factors, entry by entry in fp64."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def adapted_copies(weights, plain, factors, indices, counts, scales):
     return copies + [tensor.double().cpu() for tensor in plain]
 
 
-def factor_gradients(blocks, factors, scales):
+def factor_gradients(dy, x, factors, indices, scales):
     found = []
-    for i, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
+    dy, x = (tensor.double().t().tolist() for tensor in (dy, x))
+    for i, scale in enumerate(scales):
         down, up = (factor.double().tolist() for factor in factors[2 * i : 2 * i + 2])
-        wide = block.double().tolist()
-        rows, cols, ranks = range(len(up)), range(len(down[0])), range(len(down))
-        of_down = [[scale * sum(up[a][k] * wide[a][b] for a in rows) for b in cols] for k in ranks]
-        of_up = [[scale * sum(wide[a][b] * down[k][b] for b in cols) for k in ranks] for a in rows]
-        found += [torch.tensor(x, dtype=torch.float64) for x in (of_down, of_up)]
+        rows, cols = (index.tolist() for index in indices[2 * i : 2 * i + 2])
+        block = [[sum(a * b for a, b in zip(dy[r], x[c], strict=True)) for c in cols] for r in rows]
+        r, c, k = range(len(rows)), range(len(cols)), range(len(down))
+        of_down = [[scale * sum(up[a][n] * block[a][b] for a in r) for b in c] for n in k]
+        of_up = [[scale * sum(block[a][b] * down[n][b] for b in c) for n in k] for a in r]
+        found += [torch.tensor(value, dtype=torch.float64) for value in (of_down, of_up)]
     return found

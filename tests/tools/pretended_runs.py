@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,16 +92,19 @@ def is_refused(attempt: Callable[[], object]) -> bool:
 
 def openmmlab(folder: Path) -> dict[str, Any]:
     """Weights of runs on both devices, and counts of steps."""
-    from cdra_mm.core.adapters import block_ops
+    from cdra_mm.core.adapters import kernel_choice
+    from tests.core.interpreted import multiply_bfloat16_exactly
 
     found: dict[str, Any] = {}
     with mock.patch('mmengine.device.utils.DEVICE', 'cpu'):
         expected, start = toy_weights(folder / 'cpu')
     found['moved'] = largest_difference(expected, start)
-    ours, _ = toy_weights(folder / 'kernels')
-    found['kernels ran'] = block_ops.kernels_run(torch.device('cuda', 0))
+    with pytest.MonkeyPatch.context() as patch:
+        multiply_bfloat16_exactly(patch)
+        ours, _ = toy_weights(folder / 'kernels')
+        found['kernels ran'] = kernel_choice.kernels_run(torch.device('cuda', 0))
     found['with kernels'] = largest_difference(ours, expected)
-    with mock.patch.object(block_ops, 'kernels_run', lambda device: False):
+    with mock.patch.object(kernel_choice, 'kernels_run', lambda device: False):
         ours, _ = toy_weights(folder / 'plain')
         found['without kernels'] = largest_difference(ours, expected)
         found['logged'] = step_counts(folder / 'logged', layers=3, visualize=True)
@@ -198,19 +202,15 @@ def graphs(folder: Path) -> dict[str, Any]:
     """Counts of eager steps, of a whole step as a CUDA graph, and of inductor's graphs."""
     import torch._inductor.config as inductor
 
-    from cdra_mm.core.adapters import copied_linear
-    from cdra_mm.core.adapters.block_ops import kernels_run
     from cdra_mm.core.adapters.copied_weights import choose_product
+    from cdra_mm.core.adapters.kernel_choice import kernels_run
     from cdra_mm.core.adapters.native_linear import NATIVE
-    from tests.core.adapters.native import native, tell_bounds
+    from tests.core.adapters.native import native
     from tests.core.problems import adapted
     from tests.models import images
 
-    with mock.patch('cdra_mm.core.adapters.block_kernels.check_kernels', lambda device: None):
+    with mock.patch('cdra_mm.core.adapters.kernel_check.check_kernels', lambda device: None):
         assert kernels_run(torch.device('cuda', 0))  # nothing is computed: no check would pass
-    # As with many tokens: q, k and v as one product where the host launches, apart in a graph.
-    copied_linear.WASTED_PRODUCTS, copied_linear.WASTED_EAGERLY = 0.0, float('inf')
-    tell_bounds()
     inductor.triton.autotune_pointwise = False  # it takes time, and there is none to choose by
     inductor.compile_threads = 1
 

@@ -22,7 +22,7 @@ from cdra_mm.benchmark.peers import quiet
 from cdra_mm.benchmark.step import Step, step_builders
 from cdra_mm.benchmark.timing import measure, paired_ratio
 from cdra_mm.columns import aligned
-from cdra_mm.core.adapters.block_ops import kernels_run
+from cdra_mm.core.adapters.kernel_choice import kernels_run
 
 from . import counts, without_values
 
@@ -44,7 +44,7 @@ def main() -> None:
     args = parse_args()
     case = Case(args.model, dtype='bf16', device='cuda', batch=args.batch, build=build_vit)
     skipped: dict[str, str] = {}
-    with quiet(), mock.patch('cdra_mm.core.adapters.block_kernels.check_kernels', lambda _: None):
+    with quiet(), mock.patch('cdra_mm.core.adapters.kernel_check.check_kernels', lambda _: None):
         kernels_run(torch.device('cuda', 0))  # believed: nothing is computed, no check would pass
         builders = step_builders(case, ('paper', 'spt'), ('peft',), skipped, False)
         models = {

@@ -7,7 +7,8 @@
 `copied_linear`     the same through copies of the weights (`layer_copy`)
 `copied_weights`    when these are made, and which of the two is taken
 `kept_copies`       those that stay from forward to forward, for small models on a CPU
-`block_ops`         their operations; `block_kernels` has them for NVIDIA's GPUs
+`block_ops`         their operations; `block_kernels` and `gradient_kernels` have them for
+                    NVIDIA's GPUs, `kernel_choice` says whether these are taken
 `joint_blocks`      the blocks of one weight as one
 `entries`           single trained entries
 `masters`           what is trained of a base in half precision is trained in fp32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 __all__ = ['BlockIndex', 'Index', 'columns_apart', 'columns_of', 'length_of']
@@ -24,7 +25,10 @@ def columns_of(x: Tensor, index: Index) -> Tensor:
 def columns_apart(x: Tensor, index: Index) -> Tensor:
     """``x[:, index]``, to be kept: no view, which would keep all of x."""
     columns = columns_of(x, index)
-    return columns.contiguous() if isinstance(index, slice) else columns
+    # `contiguous` would be a view of one token.
+    if isinstance(index, slice):
+        return columns.clone(memory_format=torch.contiguous_format)
+    return columns
 
 
 def length_of(index: Index) -> int:

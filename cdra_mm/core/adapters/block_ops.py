@@ -1,34 +1,32 @@
-"""Two operations on the blocks of many layers, each one launch on a GPU.
+"""Two operations on the blocks of layers, each a launch or two on a GPU.
 
 ``cdra_mm::adapted_copies``    W' of all layers, in the type that it is multiplied in
-``cdra_mm::factor_gradients``  the gradients of a layer's factors from those of its blocks
+``cdra_mm::factor_gradients``  the gradients of a layer's factors
 
 Registered with torch, so that `torch.compile` takes each as one operation. On an NVIDIA GPU with
-Triton they run the kernels of `block_kernels`; what is here runs everywhere else, and says what
-the kernels compute.
+Triton they run the kernels of `block_kernels` and `gradient_kernels`; what is here runs everywhere
+else, and says what the kernels compute.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..flat_layout import known_layout, layout_of
-from ..triton_support import KERNEL_DTYPES, failure_of, missing_for_kernels
+from .block_index import columns_of
+from .kernel_choice import take_kernels
 
 if TYPE_CHECKING:
-    from .block_kernels import Launch
+    from .kernel_launches import Launch
 
 __all__ = [
     'adapted_copies',
     'factor_gradients',
-    'kernels_run',
     'plainly',
     'write_blocks',
     'write_factor_gradients',
@@ -45,7 +43,8 @@ _define(
     'int[] counts, float[] scales, ScalarType dtype) -> Tensor'
 )
 _define(
-    'factor_gradients(Tensor gradient, int[] places, Tensor[] factors, float[] scales) -> Tensor'
+    'factor_gradients(Tensor dy, Tensor x, int[] begins, Tensor[] factors, Tensor[] indices, '
+    'float[] scales) -> Tensor'
 )
 
 
@@ -93,30 +92,34 @@ def _shapes(tensors: Sequence[Tensor]) -> tuple[torch.Size, ...]:
 
 
 def factor_gradients(
-    gradient: Tensor,
-    places: Sequence[int],
+    dy: Tensor,
+    x: Tensor,
+    begins: Sequence[int],
     factors: Sequence[Tensor],
+    indices: Sequence[Tensor],
     scales: Sequence[float],
-    also: Sequence[int] = (),
 ) -> list[Tensor]:
-    """``scale up^T G`` and ``scale G down^T`` of each block, in the factors' type.
+    """The gradients of a layer's factors, by the gradient G of each block, in the factors' type.
+
+        G = dy[:, R]^T x[:, C],   d down = scale up^T G,   d up = scale G down^T
 
     Args:
-        gradient: Holds the gradient of each block, G ``[|R|, |C|]``.
-        places: Where the first entry of each block lies in it, and how far its rows are apart:
-            ``begin, stride, ...``
+        dy: Gradient of the layer's output ``[T, O]``.
+        x: Its input ``[T, I]``, in the type of `dy`.
+        begins: Where the columns of each block begin in `x`, if it holds those alone; empty if it
+            is whole.
         factors: ``down [r, |C|], up [|R|, r]`` of each block in turn.
+        indices: Rows and columns of each block, int64 ``[|R|], [|C|]``.
         scales: Factor of each block's update.
-        also: Where they may lie in a CUDA graph that is captured later.
 
     Returns:
-        The gradients, in the order of `factors`, in the type of the first. They lie in one tensor,
-        but a write to one is none to another (`Tensor._version`).
+        The gradients, in the order of `factors`. They lie in one tensor, but a write to one is none
+        to another (`Tensor._version`).
     """
-    if _is_eager(gradient):
-        _, parts = _take_gradients(gradient, places, factors, scales, also)
-        return [part.data for part in parts]
-    flat = torch.ops.cdra_mm.factor_gradients(gradient, places, factors, scales)
+    arguments = dy, x, begins, factors, indices, scales
+    if _is_eager(dy):
+        return [part.data for part in _take_gradients(*arguments)[1]]
+    flat = torch.ops.cdra_mm.factor_gradients(*arguments)
     return layout_of(_shapes(factors)).parts(flat)
 
 
@@ -169,14 +172,12 @@ def write_blocks(
         scales: Likewise.
 
     Returns:
-        The launch of the kernel, where one was taken; see `block_kernels.Launch`.
+        The launch of the kernel, where one was taken; see `kernel_launches.Launch`.
     """
-    contiguous = all([tensor.is_contiguous() for tensor in (*weights, *indices)])
-    if contiguous and _take_kernels((*weights, *indices), weights, factors, flat.dtype):
-        return cast(
-            'Launch | None',
-            _kernels().write_blocks(flat, weights, factors, indices, counts, scales),
-        )
+    if take_kernels((*weights, *indices), weights, factors, flat.dtype):
+        from .block_kernels import write_blocks as launch
+
+        return launch(flat, weights, factors, indices, counts, scales)
     first = 0
     for copy, weight, count in zip(copies, weights, counts, strict=False):
         for i in range(first, first + count):
@@ -196,55 +197,56 @@ def _(*arguments: Any) -> Tensor:
 
 
 def _take_gradients(
-    gradient: Tensor,
-    places: Sequence[int],
+    dy: Tensor,
+    x: Tensor,
+    begins: Sequence[int],
     factors: Sequence[Tensor],
+    indices: Sequence[Tensor],
     scales: Sequence[float],
-    also: Sequence[int] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """The flat tensor, and its parts."""
-    if _is_watched(gradient.device):
-        with plainly(gradient.device):
-            return _take_gradients(gradient, places, factors, scales, also)
+    if _is_watched(dy.device):
+        with plainly(dy.device):
+            return _take_gradients(dy, x, begins, factors, indices, scales)
     layout = known_layout(_shapes(factors))
     flat = factors[0].new_empty(layout.length)
-    write_factor_gradients(flat, gradient.contiguous(), places, factors, scales, also)
+    write_factor_gradients(flat, dy, x, begins, factors, indices, scales)
     return flat, layout.parts(flat)
 
 
 def write_factor_gradients(
     flat: Tensor,
-    gradient: Tensor,
-    places: Sequence[int],
+    dy: Tensor,
+    x: Tensor,
+    begins: Sequence[int],
     factors: Sequence[Tensor],
+    indices: Sequence[Tensor],
     scales: Sequence[float],
-    also: Sequence[int] = (),
 ) -> Launch | None:
     """`factor_gradients` into a flat tensor, as `flat_layout` lays them out.
 
     Args:
         flat: Of the factors' type.
-        gradient: See `factor_gradients`; contiguous.
-        places: Likewise.
+        dy: See `factor_gradients`.
+        x: Likewise.
+        begins: Likewise.
         factors: Likewise.
+        indices: Likewise.
         scales: Likewise.
-        also: Likewise.
 
     Returns:
-        See `write_blocks`.
+        The launch of the kernels, where they were taken; see `kernel_launches.Launch`.
     """
-    if _take_kernels((gradient,), (gradient,), factors, gradient.dtype):
-        return cast(
-            'Launch | None',
-            _kernels().write_factor_gradients(flat, gradient, places, factors, scales, also),
-        )
+    if take_kernels(indices, (dy, x), factors, flat.dtype):
+        from .gradient_kernels import write_factor_gradients as launch
+
+        return launch(flat, dy, x, begins, factors, indices, scales)
     grads = known_layout(_shapes(factors)).parts(flat)
     for i, scale in enumerate(scales):
         down, up = (factor.to(flat.dtype) for factor in factors[2 * i : 2 * i + 2])
-        begin, stride = places[2 * i : 2 * i + 2]
-        begin += int(gradient.storage_offset())
-        block = gradient.as_strided((len(up), down.shape[1]), (stride, 1), begin)
-        block = block.to(flat.dtype)
+        rows, cols = indices[2 * i : 2 * i + 2]
+        x_c = x.narrow(1, begins[i], len(cols)) if begins else columns_of(x, cols)
+        block = torch.mm(columns_of(dy, rows).t(), x_c).to(flat.dtype)
         for a, b, out in ((up.t(), block, grads[2 * i]), (block, down.t(), grads[2 * i + 1])):
             torch.mm(a, b, out=out)
             if scale != 1:
@@ -258,7 +260,7 @@ def _(weights, plain, factors, indices, counts, scales, dtype):  # type: ignore[
 
 
 @torch.library.register_fake('cdra_mm::factor_gradients', lib=_LIBRARY)
-def _(gradient, places, factors, scales):  # type: ignore[no-untyped-def]
+def _(dy, x, begins, factors, indices, scales):  # type: ignore[no-untyped-def]
     return factors[0].new_empty(layout_of(_shapes(factors)).length)
 
 
@@ -272,73 +274,3 @@ def plainly(device: torch.device) -> Iterator[None]:
     """Without gradients and autocast."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
-
-
-def _take_kernels(
-    others: Sequence[Tensor],
-    matrices: Sequence[Tensor],
-    factors: Sequence[Tensor],
-    dtype: torch.dtype,
-) -> bool:
-    """Whether the kernels run there and know the types: one of the matrices, fp32 factors.
-
-    Args:
-        others: All that they read beside the factors.
-        matrices: Those of them that have the type of the weights.
-        factors: The factors.
-        dtype: Type of what they write.
-    """
-    device = matrices[0].device
-    if not kernels_run(device):
-        return False
-    # They read addresses: one of another device's memory would end the process's use of the GPU.
-    # What torch's operations say about it is said where they are taken instead.
-    for tensor in others:
-        if tensor.device != device:
-            return False
-    known = dtype in KERNEL_DTYPES
-    for factor in factors:
-        if factor.device != device:
-            return False
-        known = known and factor.dtype is torch.float32
-        if not factor.is_contiguous():
-            _say_slower(device, 'need contiguous factors, not parts of larger ones')
-            return False
-    types = {matrix.dtype for matrix in matrices}
-    if not known or not types <= KERNEL_DTYPES:
-        given = sorted({str(t.dtype) for t in (*matrices, *factors)} | {str(dtype)})
-        _say_slower(device, f'know fp32, bf16 and fp16 over fp32 factors, not {", ".join(given)}')
-        return False
-    return len(types) == 1
-
-
-@cache
-def _kernels() -> Any:
-    from . import block_kernels
-
-    return block_kernels
-
-
-@cache
-def kernels_run(device: torch.device) -> bool:
-    """Whether the Triton kernels work there, seen by running them once."""
-    if device.type != 'cuda':
-        return False
-    missing = missing_for_kernels(device)
-    why = f'need {missing}' if missing else failure_of(lambda: _check_kernels(device))
-    if why:
-        _say_slower(device, why if missing else f'do not run {why}')
-    return not why
-
-
-def _check_kernels(device: torch.device) -> None:
-    _kernels().check_kernels(device)
-
-
-@cache
-def _say_slower(device: torch.device, why: str) -> None:
-    """Once for each reason."""
-    warnings.warn(
-        f'training on {device} is slower than it could be: the kernels for blocks {why}',
-        stacklevel=3,
-    )

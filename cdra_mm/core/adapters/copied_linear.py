@@ -34,15 +34,8 @@ from .native_linear import NATIVE
 __all__ = ['copied_linear', 'multiply_by_copy']
 
 # Beyond it a block's gradient, |R| |C| products a token, costs more than the four skinny products
-# through its factors. By arithmetic for an H100 (both are then about 20 us for 6,000 tokens), not
-# measured.
+# through its factors. By arithmetic for an H100 and 6,000 tokens, not measured.
 LARGEST_BLOCK = 2**19
-# Products that are made in vain where the blocks of a fused layer are multiplied as one, over what
-# a launch of its own costs: tokens times entries outside of the blocks. In a program or a CUDA
-# graph that is about 2 us of the GPU; where the host launches one operation after another 16 us of
-# the host, as long as a GPU needs for eight times the products.
-WASTED_PRODUCTS = 5e8
-WASTED_EAGERLY = 8 * WASTED_PRODUCTS
 
 
 def copied_linear(x: Tensor, layer: Layer, copy: Copy | None = None) -> Tensor:
@@ -125,10 +118,11 @@ class _CopiedLinear(torch.autograd.Function):
         if x_c is None:
             grads: Sequence[Tensor | None] = [None] * len(ctx.needs_input_grad[5:])
         else:
-            if joint.width >= weight.shape[1]:
-                x_c = columns_of(_flat(x_c), joint.cols)
-            gradients = _gradients_apart if ctx.kept else _gradients
-            grads = gradients(columns_of(dy, joint.rows), x_c, joint, factors)
+            gathered, x = joint.width < weight.shape[1], _flat(x_c)
+            if ctx.kept:
+                grads = _gradients_apart(*_taken(dy, x, gathered, joint), joint, factors)
+            else:
+                grads = _gradients(dy, x, gathered, joint, factors)
         return dx, None, dbias, None, None, *grads
 
 
@@ -138,36 +132,18 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _gradients(
-    dy_r: Tensor, x_c: Tensor, joint: JointBlocks, factors: list[Tensor]
+    dy: Tensor, x: Tensor, gathered: bool, joint: JointBlocks, factors: list[Tensor]
 ) -> list[Tensor]:
-    """Of all factors, from the rows of dy ``[T, sum |R|]`` and columns of x ``[T, sum |C|]``."""
+    """Of all factors, from dy ``[T, O]`` and x ``[T, I]``, or the columns of the blocks."""
     if joint.largest > LARGEST_BLOCK:
-        return _through_factors(dy_r, x_c, joint, factors)
-    if len(joint.scales) > 1:
-        in_vain = dy_r.shape[1] * x_c.shape[1] - joint.size
-        if dy_r.shape[0] * in_vain > (WASTED_EAGERLY if _is_eager(dy_r) else WASTED_PRODUCTS):
-            gradient = _products_apart(dy_r, x_c, joint)
-            return factor_gradients(
-                gradient, joint.places_apart, factors, joint.scales, joint.places
-            )
-    return factor_gradients(dy_r.t() @ x_c, joint.places, factors, joint.scales, joint.places_apart)
+        return _through_factors(*_taken(dy, x, gathered, joint), joint, factors)
+    begins = joint.begins if gathered else ()
+    return factor_gradients(dy, x, begins, factors, joint.indices, joint.scales)
 
 
-def _is_eager(x: Tensor) -> bool:
-    """Whether the host launches each operation by itself."""
-    if torch.compiler.is_compiling():
-        return False
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def _products_apart(dy_r: Tensor, x_c: Tensor, joint: JointBlocks) -> Tensor:
-    """The gradient of each block, one after another."""
-    every = dy_r.new_empty(joint.size)
-    for i, (d, x) in enumerate(_parts(dy_r, x_c, joint)):
-        begin, (height, width) = joint.places_apart[2 * i], (d.shape[1], x.shape[1])
-        part = every.narrow(0, begin, height * width).view(height, width)
-        torch.mm(d.t(), x, out=part)
-    return every
+def _taken(dy: Tensor, x: Tensor, gathered: bool, joint: JointBlocks) -> tuple[Tensor, Tensor]:
+    """Rows of dy ``[T, sum |R|]`` and columns of x, as many as `joint` takes."""
+    return columns_of(dy, joint.rows), x if gathered else columns_of(x, joint.cols)
 
 
 def _gradients_apart(
@@ -190,11 +166,11 @@ def _gradients_apart(
 
 def _parts(dy_r: Tensor, x_c: Tensor, joint: JointBlocks) -> Sequence[tuple[Tensor, Tensor]]:
     """Rows of dy and columns of x of each block."""
-    if len(joint.scales) == 1:
+    if len(joint.scales) == 1 and joint.width == joint.widths[0]:
         return [(dy_r, x_c)]
     rows = dy_r.split_with_sizes(joint.heights, 1)
-    cols = x_c.split_with_sizes(joint.widths, 1)
-    return list(zip(rows, cols, strict=True))
+    places = zip(joint.begins, joint.widths, strict=True)
+    return [(d, x_c.narrow(1, *place)) for d, place in zip(rows, places, strict=True)]
 
 
 def _through_factors(
@@ -213,4 +189,4 @@ def _through(d: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> li
     return [(d_hidden.t() @ x).to(down.dtype), (d.t() @ hidden).to(up.dtype)]
 
 
-NATIVE.tell(LARGEST_BLOCK, WASTED_PRODUCTS, WASTED_EAGERLY, _gradients)
+NATIVE.tell(LARGEST_BLOCK, _gradients)

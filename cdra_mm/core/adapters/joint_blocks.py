@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .block_index import BlockIndex, Index
 
-__all__ = ['JointBlocks', 'join_blocks']
+__all__ = ['VECTOR', 'JointBlocks', 'join_blocks', 'vector_begins']
+
+VECTOR = 8  # entries in half precision that a GPU loads at once
 
 
 class JointBlocks(NamedTuple):
@@ -20,38 +22,37 @@ class JointBlocks(NamedTuple):
     Attributes:
         rows: Those of all blocks, one block after another, int64 ``[sum |R|]``; a slice where they
             follow each other.
-        cols: Columns likewise, ``[sum |C|]``.
+        cols: Columns likewise, of `width`. On a GPU each block's begin at a multiple of `VECTOR`,
+            and there is a multiple of twice that in all: what is in between is taken in vain.
+        begins: Where the columns of each block begin there.
         indices: Rows and columns of each block in turn, int64: ``[|R|], [|C|], ...``
         heights: ``|R|`` of each block.
         widths: ``|C|`` of each block.
         scales: Factor of each block's update.
         disjoint: Whether no entry of the weight belongs to two blocks.
-        places: Where each block begins in the product of all rows and all columns, ``[sum |R|,
-            sum |C|]``, and how far its rows are apart there: ``begin, stride, ...``
-        places_apart: The same where the blocks lie one after another.
         size: Entries of all blocks.
         largest: Entries of the largest block.
-        width: Columns of all blocks.
+        width: How many columns are taken.
     """
 
     rows: Index
     cols: Index
+    begins: tuple[int, ...]
     indices: tuple[Tensor, ...]
     heights: tuple[int, ...]
     widths: tuple[int, ...]
     scales: tuple[float, ...]
     disjoint: bool
-    places: tuple[int, ...]
-    places_apart: tuple[int, ...]
     size: int
     largest: int
     width: int
 
     def moved(self, device: torch.device) -> JointBlocks:
         """The same with every index on a device."""
-        rows, cols = (i if isinstance(i, slice) else i.to(device) for i in (self.rows, self.cols))
+        rows = self.rows if isinstance(self.rows, slice) else self.rows.to(device)
         indices = tuple(index.to(device) for index in self.indices)
-        return self._replace(rows=rows, cols=cols, indices=indices)
+        cols, begins, width = _columns(self.cols, indices[1::2])
+        return self._replace(rows=rows, cols=cols, begins=begins, indices=indices, width=width)
 
 
 def join_blocks(
@@ -68,34 +69,56 @@ def join_blocks(
     rows, cols = indices[::2], indices[1::2]
     heights, widths = tuple(map(len, rows)), tuple(map(len, cols))
     sizes = [h * w for h, w in zip(heights, widths, strict=True)]
+    taken, begins, width = _columns(_together([block[1] for block in blocks], cols), cols)
     return JointBlocks(
         rows=_together([block[0] for block in blocks], rows),
-        cols=_together([block[1] for block in blocks], cols),
+        cols=taken,
+        begins=begins,
         indices=tuple(indices),
         heights=heights,
         widths=widths,
         scales=tuple(scale for _, _, scale in blocks),
         disjoint=_are_disjoint(rows, cols, size),
-        places=tuple(_places(heights, widths)),
-        places_apart=tuple(_places_apart(heights, widths)),
         size=sum(sizes),
         largest=max(sizes),
-        width=sum(widths),
+        width=width,
     )
 
 
-def _places(heights: Sequence[int], widths: Sequence[int]) -> Iterator[int]:
-    above = itertools.accumulate(heights, initial=0)
-    left = itertools.accumulate(widths, initial=0)
-    for first, column, _ in zip(above, left, heights, strict=False):
-        yield from (first * sum(widths) + column, sum(widths))
+def _columns(together: Index, cols: Sequence[Tensor]) -> tuple[Index, tuple[int, ...], int]:
+    """The columns of all blocks, where each block's begin, and how many they are."""
+    widths = [len(index) for index in cols]
+    if isinstance(together, slice) or not _takes_vectors(cols[0].device):
+        begins = list(itertools.accumulate(widths, initial=0))
+        taken = together if isinstance(together, slice) else _in_turn(cols)
+        return taken, tuple(begins[:-1]), begins[-1]
+    begins = vector_begins(widths)
+    ends = zip(cols, begins[1:], begins, strict=False)
+    padding = [index[-1:].expand(end - begin - len(index)) for index, end, begin in ends]
+    both = zip(cols, padding, strict=True)
+    return torch.cat(list(itertools.chain(*both))), tuple(begins[:-1]), begins[-1]
 
 
-def _places_apart(heights: Sequence[int], widths: Sequence[int]) -> Iterator[int]:
-    begin = 0
-    for height, width in zip(heights, widths, strict=True):
-        yield from (begin, width)
-        begin += height * width
+def _takes_vectors(device: torch.device) -> bool:
+    return device.type == 'cuda'
+
+
+def vector_begins(widths: Sequence[int]) -> list[int]:
+    """Where columns begin that a GPU takes, and last where they end.
+
+    Example:
+        >>> vector_begins([5, 9])
+        [0, 8, 32]
+    """
+    begins = [0]
+    for width in widths:
+        begins.append(-(-(begins[-1] + width) // VECTOR) * VECTOR)
+    begins[-1] = -(-begins[-1] // (2 * VECTOR)) * (2 * VECTOR)
+    return begins
+
+
+def _in_turn(indices: Sequence[Tensor]) -> Tensor:
+    return indices[0] if len(indices) == 1 else torch.cat(list(indices))
 
 
 def _indices(index: Index, device: torch.device) -> Tensor:
@@ -112,7 +135,7 @@ def _together(given: list[Index], indices: list[Tensor]) -> Index:
     follow = len(slices) == len(given) and all(
         one.stop == other.start for one, other in zip(slices, slices[1:], strict=False)
     )
-    return slice(slices[0].start, slices[-1].stop) if follow else torch.cat(indices)
+    return slice(slices[0].start, slices[-1].stop) if follow else _in_turn(indices)
 
 
 def _are_disjoint(rows: list[Tensor], cols: list[Tensor], size: tuple[int, int]) -> bool:

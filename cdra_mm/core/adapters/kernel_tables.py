@@ -1,4 +1,4 @@
-"""Tables that the kernels of `block_kernels` read, in the GPU's memory.
+"""Tables that the kernels of `block_ops` read, in the GPU's memory.
 
 A table is made when tensors are seen for the first time and kept, so that a step copies nothing to
 the GPU, also while a CUDA graph is being captured.
@@ -6,18 +6,22 @@ the GPU, also while a CUDA graph is being captured.
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-__all__ = ['table_of']
+__all__ = ['bits_of', 'look_of', 'table_of']
 
-KEPT_TABLES = 4096  # a few layers' at a time, or each layer's: some hundred for the largest ViT
+KEPT_TABLES = 4096  # one of a model's copies, two of each layer: some hundred for the largest ViT
 
 _tables: OrderedDict[Hashable, Tensor] = OrderedDict()
+# Those that a launch holds, which may be of a model that is trained while many others are tried.
+_used: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()
 _captured: dict[Hashable, Tensor] = {}  # a graph reads them as long as it lives
 
 
@@ -34,7 +38,11 @@ def table_of(key: Hashable, rows: Iterator[list[int]], device: torch.device) -> 
     Raises:
         RuntimeError: If it would have to be made while a CUDA graph is being captured.
     """
-    found = _tables.pop(key, None) if key not in _captured else _captured[key]
+    found = _captured.get(key)
+    if found is None:
+        found = _tables.pop(key, None)
+    if found is None:
+        found = _used.get(key)
     capturing = device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
     if found is None:
         if capturing:
@@ -42,7 +50,7 @@ def table_of(key: Hashable, rows: Iterator[list[int]], device: torch.device) -> 
                 'a CUDA graph is being captured of blocks that are seen for the first time: run '
                 'the step once or more before the capture'
             )
-        found = _made_apart(list(rows), device)
+        found = _used[key] = _made_apart(list(rows), device)
     if capturing:
         _captured[key] = found
     elif key not in _captured:
@@ -61,3 +69,13 @@ def _made_apart(rows: list[list[int]], device: torch.device) -> Tensor:
     """
     with ThreadPoolExecutor(1) as other:
         return other.submit(torch.tensor, rows, dtype=torch.int64, device=device).result()
+
+
+def look_of(tensors: Sequence[Tensor]) -> Hashable:
+    """Where the memory of each begins, and its sizes."""
+    return tuple([(tensor.data_ptr(), tensor.shape) for tensor in tensors])
+
+
+def bits_of(value: float) -> int:
+    """A number as the bits of fp32: a table has one type."""
+    return int.from_bytes(struct.pack('<f', value), 'little', signed=True)

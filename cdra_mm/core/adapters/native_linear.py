@@ -24,15 +24,16 @@ from cdra_mm.errors import ConfigError
 from ..flat_layout import ALIGNMENT
 from ..native import Building, NativeError, is_built, load_native
 from . import compact_linear
-from .block_ops import kernels_run, plainly, write_blocks, write_factor_gradients
+from .block_ops import plainly, write_blocks, write_factor_gradients
 from .joint_blocks import JointBlocks
+from .kernel_choice import kernels_run
 
 __all__ = ['NATIVE', 'VARIABLE', 'Native']
 
 VARIABLE = 'CDRA_NATIVE'
 LOOK = 0.5  # seconds between two looks at the compiler
 
-Gradients = Callable[[Tensor, Tensor, JointBlocks, list[Tensor]], list[Tensor]]
+Gradients = Callable[[Tensor, Tensor, bool, JointBlocks, list[Tensor]], list[Tensor]]
 
 
 class Native:
@@ -46,24 +47,16 @@ class Native:
         self._building: Building | None = None
         self._next_look = 0.0
 
-    def tell(
-        self,
-        largest_block: int,
-        wasted_products: float,
-        wasted_eagerly: float,
-        gradients: Gradients,
-    ) -> None:
+    def tell(self, largest_block: int, gradients: Gradients) -> None:
         """What the module decides by, and what it asks Python for.
 
         Args:
             largest_block: See `copied_linear.LARGEST_BLOCK`.
-            wasted_products: See `copied_linear.WASTED_PRODUCTS`.
-            wasted_eagerly: See `copied_linear.WASTED_EAGERLY`.
             gradients: `copied_linear._gradients`, for what is rare.
         """
         self._told = (
-            JointBlocks._fields, largest_block, wasted_products, wasted_eagerly,
-            compact_linear.SMALL_BLOCK, ALIGNMENT, _write_gradients, _write_copies, gradients,
+            JointBlocks._fields, largest_block, compact_linear.SMALL_BLOCK, ALIGNMENT,
+            _write_gradients, _write_copies, gradients,
             torch.cuda.is_current_stream_capturing,
         )  # fmt: skip
         if self._module is not None:
@@ -157,12 +150,16 @@ def _asked() -> bool | None:
 
 
 def _write_gradients(
-    flat: Tensor, gradient: Tensor, joint: JointBlocks, apart: bool, factors: Sequence[Tensor]
+    flat: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    gathered: bool,
+    joint: JointBlocks,
+    factors: Sequence[Tensor],
 ) -> Any:
-    places, also = joint.places, joint.places_apart
-    if apart:
-        places, also = also, places
-    return write_factor_gradients(flat, gradient, places, factors, joint.scales, also)
+    begins = joint.begins if gathered else ()
+    with plainly(flat.device):
+        return write_factor_gradients(flat, dy, x, begins, factors, joint.indices, joint.scales)
 
 
 def _write_copies(flat: Tensor, copies: Sequence[Tensor], what: tuple[Any, ...]) -> Any:

@@ -6,10 +6,9 @@
 namespace {
 
 // Fields of `joint_blocks.JointBlocks`, a tuple; `set_up` compares their names.
-enum Field { ROWS, COLS, INDICES, HEIGHTS, WIDTHS, SCALES, DISJOINT, PLACES, PLACES_APART, SIZE, LARGEST, WIDTH };
+enum Field { ROWS, COLS, BEGINS, INDICES, HEIGHTS, WIDTHS, SCALES, DISJOINT, SIZE, LARGEST, WIDTH };
 const char* const FIELDS[] = {
-    "rows", "cols", "indices", "heights", "widths", "scales",
-    "disjoint", "places", "places_apart", "size", "largest", "width"};
+    "rows", "cols", "begins", "indices", "heights", "widths", "scales", "disjoint", "size", "largest", "width"};
 
 PyObject* field(PyObject* joint, Field which) { return PyTuple_GET_ITEM(joint, which); }
 
@@ -89,19 +88,18 @@ class KeptLaunch {
 // A layer's `JointBlocks`.
 struct Blocks {
   Index rows, cols;
-  Numbers heights, widths, begins_apart;
+  Numbers begins, heights, widths;
   std::vector<double> scales;
-  int64_t size, largest, width;
+  int64_t largest, width;
   c10::SafePyObject joint;
-  KeptLaunch launches[2];  // of the kernel for the factors' gradients, from one product or from several
+  KeptLaunch launch;  // of the kernels for the factors' gradients
 
   explicit Blocks(PyObject* given)
       : rows(field(given, ROWS)),
         cols(field(given, COLS)),
+        begins(whole_numbers(field(given, BEGINS))),
         heights(whole_numbers(field(given, HEIGHTS))),
         widths(whole_numbers(field(given, WIDTHS))),
-        begins_apart(whole_numbers(field(given, PLACES_APART))),
-        size(whole_number(field(given, SIZE))),
         largest(whole_number(field(given, LARGEST))),
         width(whole_number(field(given, WIDTH))),
         joint(safe(given)) {

@@ -23,10 +23,9 @@ using torch::autograd::variable_list;
 // By `set_up`: the bounds that products are computed by, and Python's part of them.
 struct Told {
   int64_t largest_block = 0, small_block = 0, alignment = 0;
-  double wasted_products = 0, wasted_eagerly = 0;
-  PyObject* write_gradients = nullptr;  // (flat, gradient, joint, apart, factors) -> launch or None
+  PyObject* write_gradients = nullptr;  // (flat, dy, x, gathered, joint, factors) -> launch or None
   PyObject* write_copies = nullptr;     // (flat, copies, what) -> launch or None
-  PyObject* gradients = nullptr;        // (dy_r, x_c, joint, factors) -> list
+  PyObject* gradients = nullptr;        // (dy, x, gathered, joint, factors) -> list
   PyObject* is_capturing = nullptr;     // () -> whether a CUDA graph is being captured
 };
 Told told;

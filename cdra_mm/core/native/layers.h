@@ -150,8 +150,8 @@ PyObject* layers_copies(PyObject* self, PyObject* dtype) {
     at::_foreach_copy_(made->parts, copied);
   }
   Numbers look;
-  look.reserve(5 * read.size() + 2);
-  add_kind(look, made->every);
+  look.reserve(5 * read.size() + 4);
+  add_look_apart(look, made->every);
   for (const Tensor& tensor : read) add_look(look, tensor);
   if (!layers->kept->again(look, made->every.device(), {address_of(made->every)})) {
     const auto to = owned(THPVariable_Wrap(made->every)), parts = owned(listed(made->parts));

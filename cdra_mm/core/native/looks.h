@@ -59,9 +59,11 @@ void add_look(Numbers& look, const Tensor& tensor) {
 }
 
 // And of those whose addresses it is given.
-void add_kind(Numbers& look, const Tensor& tensor) {
+void add_look_apart(Numbers& look, const Tensor& tensor) {
   look.push_back(kind_of(tensor));
   look.push_back(address_of(tensor) % 16);
+  for (const int64_t size : tensor.sizes()) look.push_back(size);
+  for (const int64_t stride : tensor.strides()) look.push_back(stride);
 }
 
 // Whether each of some dictionaries has a value: dictionary, key, value, ...; -1 on an error.

@@ -36,15 +36,14 @@ PyObject* copied_linear(PyObject*, PyObject* const* given, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// set_up(fields, largest_block, wasted_products, wasted_eagerly, small_block, alignment, write_gradients,
-//        write_copies, gradients, is_capturing)
+// set_up(fields, largest_block, small_block, alignment, write_gradients, write_copies, gradients, is_capturing)
 PyObject* set_up(PyObject*, PyObject* args) {
   PyObject* fields;
   long long largest, small, align;
   Told now;
   if (!PyArg_ParseTuple(
-          args, "O!LddLLOOOO", &PyTuple_Type, &fields, &largest, &now.wasted_products, &now.wasted_eagerly,
-          &small, &align, &now.write_gradients, &now.write_copies, &now.gradients, &now.is_capturing))
+          args, "O!LLLOOOO", &PyTuple_Type, &fields, &largest, &small, &align, &now.write_gradients,
+          &now.write_copies, &now.gradients, &now.is_capturing))
     return nullptr;
   bool same = PyTuple_GET_SIZE(fields) == static_cast<Py_ssize_t>(std::size(FIELDS));
   for (size_t i = 0; same && i < std::size(FIELDS); i++)

@@ -49,12 +49,11 @@ void through_factors(
 // Rows of dy and columns of x of each block in turn.
 template <class Take>
 void each_part(const Tensor& dy_r, const Tensor& x_c, const Blocks& blocks, Take take) {
-  if (blocks.scales.size() == 1) return take(0, dy_r, x_c);
-  int64_t row = 0, col = 0;
+  if (blocks.scales.size() == 1 && blocks.width == blocks.widths[0]) return take(0, dy_r, x_c);
+  int64_t row = 0;
   for (size_t i = 0; i < blocks.scales.size(); i++) {
-    take(i, dy_r.narrow(1, row, blocks.heights[i]), x_c.narrow(1, col, blocks.widths[i]));
+    take(i, dy_r.narrow(1, row, blocks.heights[i]), x_c.narrow(1, blocks.begins[i], blocks.widths[i]));
     row += blocks.heights[i];
-    col += blocks.widths[i];
   }
 }
 
@@ -76,24 +75,13 @@ variable_list gradients_apart(
   return out;
 }
 
-// `copied_linear._products_apart`
-Tensor products_apart(const Tensor& dy_r, const Tensor& x_c, const Blocks& blocks) {
-  Tensor every = at::empty({blocks.size}, dy_r.options());
-  each_part(dy_r, x_c, blocks, [&](size_t i, const Tensor& d, const Tensor& x) {
-    const int64_t height = d.size(1), width = x.size(1);
-    Tensor part = every.narrow(0, blocks.begins_apart[2 * i], height * width).view({height, width});
-    at::mm_out(part, d.t(), x);
-  });
-  return every;
-}
-
 variable_list gradients_in_python(
-    const Tensor& dy_r, const Tensor& x_c, const Blocks& blocks, const variable_list& factors) {
+    const Tensor& dy, const Tensor& x, bool gathered, const Blocks& blocks, const variable_list& factors) {
   pybind11::gil_scoped_acquire gil;
-  const auto d = owned(THPVariable_Wrap(dy_r)), x = owned(THPVariable_Wrap(x_c)), all = owned(listed(factors));
+  const auto d = owned(THPVariable_Wrap(dy)), in = owned(THPVariable_Wrap(x)), all = owned(listed(factors));
   PyObject* joint = blocks.joint.ptr(getPyInterpreter());
-  const auto found =
-      owned(PyObject_CallFunctionObjArgs(told.gradients, d.ptr(), x.ptr(), joint, all.ptr(), nullptr));
+  const auto found = owned(PyObject_CallFunctionObjArgs(
+      told.gradients, d.ptr(), in.ptr(), gathered ? Py_True : Py_False, joint, all.ptr(), nullptr));
   if (!found) pass_on_error();
   variable_list out;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(found.ptr()); i++)
@@ -103,44 +91,33 @@ variable_list gradients_in_python(
 
 // `block_ops.write_factor_gradients`
 void write_gradients(
-    const Tensor& every, const Tensor& product, Blocks& blocks, bool apart, const variable_list& factors) {
+    const Tensor& every, const Tensor& dy, const Tensor& x, bool gathered, Blocks& blocks,
+    const variable_list& factors) {
   pybind11::gil_scoped_acquire gil;
   Numbers look;
-  add_kind(look, every);
-  add_kind(look, product);
+  add_look_apart(look, every);
+  add_look_apart(look, dy);
+  add_look_apart(look, x);
+  look.push_back(gathered);
   for (const Tensor& factor : factors) add_look(look, factor);
-  KeptLaunch& kept = blocks.launches[apart];
-  if (kept.again(look, every.device(), {address_of(every), address_of(product)})) return;
-  const auto to = owned(THPVariable_Wrap(every)), from = owned(THPVariable_Wrap(product)), all = owned(listed(factors));
+  if (blocks.launch.again(look, every.device(), {address_of(every), address_of(dy), address_of(x)})) return;
+  const auto to = owned(THPVariable_Wrap(every)), d = owned(THPVariable_Wrap(dy)), in = owned(THPVariable_Wrap(x));
+  const auto all = owned(listed(factors));
   PyObject* joint = blocks.joint.ptr(getPyInterpreter());
   const auto launch = owned(PyObject_CallFunctionObjArgs(
-      told.write_gradients, to.ptr(), from.ptr(), joint, apart ? Py_True : Py_False, all.ptr(), nullptr));
+      told.write_gradients, to.ptr(), d.ptr(), in.ptr(), gathered ? Py_True : Py_False, joint, all.ptr(), nullptr));
   if (!launch) pass_on_error();
-  kept.keep(std::move(look), launch);
-}
-
-// `copied_linear._is_eager`
-bool is_eager(const Tensor& x) {
-  if (!x.is_cuda()) return true;
-  pybind11::gil_scoped_acquire gil;
-  return !is_capturing();
+  blocks.launch.keep(std::move(look), launch);
 }
 
 // `copied_linear._gradients`
 variable_list gradients(
-    const Tensor& dy_r, const Tensor& x_c, Blocks& blocks, const variable_list& factors) {
+    const Tensor& dy, const Tensor& x, bool gathered, Blocks& blocks, const variable_list& factors) {
   bool plain = blocks.largest <= told.largest_block;
   for (const Tensor& factor : factors) plain = plain && factor.scalar_type() == at::kFloat;
-  if (!plain) return gradients_in_python(dy_r, x_c, blocks, factors);
-  bool apart = false;
-  if (blocks.scales.size() > 1) {
-    const int64_t in_vain = dy_r.size(1) * x_c.size(1) - blocks.size;
-    const double wasted = static_cast<double>(dy_r.size(0)) * static_cast<double>(in_vain);
-    apart = wasted > (is_eager(dy_r) ? told.wasted_eagerly : told.wasted_products);
-  }
-  const Tensor product = apart ? products_apart(dy_r, x_c, blocks) : at::mm(dy_r.t(), x_c);
+  if (!plain || dy.is_neg()) return gradients_in_python(dy, x, gathered, blocks, factors);
   Flat found(factors, factors[0].options());
-  write_gradients(found.every, product, blocks, apart, factors);
+  write_gradients(found.every, dy, x, gathered, blocks, factors);
   return std::move(found.parts);
 }
 
@@ -200,10 +177,15 @@ struct CopiedLinearBackward : Node {
       out.resize(num_outputs());
       return out;
     }
-    if (blocks->width >= weight.size(1)) x = blocks->cols.columns_of(flat(x));
-    const Tensor dy_r = blocks->rows.columns_of(dy);
-    const variable_list found =
-        kept ? gradients_apart(dy_r, x, *blocks, now) : gradients(dy_r, x, *blocks, now);
+    x = flat(x);
+    const bool gathered = blocks->width < weight.size(1);
+    variable_list found;
+    if (kept) {
+      if (!gathered) x = blocks->cols.columns_of(x);
+      found = gradients_apart(blocks->rows.columns_of(dy), x, *blocks, now);
+    } else {
+      found = gradients(dy, x, gathered, *blocks, now);
+    }
     out.insert(out.end(), found.begin(), found.end());
     return out;
   }

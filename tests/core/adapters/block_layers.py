@@ -10,7 +10,14 @@ import itertools
 import torch
 
 from cdra_mm.core.adapters import block_ops
+from cdra_mm.core.adapters.joint_blocks import vector_begins
 from tests.reference import block_ops as reference
+
+LIES = {  # how a gradient or an input may lie in memory
+    'transposed': lambda x: x.t().contiguous().t(),
+    'in_a_larger_one': lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
+    'repeated': lambda x: x[:1].expand_as(x),
+}
 
 
 class Layers:
@@ -54,20 +61,32 @@ def check_copies(layers, dtype, tolerance):
         torch.testing.assert_close(copy.double().cpu(), right, rtol=tolerance, atol=tolerance)
 
 
-def check_gradients(layers, dtype, tolerance, *, of=slice(None)):
-    factors, scales = layers.factors, layers.scales[of]
-    factors = [f for i in range(len(layers.scales))[of] for f in factors[2 * i : 2 * i + 2]]
-    pairs = zip(factors[::2], factors[1::2], strict=True)
-    shapes = [(len(up), down.shape[1]) for down, up in pairs]
-    # Each begins somewhere and has rows that are longer, as in the product of all blocks.
-    wide = [torch.randn(h + 2, w + 3).to(factors[0].device, dtype) for h, w in shapes]
-    blocks = [g[1 : h + 1, 2 : w + 2] for g, (h, w) in zip(wide, shapes, strict=True)]
-    begins = itertools.accumulate((g.numel() for g in wide), initial=0)
-    places = [(b + w + 3 + 2, w + 3) for b, (_, w) in zip(begins, shapes, strict=False)]
-    gradient = torch.cat([g.flatten() for g in wide])
-    found = block_ops.factor_gradients(gradient, sum(places, ()), factors, scales)
-    wanted = reference.factor_gradients(blocks, factors, scales)
-    for gradient, factor, right in zip(found, factors, wanted, strict=True):
-        assert gradient.dtype == factor.dtype
-        assert gradient.is_contiguous()
-        torch.testing.assert_close(gradient.double().cpu(), right, rtol=tolerance, atol=tolerance)
+def check_gradients(layers, dtype, tolerance, *, tokens=11, as_it_lies=lambda x: x):
+    """Of every layer, from the whole input and from the columns of its blocks."""
+    generator, at = torch.Generator().manual_seed(1), 0
+    for weight, count in zip(layers.weights, layers.counts, strict=True):
+        which = slice(2 * at, 2 * (at + count))
+        factors, indices = layers.factors[which], layers.indices[which]
+        scales = layers.scales[at : at + count]
+        at += count
+        dy, x = (
+            as_it_lies(torch.randn(tokens, n, generator=generator).to(factors[0].device, dtype))
+            for n in weight.shape
+        )
+        wanted = reference.factor_gradients(dy, x, factors, indices, scales)
+        columns = [x[:, cols] for cols in indices[1::2]]
+        widths = [one.shape[1] for one in columns]
+        apart = torch.cat(columns, 1), list(itertools.accumulate(widths, initial=0))[:-1]
+        places = vector_begins(widths)
+        wide = torch.full((tokens, places[-1]), torch.inf, dtype=dtype, device=x.device)
+        for begin, one in zip(places, columns, strict=False):
+            wide[:, begin : begin + one.shape[1]] = one
+        for taken, begins in ((x, []), apart, (wide, places[:-1])):
+            given = dy, as_it_lies(taken), begins
+            found = block_ops.factor_gradients(*given, factors, indices, scales)
+            for gradient, factor, right in zip(found, factors, wanted, strict=True):
+                assert gradient.dtype == factor.dtype
+                assert gradient.is_contiguous()
+                torch.testing.assert_close(
+                    gradient.double().cpu(), right, rtol=tolerance, atol=tolerance
+                )

@@ -40,9 +40,4 @@ def native(taken: bool) -> Iterator[Any]:
 
 def tell_bounds() -> None:
     """Tells the module what a test may have changed."""
-    NATIVE.tell(
-        copied_linear.LARGEST_BLOCK,
-        copied_linear.WASTED_PRODUCTS,
-        copied_linear.WASTED_EAGERLY,
-        copied_linear._gradients,
-    )
+    NATIVE.tell(copied_linear.LARGEST_BLOCK, copied_linear._gradients)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+
+from cdra_mm.core.adapters.joint_blocks import VECTOR
 
 pytest.importorskip('triton', reason='the kernels are for GPUs, where torch brings Triton')
 kernels = pytest.importorskip('cdra_mm.core.adapters.block_kernels')
+gradients = pytest.importorskip('cdra_mm.core.adapters.gradient_kernels')
 
 
 @pytest.mark.parametrize('capability', [80, 90])
@@ -21,9 +26,27 @@ def test_kernels_compile_without_a_gpu(dtype, capability):
     tensors = {'flat': f'*{dtype}', 'table': '*i64'}
     signature = {**tensors, **dict.fromkeys(constant, 'constexpr')}
     assert compile(ASTSource(kernels._write_tiles, signature, constant), target=target).asm['cubin']
-    constant = {'FIELDS': 11, 'TILE': kernels.TILE, 'RANKS': kernels.RANKS}
-    tensors = {'flat': '*fp32', 'gradient': f'*{dtype}', 'table': '*i64'}
+    numbers = ('tokens', 'chunk', 'splits', 'dy_token', 'x_token')
+    tensors = {'terms': '*fp32', 'dy': f'*{dtype}', 'x': f'*{dtype}', 'table': '*i64'}
+    half, tile, tokens = dtype == 'bf16', gradients.TILE, gradients.TOKENS
+    for gathered, vector in ((False, 1), (True, 1), (True, VECTOR)):
+        constant = {'GATHERED': gathered, 'VECTOR': vector, 'FIELDS': 17, 'ROWS': tile}
+        factor = 2 if half and vector > 1 else 1
+        constant |= {'COLS': factor * tile, 'TOKENS': factor * tokens, 'RANKS': gradients.RANKS}
+        constant |= {'PRECISION': gradients.PRECISION[2 if half else 4]}
+        signature = {
+            **tensors, **dict.fromkeys(numbers, 'i32'), **dict.fromkeys(constant, 'constexpr'),
+        }  # fmt: skip
+        multiples = [*range(len(tensors)), len(tensors) + numbers.index('x_token')]
+        multiple = {(i,): [['tt.divisibility', 16]] for i in multiples if vector > 1}
+        source = ASTSource(gradients._term_tiles, signature, constant, multiple)
+        made = compile(source, target=target)
+        assert made.asm['cubin']
+        assert made.metadata.shared <= 96 * 1024  # what consumer GPUs have
+        loads = re.findall(r'cp\.async.* 0x10;|cp\.async\.cg.*', made.asm['ptx'])
+        assert bool(loads) == (vector > 1), 'vectors are loaded 16 bytes at a time, on their way'
+    constant = {'FIELDS': 5, 'WIDTH': gradients.WIDTH, 'TERMS': gradients.TERMS}
+    tensors = {'flat': '*fp32', 'terms': '*fp32', 'table': '*i64', 'splits': 'i32'}
     signature = {**tensors, **dict.fromkeys(constant, 'constexpr')}
-    made = compile(ASTSource(kernels._factor_tiles, signature, constant), target=target)
+    made = compile(ASTSource(gradients._sum_terms, signature, constant), target=target)
     assert made.asm['cubin']
-    assert made.metadata.shared <= 96 * 1024  # what consumer GPUs have

@@ -22,10 +22,9 @@ IN_PLACE = {  # (merged, widest block whose own gradient is taken)
     'merged, through the factors': (True, 0),
     'factored': (False, 0),
 }
-COPIED = {  # (widest block whose own gradient is taken, products made in vain)
-    'copied, as one block': (1 << 40, 1 << 40),
-    'copied, block by block': (1 << 40, -1),
-    'copied, through the factors': (0, 0),
+COPIED = {  # widest block whose own gradient is taken
+    'copied, through the block': 1 << 40,
+    'copied, through the factors': 0,
 }
 KEPT = {  # widest block whose own gradient is taken
     'kept, through the block': 1 << 30,
@@ -43,10 +42,7 @@ def taking(strategy):
     """Makes a product take one of its ways whatever the shapes and types are."""
     with pytest.MonkeyPatch.context() as patch:
         if strategy in COPIED:
-            largest, wasted = COPIED[strategy]
-            patch.setattr(copied, 'LARGEST_BLOCK', largest)
-            patch.setattr(copied, 'WASTED_PRODUCTS', wasted)
-            patch.setattr(copied, 'WASTED_EAGERLY', wasted)
+            patch.setattr(copied, 'LARGEST_BLOCK', COPIED[strategy])
             yield
             return
         if strategy in KEPT:
@@ -228,7 +224,7 @@ def test_copied_weight_is_kept_unless_the_base_is_of_its_type(dtype, columns):
     """Beside the columns; a base in half precision is not held twice."""
     problem = Problem(96, 64, [(20, columns, 2)] * 3, dtype, tokens=(50,)).requires_grad()
     copy = 96 * 64 * 4 + 128 * 4 if dtype == torch.float32 else 0  # the bias is padded
-    kept = kept_bytes(problem, 'copied, as one block') - copy
+    kept = kept_bytes(problem, 'copied, through the block') - copy
     assert kept == 50 * min(64, 3 * columns) * dtype.itemsize
 
 

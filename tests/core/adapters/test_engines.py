@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from cdra_mm.core import apply_plan, freeze_rest, plan_from_masks
-from cdra_mm.core.adapters import compact_linear, copied_linear
+from cdra_mm.core.adapters import compact_linear
 from cdra_mm.core.adapters.copied_weights import choose_product
 from tests.core.problems import adapted
 from tests.models import MODELS, images
@@ -42,11 +42,7 @@ def test_compiled_model_is_the_eager_one(monkeypatch, kind, many_tokens):
     )
 
 
-@pytest.mark.parametrize('wasted', [0, float('inf')], ids=['products_apart', 'one_product'])
-def test_compiled_copies_are_the_eager_ones(monkeypatch, wasted):
-    """The gradients of the blocks of q, k and v by a product each, or by one."""
-    monkeypatch.setattr(copied_linear, 'WASTED_PRODUCTS', wasted)
-    monkeypatch.setattr(copied_linear, 'WASTED_EAGERLY', wasted)
+def test_compiled_copies_are_the_eager_ones():
     _, model, _ = adapted('fused', dtype=torch.float32)
     choose_product(model, 'copied')
     twin = copy.deepcopy(model)

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdra_mm.core import ConfigError
 from cdra_mm.core.adapters import copied_linear as copied
-from cdra_mm.core.adapters import layers_to_copy, native_linear
+from cdra_mm.core.adapters import joint_blocks, layers_to_copy, native_linear
 from cdra_mm.core.adapters.copied_weights import carriers, choose_product
 from cdra_mm.core.adapters.joint_blocks import JointBlocks, join_blocks
 from cdra_mm.core.adapters.kept_copies import KeptCopies
@@ -80,7 +80,7 @@ def in_both(run):
     return python, compiled
 
 
-def one(strategy='copied, as one block', sizes='three blocks', dtype=torch.float32, **given):
+def one(strategy='copied, through the block', sizes='three blocks', dtype=torch.float32, **given):
     return Layers(Problem(*SIZES[sizes], dtype), strategy, **given)
 
 
@@ -122,6 +122,34 @@ def test_bits_are_those_of_python(strategy, sizes, dtype, tokens, runs, scale, l
     for mine, right in zip(found, wanted, strict=True):
         assert mine.dtype == right.dtype
         assert torch.equal(mine, right)
+
+
+@pytest.mark.parametrize('blocks', [[(3, 4, 2)], [(3, 4, 2), (2, 9, 1), (4, 1, 3)]])
+@pytest.mark.parametrize('strategy', COPIED)
+def test_columns_that_a_gpu_takes_in_vain_change_nothing(monkeypatch, strategy, blocks):
+    """So that it can load vectors; what lies in them may be anything."""
+
+    def run():
+        problem = Problem(12, 60, blocks, torch.float64)
+        used = torch.cat([cols for _, cols in problem.indices])
+        layer = Layers(problem, strategy)
+        y = layer()
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double())
+        taken = layer.layer.joint
+        columns = [taken.cols[b : b + w] for b, w in zip(taken.begins, taken.widths, strict=True)]
+        assert torch.equal(torch.cat(columns), used)
+        assert taken.width == len(taken.cols)
+        return taken.width, [t.grad for t in layer.learning]
+
+    with taking(strategy):
+        (width, wanted), _ = in_both(run)
+        monkeypatch.setattr(joint_blocks, '_takes_vectors', lambda device: True)
+        for vain, found in in_both(run):
+            assert vain > width and vain % (2 * joint_blocks.VECTOR) == 0
+            torch.testing.assert_close(found, wanted)
+        moved = Layers(Problem(12, 60, blocks, torch.float64), strategy).layer.joint
+        monkeypatch.undo()
+        assert moved.moved(CPU).width == width
 
 
 @pytest.mark.parametrize('product', ['copied', 'kept'])
@@ -305,7 +333,7 @@ def test_error_of_the_gradients_in_python_arrives():
         raise ZeroDivisionError('of my own')
 
     with native(True):
-        NATIVE.tell(0, 0, 0, broken)
+        NATIVE.tell(0, broken)
         layer = one()
         with pytest.raises(ZeroDivisionError, match='of my own'):
             layer().sum().backward()
@@ -577,6 +605,31 @@ def test_kernel_is_not_launched_again_for_another_type(name, monkeypatch):
         assert launches.of(lambda: step(torch.float16)) == (number, 0)
 
 
+def test_kernel_is_not_launched_again_for_other_sizes_or_strides(monkeypatch):
+    launches = Launches(monkeypatch, '_write_gradients')
+    with native(True):
+        model, batch = copying()
+        lie = [lambda grad: grad]
+
+        def watch(_, __, y):
+            y.register_hook(lie[0])
+
+        model.blocks[0].mlp.fc2.register_forward_hook(watch)
+
+        def step(images):
+            model(images).sum().backward()
+
+        number, _ = launches.of(lambda: step(batch))
+        assert launches.of(lambda: step(batch)) == (0, number)
+        assert launches.of(lambda: step(batch[:1])) == (number, 0)
+        assert launches.of(lambda: step(batch[:1])) == (0, number)
+        lie[0] = lambda grad: torch.cat([grad, grad], -1)[..., : grad.shape[-1]]
+        assert launches.of(lambda: step(batch[:1])) == (1, number - 1)
+        assert launches.of(lambda: step(batch[:1])) == (0, number)
+        lie[0] = lambda grad: grad
+        assert launches.of(lambda: step(batch[:1])) == (1, number - 1)
+
+
 @pytest.mark.parametrize('name', ['_write_gradients', '_write_copies'])
 def test_kernel_is_not_launched_again_into_a_graph(name, monkeypatch):
     """Which needs what is kept for it where Python launches."""
@@ -623,6 +676,24 @@ def test_launch_that_another_thread_has_replaced(kept, monkeypatch):
         others.append(meanwhile)
         model(batch)
     assert set(launched) <= {own.data_ptr()}
+
+
+def test_gradient_whose_sign_is_yet_to_be_turned(monkeypatch):
+    """Nothing is launched by its address."""
+    launches = Launches(monkeypatch, '_write_gradients')
+    with native(True):
+        model, batch = copying()
+        turned = []
+
+        def watch(_, __, y):
+            if turned:
+                y.register_hook(lambda grad: torch._neg_view(-grad))
+
+        model.blocks[0].mlp.fc2.register_forward_hook(watch)
+        number, _ = launches.of(lambda: model(batch).sum().backward())
+        assert launches.of(lambda: model(batch).sum().backward()) == (0, number)
+        turned.append(True)
+        assert launches.of(lambda: model(batch).sum().backward()) == (0, number - 1)
 
 
 @pytest.mark.parametrize('name', ['_write_gradients', '_write_copies'])
@@ -699,25 +770,26 @@ def test_other_fields_are_refused():
     """And what was set up before is left as it was."""
     with native(True) as module:
         with pytest.raises(RuntimeError, match='fields of JointBlocks'):
-            module.set_up(JointBlocks._fields[::-1], 1, 1.0, 1.0, 1, 1, *[lambda: 0] * 4)
+            module.set_up(JointBlocks._fields[::-1], 1, 1, 1, *[lambda: 0] * 4)
         layer = one()
         layer().sum().backward()
         assert layer.factors[0].grad is not None
 
 
-def test_columns_that_are_all_of_one_token_are_kept_apart():
+@pytest.mark.parametrize('taken', [False, True])
+def test_columns_that_are_all_of_one_token_are_kept_apart(taken):
     """They lie in the input in one piece, and must not see what is written to it later."""
 
     def run(write):
         problem = Problem(12, 9, [(5, 4, 2)], torch.float32, tokens=(1,), runs=True)
-        layer = Layers(problem, 'copied, as one block', input_learns=False)
+        layer = Layers(problem, 'copied, through the block', input_learns=False)
         y = layer()
         if write:
             layer.x.add_(1)
         y.sum().backward()
         return [factor.grad for factor in layer.factors]
 
-    with native(True):
+    with native(taken):
         wanted, found = run(False), run(True)
     assert all(map(torch.equal, found, wanted))
 
@@ -746,7 +818,7 @@ def test_backward_under_autocast():
 def test_gradient_that_cannot_be_folded():
     def run():
         problem = Problem(96, 80, [(50, 40, 2)], torch.float64, tokens=(4, 50))
-        layer = Layers(problem, 'copied, as one block')
+        layer = Layers(problem, 'copied, through the block')
         g = torch.randn(50, 4, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         layer().transpose(0, 1).backward(g)
         return [t.grad for t in layer.learning]
@@ -821,7 +893,7 @@ def compiler(machine, monkeypatch, script):
 
 def fresh():
     made = Native()
-    made.tell(1, 1.0, 1.0, print)
+    made.tell(1, print)
     return made
 
 

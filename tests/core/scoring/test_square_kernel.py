@@ -8,7 +8,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.core.interpreted import DEVICE, INTERPRETED, NATIVE, once_more, run_interpreted, runs
+from tests.core.interpreted import (
+    DEVICE,
+    INTERPRETED,
+    NATIVE,
+    multiply_bfloat16_exactly,
+    once_more,
+    run_interpreted,
+    runs,
+)
 from tests.reference.scores import add_squares as reference
 
 triton = pytest.importorskip('triton', reason='the kernel is for GPUs, where torch brings Triton')
@@ -34,23 +42,7 @@ DTYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in kernel.DTYPES}
 
 @pytest.fixture(autouse=True)
 def _exact_bfloat16(monkeypatch):
-    """The interpreter multiplies bfloat16 by its bits: it is given the same values in fp32."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    plain = interpreter.InterpreterBuilder.create_dot
-
-    def widened(value):
-        if value.dtype.scalar != tl.bfloat16:
-            return value
-        data = (value.data.astype('uint32') << 16).view('float32')
-        return interpreter.TensorHandle(data, tl.float32)
-
-    def create_dot(self, a, b, *rest):
-        return plain(self, widened(a), widened(b), *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, 'create_dot', create_dot)
+    multiply_bfloat16_exactly(monkeypatch)
 
 
 def problem(samples, tokens, width, height, dtype=torch.float32):
