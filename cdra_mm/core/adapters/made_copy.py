@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import checkpoint
 
 from .compact_linear import autocast_type
 from .copied_linear import multiply_by_copy
@@ -16,6 +17,8 @@ from .layer_copy import Copy, Layer, sources_of, versions_of
 from .low_rank import LowRank
 
 __all__ = ['MadeCopy']
+
+_NOTING = getattr(checkpoint, '_CachingTorchDispatchMode', ())
 
 
 class MadeCopy(NamedTuple):
@@ -64,8 +67,21 @@ class MadeCopy(NamedTuple):
                 return False
             if adapter.merged or (adapter.dropout and adapter.training):
                 return False
-        if torch.compiler.is_compiling():  # what follows would not be traced
-            return True
+        if torch.compiler.is_compiling():
+            # What follows would not be traced. One that was made outside of the program is gone
+            # when a checkpoint computes it once more.
+            return not self.versions
+        if _notes_operations():
+            return False
         if copy.is_inference() and not torch.is_inference_mode_enabled():
             return False  # autograd would not take it
         return self.versions == versions_of(sources_of(layer))
+
+
+def _notes_operations() -> bool:
+    """Whether a selective checkpoint expects the same operations when it computes once more.
+
+    The copies of the forward are gone then: each layer makes its own both times.
+    """
+    stack = range(torch._C._len_torch_dispatch_stack())
+    return any([isinstance(torch._C._get_dispatch_stack_at(i), _NOTING) for i in stack])

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from cdra_mm.core import apply_plan, freeze_rest, plan_from_masks
 from cdra_mm.core.adapters import compact_linear
 from cdra_mm.core.adapters.copied_weights import choose_product
+from tests.core.adapters.native import native, needs_compiler
 from tests.core.problems import adapted
 from tests.models import MODELS, images
 
@@ -102,6 +108,33 @@ def test_replicas_share_the_gradient_of_the_whole_batch(tmp_path):
     for rank in range(2):
         actual = torch.load(tmp_path / f'{rank}.pt', weights_only=True)
         torch.testing.assert_close(actual, expected)
+
+
+def save_products(_, operation, *args, **kwargs):
+    saved = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize('product', ['copied', 'kept', 'factored'])
+@pytest.mark.parametrize('way', ['plain', 'selective', 'compiled'])
+@pytest.mark.parametrize('taken', [False, pytest.param(True, marks=needs_compiler)])
+def test_checkpointed_blocks_have_the_same_gradients(taken, way, product):
+    """What a layer multiplies by is made before its block, and once more within its backward."""
+    torch.compiler.reset()
+    _, model, _ = adapted('fused', dtype=torch.float32)
+    choose_product(model, product)
+    twin = copy.deepcopy(model)
+    options = {'use_reentrant': False}
+    if way == 'selective':
+        contexts = create_selective_checkpoint_contexts
+        options['context_fn'] = functools.partial(contexts, save_products)
+    for block in twin.blocks:
+        plain = block.forward
+        called = torch.compile(plain, backend='aot_eager') if way == 'compiled' else plain
+        block.forward = functools.partial(checkpoint, called, **options)
+    with native(taken):
+        found, wanted = output_and_gradients(twin, twin), output_and_gradients(model, model)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_backward_ends_at_the_first_adapted_layer():
