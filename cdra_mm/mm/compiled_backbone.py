@@ -42,7 +42,7 @@ TYPES: dict[str, Any] = {
     'fullgraph': bool,
     'dynamic': (bool, type(None)),
     'backend': (str, Callable),
-    'mode': str,
+    'mode': (str, type(None)),
 }
 Options = Mapping[str, Any] | bool
 _numbers = itertools.count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -142,6 +143,11 @@ def test_compile_stands_in_one_place(tmp_path, monkeypatch):
 def test_wrong_options_are_refused_before_anything_is_done(given, said):
     with pytest.raises(ConfigError, match=said):
         CDRAHook(compile=given)
+
+
+def test_options_may_be_those_that_torch_compile_has_by_default():
+    given = inspect.signature(torch.compile).parameters
+    CDRAHook(compile={name: given[name].default for name in ('fullgraph', 'dynamic', 'mode')})
 
 
 @traces
