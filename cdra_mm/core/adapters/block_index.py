@@ -25,10 +25,10 @@ def columns_of(x: Tensor, index: Index) -> Tensor:
 def columns_apart(x: Tensor, index: Index) -> Tensor:
     """``x[:, index]``, to be kept: no view, which would keep all of x."""
     columns = columns_of(x, index)
-    # `contiguous` would be a view of one token.
-    if isinstance(index, slice):
-        return columns.clone(memory_format=torch.contiguous_format)
-    return columns
+    if not isinstance(index, slice):
+        return columns
+    # `contiguous` would give a view where there is one token.
+    return columns.clone(memory_format=torch.contiguous_format)
 
 
 def length_of(index: Index) -> int:

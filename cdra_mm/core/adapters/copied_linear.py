@@ -89,10 +89,10 @@ class _CopiedLinear(torch.autograd.Function):
         remade = is_remade(weight, x.dtype)
         ctx.joint, ctx.remade, ctx.trained = joint, remade, trained
         ctx.bias_type = None if bias is None else bias.dtype
+        ctx.gathered = joint.width < x.shape[-1]  # otherwise x is kept as it is: that is less
         saved = [weight if remade else copy]
         if trained:
-            whole = joint.width >= x.shape[-1]  # kept as it is where that is less
-            saved.append(x if whole else columns_apart(_flat(x), joint.cols))
+            saved.append(columns_apart(_flat(x), joint.cols) if ctx.gathered else x)
         if trained or remade:
             saved += factors
         ctx.save_for_backward(*saved)
@@ -118,11 +118,11 @@ class _CopiedLinear(torch.autograd.Function):
         if x_c is None:
             grads: Sequence[Tensor | None] = [None] * len(ctx.needs_input_grad[5:])
         else:
-            gathered, x = joint.width < weight.shape[1], _flat(x_c)
+            given = dy, _flat(x_c), ctx.gathered, joint
             if ctx.kept:
-                grads = _gradients_apart(*_taken(dy, x, gathered, joint), joint, factors)
+                grads = _gradients_apart(*_taken(*given), joint, factors)
             else:
-                grads = _gradients(dy, x, gathered, joint, factors)
+                grads = _gradients(*given, factors)
         return dx, None, dbias, None, None, *grads
 
 

@@ -51,7 +51,8 @@ class JointBlocks(NamedTuple):
         """The same with every index on a device."""
         rows = self.rows if isinstance(self.rows, slice) else self.rows.to(device)
         indices = tuple(index.to(device) for index in self.indices)
-        cols, begins, width = _columns(self.cols, indices[1::2])
+        run = self.cols if isinstance(self.cols, slice) else None
+        cols, begins, width = _columns(run, indices[1::2])
         return self._replace(rows=rows, cols=cols, begins=begins, indices=indices, width=width)
 
 
@@ -69,9 +70,9 @@ def join_blocks(
     rows, cols = indices[::2], indices[1::2]
     heights, widths = tuple(map(len, rows)), tuple(map(len, cols))
     sizes = [h * w for h, w in zip(heights, widths, strict=True)]
-    taken, begins, width = _columns(_together([block[1] for block in blocks], cols), cols)
+    taken, begins, width = _columns(_run_of([block[1] for block in blocks]), cols)
     return JointBlocks(
-        rows=_together([block[0] for block in blocks], rows),
+        rows=_run_of([block[0] for block in blocks]) or _in_turn(rows),
         cols=taken,
         begins=begins,
         indices=tuple(indices),
@@ -85,13 +86,12 @@ def join_blocks(
     )
 
 
-def _columns(together: Index, cols: Sequence[Tensor]) -> tuple[Index, tuple[int, ...], int]:
+def _columns(run: slice | None, cols: Sequence[Tensor]) -> tuple[Index, tuple[int, ...], int]:
     """The columns of all blocks, where each block's begin, and how many they are."""
     widths = [len(index) for index in cols]
-    if isinstance(together, slice) or not _takes_vectors(cols[0].device):
+    if run is not None or not _takes_vectors(cols[0].device):
         begins = list(itertools.accumulate(widths, initial=0))
-        taken = together if isinstance(together, slice) else _in_turn(cols)
-        return taken, tuple(begins[:-1]), begins[-1]
+        return run or _in_turn(cols), tuple(begins[:-1]), begins[-1]
     begins = vector_begins(widths)
     ends = zip(cols, begins[1:], begins, strict=False)
     padding = [index[-1:].expand(end - begin - len(index)) for index, end, begin in ends]
@@ -127,15 +127,13 @@ def _indices(index: Index, device: torch.device) -> Tensor:
     return index.to(device)
 
 
-def _together(given: list[Index], indices: list[Tensor]) -> Index:
-    """All in turn; a slice where that is one."""
-    if len(given) == 1:
-        return given[0] if isinstance(given[0], slice) else indices[0]
+def _run_of(given: list[Index]) -> slice | None:
+    """All in turn, where that is a slice."""
     slices = [index for index in given if isinstance(index, slice)]
     follow = len(slices) == len(given) and all(
         one.stop == other.start for one, other in zip(slices, slices[1:], strict=False)
     )
-    return slice(slices[0].start, slices[-1].stop) if follow else _in_turn(indices)
+    return slice(slices[0].start, slices[-1].stop) if follow else None
 
 
 def _are_disjoint(rows: list[Tensor], cols: list[Tensor], size: tuple[int, int]) -> bool:

@@ -126,7 +126,7 @@ struct CopiedLinearBackward : Node {
   std::vector<SavedVariable> factors;
   std::shared_ptr<Blocks> blocks;  // where factors are trained
   std::optional<at::ScalarType> bias_type;
-  bool kept = false;
+  bool kept = false, gathered = false;  // whether x_c holds the columns of the blocks alone
 
   std::string name() const override { return "CopiedLinearBackward"; }
 
@@ -178,7 +178,6 @@ struct CopiedLinearBackward : Node {
       return out;
     }
     x = flat(x);
-    const bool gathered = blocks->width < weight.size(1);
     variable_list found;
     if (kept) {
       if (!gathered) x = blocks->cols.columns_of(x);
@@ -215,6 +214,7 @@ Tensor multiply(
   const bool needed =
       graph && (blocks || asked || x.requires_grad() || (bias.defined() && bias.requires_grad()));
   Tensor y, x_c;
+  bool gathered = false;
   {
     pybind11::gil_scoped_release free;
     at::AutoDispatchBelowADInplaceOrView below;
@@ -222,10 +222,10 @@ Tensor multiply(
     std::optional<Tensor> bias_copy;
     if (bias.defined()) bias_copy = copy.bias.defined() ? copy.bias : bias.to(x.scalar_type());
     if (blocks) {
-      const bool whole = blocks->width >= x.size(-1);
-      x_c = whole ? x : blocks->cols.columns_of(flat(x));
+      gathered = blocks->width < x.size(-1);
+      x_c = gathered ? blocks->cols.columns_of(flat(x)) : x;
       // No view: it would keep all of x, and see what is written to it later.
-      if (!whole && !blocks->cols.tensor.defined()) x_c = x_c.clone(at::MemoryFormat::Contiguous);
+      if (gathered && !blocks->cols.tensor.defined()) x_c = x_c.clone(at::MemoryFormat::Contiguous);
     }
     y = at::linear(x, copy.weight, bias_copy);
   }
@@ -247,6 +247,7 @@ Tensor multiply(
     for (const Tensor& factor : factors) node->factors.emplace_back(factor, false);
     node->blocks = std::move(blocks);
     node->kept = copy.kept;
+    node->gathered = gathered;
   }
   torch::autograd::set_history(y, node);
   return y;
